@@ -1,0 +1,279 @@
+//! Map keys, map values and counter indices of the guard.
+//!
+//! Every layout has no implicit padding, because the kernel hashes a key's raw bytes.
+//! Addresses and prefixes are in network byte order, all other numbers in the host's.
+
+use core::mem::size_of;
+
+/// Version of every layout in this module and of the pin directory that holds such maps.
+/// A change of any layout, map size or meaning raises it.
+pub const SCHEMA: u32 = 1;
+
+/// First word of [`Meta`]: `sess` in ASCII.
+pub const MAGIC: u32 = 0x7365_7373;
+
+/// Most lists (one a daemon) that one guard, hence one network namespace, can hold.
+pub const LISTS_MAX: u32 = 8;
+
+/// Most guarded (protocol, port) pairs.
+pub const ENDPOINTS_MAX: u32 = 256;
+
+/// Most host entries of one family over all lists. Twice the promised 1,000,000, because a list
+/// that is replaced stands beside its successor until the switch.
+pub const HOSTS_MAX: u32 = 2_097_152;
+
+/// Most prefix entries of one family over all lists, doubled for the same reason and because
+/// kernels before 6.13 refuse to update an existing key of a full LPM trie.
+pub const PREFIXES_MAX: u32 = 262_144;
+
+/// Most own addresses of one family.
+pub const LOCAL_MAX: u32 = 65_536;
+
+/// Rule counters. Entries beyond this share index 0.
+pub const RULES_MAX: u32 = 65_536;
+
+/// Identifies the maps as ours before any of them is trusted with a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Bits of [`settings`].
+    pub settings: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`Meta::settings`].
+pub mod settings {
+    /// Judge packets for any destination, not only for the host's own addresses.
+    pub const DESTINATION_ANY: u32 = 1;
+    /// Count what would be dropped, and pass it.
+    pub const AUDIT: u32 = 2;
+}
+
+/// A guarded (protocol, port) pair.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    /// Destination port, host byte order.
+    pub port: u16,
+    /// `IPPROTO_TCP` (6) or `IPPROTO_UDP` (17).
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// Which list judges a guarded endpoint: an index below [`LISTS_MAX`] into the list words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointValue {
+    /// Index of the list.
+    pub list: u32,
+}
+
+/// The one word that a packet reads once to learn which entries are in force.
+///
+/// ```text
+///  31            8 7        0
+/// +---------------+----------+
+/// |  generation   |   list   |    0 = no list: everything is refused
+/// +---------------+----------+
+/// ```
+/// The whole word is part of every entry's key, so that a replaced list (four maps) changes at
+/// one instant: the new entries are written under the next generation, then the word is stored.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ListWord(pub u32);
+
+impl ListWord {
+    /// No list: every source is refused.
+    pub const NONE: Self = Self(0);
+
+    /// The word of `list` (below [`LISTS_MAX`]) in `generation` (1 to 2^24 - 1).
+    #[must_use]
+    pub const fn new(list: u32, generation: u32) -> Self {
+        Self(generation << 8 | (list & 0xff))
+    }
+
+    /// Index of the list.
+    #[must_use]
+    pub const fn list(self) -> u32 {
+        self.0 & 0xff
+    }
+
+    /// Generation of the entries in force; 0 stands for none.
+    #[must_use]
+    pub const fn generation(self) -> u32 {
+        self.0 >> 8
+    }
+}
+
+/// Key of one IPv4 host (a /32).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HostKey4 {
+    /// The list and generation that the entry belongs to.
+    pub list: ListWord,
+    /// Source address, network byte order.
+    pub address: [u8; 4],
+}
+
+/// Key of one IPv6 host (a /128).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HostKey6 {
+    /// The list and generation that the entry belongs to.
+    pub list: ListWord,
+    /// Source address, network byte order.
+    pub address: [u8; 16],
+}
+
+/// Bits of an LPM key that the list word takes before the address begins: the trie's prefix
+/// length of an entry is this plus the length of its network prefix.
+pub const LPM_LIST_BITS: u32 = 8 * size_of::<ListWord>() as u32;
+
+/// What an entry says about its sources.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// `CLOCK_BOOTTIME` nanoseconds after which the entry refuses; 0 for no deadline.
+    pub deadline_ns: u64,
+    /// Index of the entry's counter, below [`RULES_MAX`].
+    pub counter: u32,
+    /// [`ACTION_DENY`] or [`ACTION_ALLOW`]; any other value refuses.
+    pub action: u32,
+}
+
+/// The entry refuses its sources.
+pub const ACTION_DENY: u32 = 0;
+/// The entry lets its sources through.
+pub const ACTION_ALLOW: u32 = 1;
+
+/// One per-CPU counter.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the start of the link-layer header, as the IP length field claims them.
+    pub bytes: u64,
+}
+
+/// Why a packet met its verdict: the index of its counter.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Passed: neither IPv4 nor IPv6.
+    NotIp = 0,
+    /// Passed: to a port that is not guarded, or of another protocol.
+    NotGuarded = 1,
+    /// Passed: guarded port, but forwarded to another host.
+    NotLocal = 2,
+    /// Passed: the source is allowed.
+    Allowed = 3,
+    /// Passed: a fragment with an offset; its first fragment was judged.
+    LaterFragment = 4,
+    /// Dropped: no entry names the source.
+    NotListed = 5,
+    /// Dropped: a deny entry names the source.
+    DenyEntry = 6,
+    /// Dropped: the entry's deadline has passed.
+    Deadline = 7,
+    /// Dropped: a source that no packet from outside may carry (`::ffff:0:0/96`).
+    ForgedSource = 8,
+    /// Dropped: cut off before the port could be read.
+    Truncated = 9,
+    /// Dropped: header length fields that contradict each other.
+    BadHeader = 10,
+    /// Dropped: more VLAN tags than the parser walks.
+    TooManyTags = 11,
+    /// Dropped: more IPv6 extension headers than the parser walks.
+    TooManyHeaders = 12,
+}
+
+/// How many [`Reason`]s there are.
+pub const REASONS: usize = 13;
+
+impl Reason {
+    /// All reasons in counter order.
+    pub const ALL: [Self; REASONS] = [
+        Self::NotIp,
+        Self::NotGuarded,
+        Self::NotLocal,
+        Self::Allowed,
+        Self::LaterFragment,
+        Self::NotListed,
+        Self::DenyEntry,
+        Self::Deadline,
+        Self::ForgedSource,
+        Self::Truncated,
+        Self::BadHeader,
+        Self::TooManyTags,
+        Self::TooManyHeaders,
+    ];
+
+    /// Whether packets counted here are dropped.
+    #[must_use]
+    pub const fn drops(self) -> bool {
+        self as u32 >= Self::NotListed as u32
+    }
+
+    /// The name in `sessionctl status`, metrics and `stats guard`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::NotGuarded => "not_guarded",
+            Self::NotLocal => "not_local",
+            Self::Allowed => "allowed",
+            Self::LaterFragment => "later_fragment",
+            Self::NotListed => "not_listed",
+            Self::DenyEntry => "deny_entry",
+            Self::Deadline => "deadline",
+            Self::ForgedSource => "forged_source",
+            Self::Truncated => "truncated",
+            Self::BadHeader => "bad_header",
+            Self::TooManyTags => "too_many_tags",
+            Self::TooManyHeaders => "too_many_headers",
+        }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Meta>() == 16);
+    assert!(size_of::<EndpointKey>() == 4);
+    assert!(size_of::<EndpointValue>() == 4);
+    assert!(size_of::<ListWord>() == 4);
+    assert!(size_of::<HostKey4>() == 8);
+    assert!(size_of::<HostKey6>() == 20);
+    assert!(size_of::<Rule>() == 16);
+    assert!(size_of::<Counter>() == 16);
+    assert!(Reason::ALL.len() == REASONS);
+};
+
+#[cfg(feature = "user")]
+#[allow(unsafe_code)]
+mod pod {
+    //! Plain-data marks for aya; user space only.
+    use super::{Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, ListWord, Meta, Rule};
+
+    // SAFETY: `repr(C)`, made of integers and integer arrays only, no padding (asserted above).
+    unsafe impl aya::Pod for Meta {}
+    // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for EndpointKey {}
+    // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for EndpointValue {}
+    // SAFETY: `repr(transparent)` over a u32.
+    unsafe impl aya::Pod for ListWord {}
+    // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for HostKey4 {}
+    // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for HostKey6 {}
+    // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for Rule {}
+    // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for Counter {}
+}

@@ -1,0 +1,6 @@
+//! What the guard program in the kernel and the daemon in user space must agree on, bit for bit.
+//! It owns map layouts and constants; it never touches a map, a packet or a system call.
+#![no_std]
+#![deny(unsafe_code)]
+
+pub mod guard;

@@ -1,0 +1,6 @@
+//! `sessiond` and `sessionctl`: a memcached-compatible cache behind an XDP allowlist.
+//!
+//! ARCHITECTURE.md names the rooms and the edges between them.
+#![deny(unsafe_code)]
+
+pub mod clock;
