@@ -1,1 +1,19 @@
-//! x
+//! What every integration test shares: network namespaces, daemons under test, a text client,
+//! and the account of skipped tests.
+//!
+//! Nothing here touches the machine's own interfaces, and everything it makes (namespaces,
+//! processes, mounts, directories) is removed on drop, on panic, and, for runs that were killed,
+//! when the next run starts.
+#![forbid(unsafe_code)]
+
+pub mod binaries;
+pub mod client;
+pub mod leftovers;
+pub mod memcached;
+pub mod netns;
+pub mod process;
+pub mod scratch;
+pub mod sessiond;
+pub mod skip;
+pub mod topology;
+pub mod wait;

@@ -1,0 +1,196 @@
+//! `sessiond` under test, with paths of its own, and `sessionctl` against it.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::binaries;
+use crate::client::Client;
+use crate::memcached::free_port;
+use crate::netns::Namespace;
+use crate::process::Process;
+use crate::scratch::Scratch;
+
+/// memcached's port, which tests use inside their namespaces.
+pub const PORT: u16 = 11211;
+
+/// How to start a daemon; the paths stay the same over restarts.
+#[derive(Debug)]
+pub struct Setup {
+    scratch: Scratch,
+    bpffs: PathBuf,
+    arguments: Vec<OsString>,
+    port: u16,
+}
+
+impl Setup {
+    /// A daemon for a namespace: port 11211, a bpffs of its own, the guard as `sessiond` has it.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn guarded() -> Result<Self> {
+        let scratch = Scratch::new("daemon")?;
+        let bpffs = scratch.mount_bpffs()?;
+        Ok(Self { scratch, bpffs, arguments: Vec::new(), port: PORT })
+    }
+
+    /// A daemon for the loopback, without the guard: a free port.
+    ///
+    /// # Errors
+    /// When the temporary directory cannot be written.
+    pub fn loopback() -> Result<Self> {
+        let scratch = Scratch::new("daemon")?;
+        let bpffs = scratch.join("bpffs");
+        let setup = Self { scratch, bpffs, arguments: Vec::new(), port: free_port() };
+        Ok(setup.arg("--guard=off").args(["-l", "127.0.0.1"]))
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// The port that the daemon serves.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The bpffs of the daemon.
+    #[must_use]
+    pub fn bpffs(&self) -> &PathBuf {
+        &self.bpffs
+    }
+
+    /// The directory with the daemon's paths.
+    #[must_use]
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Path of the control socket.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.scratch.join("control.sock")
+    }
+
+    /// The command line, ready to be changed or started.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binaries::sessiond());
+        command.args(["-p", &self.port.to_string()]);
+        command.arg("--control").arg(self.control());
+        command.arg("--state-dir").arg(self.scratch.join("state"));
+        command.arg("--bpffs").arg(&self.bpffs);
+        if crate::skip::is_root() {
+            command.args(["-u", "nobody"]);
+        }
+        command.args(&self.arguments);
+        command
+    }
+
+    /// Starts the daemon and returns at once, before it serves.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, namespace: Option<&Namespace>) -> Result<Process> {
+        Process::start(&mut self.command(), namespace, &self.scratch.join("log"))
+    }
+
+    /// Starts the daemon and returns when it accepts on the loopback.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    ///
+    /// # Panics
+    /// With its output, when it ends or does not come up.
+    pub fn start<'a>(&'a self, namespace: Option<&'a Namespace>) -> Result<Sessiond<'a>> {
+        let mut process = self.spawn(namespace)?;
+        process.until("connection to sessiond", || {
+            in_namespace(namespace, || Client::connect(Ipv4Addr::LOCALHOST.into(), self.port).ok())
+        });
+        Ok(Sessiond { setup: self, namespace, process })
+    }
+
+    /// Runs `sessionctl` with the daemon's control socket.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn ctl_output(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binaries::sessionctl());
+        command.arg("--control").arg(self.control()).args(arguments);
+        command.output().context("starting sessionctl")
+    }
+}
+
+/// A running daemon, killed on drop.
+#[derive(Debug)]
+pub struct Sessiond<'a> {
+    /// How it was started.
+    pub setup: &'a Setup,
+    /// The parent process.
+    pub process: Process,
+    namespace: Option<&'a Namespace>,
+}
+
+impl Sessiond<'_> {
+    /// A connection over the loopback of the daemon's host.
+    ///
+    /// # Panics
+    /// When the daemon does not accept.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// A connection from the daemon's own host to one of its addresses.
+    ///
+    /// # Panics
+    /// When the daemon does not accept.
+    #[must_use]
+    pub fn client_at(&self, address: IpAddr) -> Client {
+        in_namespace(self.namespace, || Client::connect(address, self.setup.port))
+            .expect("the daemon accepts on its own host")
+    }
+
+    /// Runs `sessionctl` and returns what it printed.
+    ///
+    /// # Errors
+    /// With what it wrote to standard error, when it fails.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.setup.ctl_output(arguments)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "sessionctl {arguments:?}: {}", stderr.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `sessionctl --json` and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Sessiond::ctl`], and when it does not print JSON.
+    pub fn ctl_json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.ctl(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+}
+
+fn in_namespace<T: Send>(namespace: Option<&Namespace>, work: impl FnOnce() -> T + Send) -> T {
+    match namespace {
+        Some(namespace) => namespace.run(work),
+        None => work(),
+    }
+}
