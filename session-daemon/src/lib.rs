@@ -4,4 +4,6 @@
 #![deny(unsafe_code)]
 
 pub mod allowlist;
+pub mod cli;
 pub mod clock;
+pub mod config;

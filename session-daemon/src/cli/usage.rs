@@ -1,0 +1,107 @@
+//! The texts of `-h`, `-V` and `-i`.
+#![forbid(unsafe_code)]
+
+use crate::cli::MEMCACHED_VERSION;
+
+/// The text of `-h`: only what exists.
+#[must_use]
+pub fn usage() -> String {
+    format!("memcached {MEMCACHED_VERSION}\n{FLAGS}")
+}
+
+/// The text of `-V`: memcached's version that is answered for, then our own.
+#[must_use]
+pub fn version() -> String {
+    format!("memcached {MEMCACHED_VERSION}\nsessiond {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// The text of `-i`.
+#[must_use]
+pub fn license() -> String {
+    format!(
+        "memcached {MEMCACHED_VERSION}\nsessiond {}, licensed under {}.\n\
+         The program that it loads into the kernel is licensed under GPL-2.0 as well.\n\
+         Not made from memcached's source; memcached's name is here because its flags, its\n\
+         protocol and its texts are answered for.\n",
+        env!("CARGO_PKG_VERSION"),
+        env!("CARGO_PKG_LICENSE"),
+    )
+}
+
+const FLAGS: &str = "\
+-p, --port=<num>          TCP port to listen on (default: 11211, 0 is off, -1 is any)
+-U, --udp-port=<num>      0 only: UDP is not served
+-s, --unix-socket=<file>  UNIX socket to listen on (disables network support)
+-a, --unix-mask=<mask>    access mask for UNIX socket, in octal (default: 700)
+-A, --enable-shutdown     enable ascii \"shutdown\" command
+-l, --listen=<addr>       address to listen on, host, host:port or [v6]:port; several
+                          joined by commas or by repeating (default: all addresses)
+-d, --daemon              run as a daemon; returns once the port is served
+-r, --enable-coredumps    maximize core file limit
+-u, --user=<user>         assume identity of <username> (only when run as root)
+-m, --memory-limit=<num>  item memory in megabytes (default: 64)
+-M, --disable-evictions   return error on memory exhausted instead of evicting
+-c, --conn-limit=<num>    max simultaneous connections (default: 1024)
+-k, --lock-memory         lock down all paged memory
+-v, --verbose             verbose (print what is done beside the requests)
+-vv                       very verbose
+-vvv                      extremely verbose (internal state)
+-h, --help                print this help and exit
+-i, --license             print licenses and exit
+-V, --version             print version and exit
+-P, --pidfile=<file>      save the parent's PID in <file>
+-f, --slab-growth-factor=<num> chunk size growth factor (default: 1.25)
+-n, --slab-min-size=<bytes> min space used for key+value+flags (default: 48)
+-t, --threads=<num>       number of threads to use (default: 4)
+-R, --max-reqs-per-event  maximum number of requests per event, limits the
+                          requests processed per connection to prevent
+                          starvation (default: 20)
+-C, --disable-cas         disable use of CAS
+-b, --listen-backlog=<num> set the backlog queue limit (default: 1024)
+-B, --protocol=<name>     protocol - ascii or auto (default: auto)
+-I, --max-item-size=<num> adjusts max item size
+                          (default: 1m, min: 1k, max: 1024m)
+-F, --disable-flush-all   disable flush_all command
+-X, --disable-dumping     nothing to disable: no command dumps keys
+-W, --disable-watch       nothing to disable: there is no watch command
+-o, --extended            comma separated list of extended options
+   - maxconns_fast:       immediately close new connections after limit
+                          (default: enabled); no_maxconns_fast waits instead
+   - idle_timeout:        timeout for idle connections (default: 0, no timeout)
+
+Who may reach the port (nobody but this host, until told otherwise):
+    --allow=<prefix>[,..] allow these sources, repeatable
+    --allow-file=<file>   allow and deny entries, one a line, repeatable
+    --allow-any           accept 0.0.0.0/0 or ::/0 as an allowed prefix
+    --interface=<name>[,..] guard these interfaces (default: all but lo)
+    --guard=<kind>        xdp: drop in the driver (default); user: refuse at accept
+                          only; off: serve everybody
+    --guard-mode=<mode>   auto, native, tcx or generic (default: auto)
+    --control=<path>      socket of sessionctl (default: /run/sessiond/control.sock)
+    --state=<path>        what sessionctl changed, kept over restarts
+                          (default: /var/lib/sessiond/overlay.json)
+    --bpffs=<path>        where the guard is pinned (default: /sys/fs/bpf)
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::table::rows;
+    use crate::cli::{Flag, UNSERVED};
+
+    #[test]
+    fn help_lists_every_served_flag_and_no_other() {
+        let text = usage();
+        for row in rows() {
+            let refused = matches!(row.flag, Flag::Unserved(_));
+            if !row.long.is_empty() {
+                assert_eq!(text.contains(&format!("--{}", row.long)), !refused, "{}", row.long);
+            }
+        }
+        for flag in UNSERVED {
+            assert!(!text.contains(&format!("-{},", flag.short)), "{}", flag.short);
+        }
+        assert_eq!(text.lines().next(), Some("memcached 1.6.45"));
+        assert_eq!(version().lines().next(), Some("memcached 1.6.45"));
+    }
+}

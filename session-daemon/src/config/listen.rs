@@ -1,0 +1,69 @@
+//! The words of `-l`.
+#![forbid(unsafe_code)]
+
+use crate::config::value::usage;
+use crate::config::{Port, Refusal, value};
+
+/// One word of `-l`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// Host name or address without brackets; `*` stands for all IPv4 and IPv6 addresses.
+    pub host: String,
+    /// The port behind the host; none for `-p`'s.
+    pub port: Option<u16>,
+    /// The word itself, for messages.
+    pub word: String,
+}
+
+/// Prefixes of memcached's that choose a protocol, a tag or TLS for one address.
+const PREFIXES: [&str; 4] = ["btls:", "mtls:", "proto[", "tag"];
+
+/// Splits the argument of one `-l` at commas and semicolons.
+///
+/// # Errors
+/// An empty word, a bad port, or a prefix such as `mtls:` that would have to be honoured.
+pub fn split_listen(argument: &str) -> Result<Vec<ListenAddress>, Refusal> {
+    argument.split([',', ';']).map(|word| listen_address(word.trim())).collect()
+}
+
+fn listen_address(word: &str) -> Result<ListenAddress, Refusal> {
+    // Without TLS every address is a `notls:` one.
+    let text = word.strip_prefix("notls:").unwrap_or(word);
+    if text.is_empty() {
+        return Err(usage("-l: empty address; write host, host:port or [v6]:port"));
+    }
+    if PREFIXES.iter().any(|prefix| text.starts_with(prefix)) && text.contains([']', ':']) {
+        return Err(usage(format!("-l {word}: its prefix is not served by sessiond")));
+    }
+    let (host, port) = host_and_port(text)?;
+    let port = match port.map(value::port).transpose()? {
+        None => None,
+        Some(Port::Number(number)) => Some(number),
+        Some(Port::Any | Port::Off) => {
+            return Err(usage(format!("-l {word}: the port must be from 1 to 65535")));
+        }
+    };
+    Ok(ListenAddress { host: host.to_owned(), port, word: word.to_owned() })
+}
+
+fn host_and_port(text: &str) -> Result<(&str, Option<&str>), Refusal> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest
+            .split_once(']')
+            .ok_or_else(|| usage(format!("-l {text}: the bracket is not closed")))?;
+        return match rest {
+            "" => Ok((host, None)),
+            _ => match rest.strip_prefix(':') {
+                Some(port) => Ok((host, Some(port))),
+                None => Err(usage(format!("-l {text}: write [v6]:port"))),
+            },
+        };
+    }
+    match text.split_once(':') {
+        // More than one colon outside brackets: a bare IPv6 address.
+        Some((_, rest)) if rest.contains(':') => Ok((text, None)),
+        Some(("", _)) => Err(usage(format!("-l {text}: the host is missing"))),
+        Some((host, port)) => Ok((host, Some(port))),
+        None => Ok((text, None)),
+    }
+}

@@ -1,0 +1,328 @@
+//! What the flags mean: values checked, defaults filled in, refusals with memcached's texts and
+//! exit statuses. It reads no file and opens no socket.
+#![forbid(unsafe_code)]
+
+mod listen;
+mod suboptions;
+mod value;
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::allowlist::parse::{Any, check_any, parse_prefixes};
+use crate::allowlist::{Action, Entry, Origin};
+use crate::cli::Flag;
+pub use crate::config::listen::{ListenAddress, split_listen};
+
+/// `EX_USAGE` of sysexits.h.
+pub const EXIT_USAGE: u8 = 64;
+/// `EX_NOUSER`.
+pub const EXIT_NO_USER: u8 = 67;
+/// `EX_OSERR`.
+pub const EXIT_OS: u8 = 71;
+
+/// Where `sessionctl` finds the daemon unless told otherwise.
+pub const CONTROL_PATH: &str = "/run/sessiond/control.sock";
+/// Directory of the overlay of changes unless told otherwise.
+pub const STATE_DIR: &str = "/var/lib/sessiond";
+/// memcached's port.
+pub const PORT: u16 = 11211;
+
+/// Largest `-I`.
+const ITEM_SIZE_LIMIT: u64 = 1 << 30;
+/// Smallest `-I`.
+const ITEM_SIZE_MIN: u64 = 1024;
+
+/// Why the command line is refused, and the exit status that says so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// For stderr, one or more lines.
+    pub text: String,
+    /// Exit status.
+    pub status: u8,
+}
+
+impl Refusal {
+    /// A refusal with an exit status.
+    #[must_use]
+    pub fn new(status: u8, text: impl Into<String>) -> Self {
+        Self { text: text.into(), status }
+    }
+}
+
+/// Who keeps strangers from the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardKind {
+    /// The XDP program, and user space again at accept.
+    Xdp,
+    /// User space alone, at accept.
+    User,
+    /// Nobody: every source is served.
+    Off,
+}
+
+/// Which attach modes the guard may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardMode {
+    /// Native with fragments, native, tcx; the best that each interface takes.
+    Auto,
+    /// Native only.
+    Native,
+    /// tcx only.
+    Tcx,
+    /// Generic XDP, behind the network stack's first allocation.
+    Generic,
+}
+
+/// The port that `-p` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// `-p 0`: no TCP.
+    Off,
+    /// `-p -1`: whichever is free.
+    Any,
+    /// A number.
+    Number(u16),
+}
+
+/// Everything that the command line says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `-p`.
+    pub port: Port,
+    /// `-l`; empty for all addresses.
+    pub listen: Vec<ListenAddress>,
+    /// `-s`.
+    pub unix_socket: Option<PathBuf>,
+    /// `-a`.
+    pub unix_mask: u32,
+    /// `-A`.
+    pub shutdown: bool,
+    /// `-d`.
+    pub daemonize: bool,
+    /// `-r`.
+    pub core_dumps: bool,
+    /// `-u`.
+    pub user: Option<String>,
+    /// `-m`, bytes.
+    pub memory_limit: u64,
+    /// Not `-M`.
+    pub evictions: bool,
+    /// `-c`.
+    pub connections_max: u32,
+    /// `-k`.
+    pub lock_memory: bool,
+    /// How often `-v` was given.
+    pub verbosity: u8,
+    /// `-P`.
+    pub pidfile: Option<PathBuf>,
+    /// `-f`.
+    pub growth_factor: f64,
+    /// `-n`, bytes.
+    pub chunk_min: u32,
+    /// `-t`.
+    pub threads: u16,
+    /// `-R`.
+    pub requests_per_turn: u32,
+    /// Not `-C`.
+    pub cas: bool,
+    /// `-b`.
+    pub backlog: u32,
+    /// `-I`, bytes.
+    pub item_size_max: u64,
+    /// Not `-F`.
+    pub flush_all: bool,
+    /// `-o maxconns_fast`.
+    pub maxconns_fast: bool,
+    /// `-o idle_timeout`, seconds, 0 for none.
+    pub idle_timeout_s: u32,
+    /// `--allow`.
+    pub allow: Vec<IpNet>,
+    /// `--allow-file`.
+    pub allow_files: Vec<PathBuf>,
+    /// `--allow-any`.
+    pub allow_any: bool,
+    /// `--interface`; empty for all but lo.
+    pub interfaces: Vec<String>,
+    /// `--guard`.
+    pub guard: GuardKind,
+    /// `--guard-mode`.
+    pub guard_mode: GuardMode,
+    /// `--control`.
+    pub control: PathBuf,
+    /// `--state`.
+    pub state: Option<PathBuf>,
+    /// `--bpffs`.
+    pub bpffs: PathBuf,
+    /// Lines for the log: flags that are accepted because they change nothing here.
+    pub remarks: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: Port::Number(PORT),
+            listen: Vec::new(),
+            unix_socket: None,
+            unix_mask: 0o700,
+            shutdown: false,
+            daemonize: false,
+            core_dumps: false,
+            user: None,
+            memory_limit: 64 << 20,
+            evictions: true,
+            connections_max: 1024,
+            lock_memory: false,
+            verbosity: 0,
+            pidfile: None,
+            growth_factor: 1.25,
+            chunk_min: 48,
+            threads: 4,
+            requests_per_turn: 20,
+            cas: true,
+            backlog: 1024,
+            item_size_max: 1 << 20,
+            flush_all: true,
+            maxconns_fast: true,
+            idle_timeout_s: 0,
+            allow: Vec::new(),
+            allow_files: Vec::new(),
+            allow_any: false,
+            interfaces: Vec::new(),
+            guard: GuardKind::Xdp,
+            guard_mode: GuardMode::Auto,
+            control: PathBuf::from(CONTROL_PATH),
+            state: None,
+            bpffs: PathBuf::from("/sys/fs/bpf"),
+            remarks: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Gives the flags their meaning, in the order in which they were given.
+    ///
+    /// # Errors
+    /// The first flag that cannot be honoured, with memcached's text and exit status where
+    /// memcached has one.
+    pub fn from_flags(flags: Vec<(Flag, Option<String>)>) -> Result<Self, Refusal> {
+        let mut config = Self::default();
+        for (flag, argument) in flags {
+            config.take(flag, argument.as_deref().unwrap_or_default())?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn take(&mut self, flag: Flag, argument: &str) -> Result<(), Refusal> {
+        match flag {
+            Flag::Port => self.port = value::port(argument)?,
+            Flag::UdpPort => value::udp_port(argument)?,
+            Flag::UnixSocket => self.unix_socket = Some(value::path("-s", argument)?),
+            Flag::UnixMask => self.unix_mask = value::octal(argument)?,
+            Flag::EnableShutdown => self.shutdown = true,
+            Flag::Listen => self.listen.extend(split_listen(argument)?),
+            Flag::Daemon => self.daemonize = true,
+            Flag::EnableCoredumps => self.core_dumps = true,
+            Flag::User => self.user = Some(argument.to_owned()),
+            Flag::MemoryLimit => self.memory_limit = value::megabytes(argument)?,
+            Flag::DisableEvictions => self.evictions = false,
+            Flag::ConnLimit => {
+                let text = "Maximum connections must be greater than 0";
+                self.connections_max = value::positive(argument, text)?;
+            }
+            Flag::LockMemory => self.lock_memory = true,
+            Flag::Verbose => self.verbosity = value::verbosity(self.verbosity, argument)?,
+            Flag::Pidfile => self.pidfile = Some(value::path("-P", argument)?),
+            Flag::GrowthFactor => self.growth_factor = value::factor(argument)?,
+            Flag::SlabMinSize => {
+                let text = "Chunk size must be greater than 0";
+                self.chunk_min = value::positive(argument, text)?;
+            }
+            Flag::Threads => self.threads = value::threads(argument)?,
+            Flag::MaxReqsPerEvent => {
+                let text = "Number of requests per event must be greater than 0";
+                self.requests_per_turn = value::positive(argument, text)?;
+            }
+            Flag::DisableCas => self.cas = false,
+            Flag::ListenBacklog => {
+                self.backlog = value::positive(argument, "listen backlog must be greater than 0")?;
+            }
+            Flag::Protocol => value::protocol(argument)?,
+            Flag::MaxItemSize => self.item_size_max = value::size(argument),
+            Flag::DisableFlushAll => self.flush_all = false,
+            Flag::DisableDumping => self.remark("-X: there is no command that dumps keys"),
+            Flag::DisableWatch => self.remark("-W: there is no watch command"),
+            Flag::Extended => suboptions::take(self, argument)?,
+            Flag::Allow => self.allow.extend(
+                parse_prefixes(argument)
+                    .map_err(|error| Refusal::new(EXIT_USAGE, format!("--allow: {error}")))?,
+            ),
+            Flag::AllowFile => self.allow_files.push(value::path("--allow-file", argument)?),
+            Flag::AllowAny => self.allow_any = true,
+            Flag::Interface => self.interfaces.extend(value::interfaces(argument)?),
+            Flag::Guard => self.guard = value::guard(argument)?,
+            Flag::GuardMode => self.guard_mode = value::guard_mode(argument)?,
+            Flag::Control => self.control = value::path("--control", argument)?,
+            Flag::State => self.state = Some(value::path("--state", argument)?),
+            Flag::Bpffs => self.bpffs = value::path("--bpffs", argument)?,
+            Flag::Unserved(flag) => return Err(value::unserved(flag)),
+            // Answered before anything else is looked at.
+            Flag::Help | Flag::License | Flag::Version => {}
+        }
+        Ok(())
+    }
+
+    /// Checks that need several flags together.
+    fn check(&self) -> Result<(), Refusal> {
+        let usage = |text: &str| Err(Refusal::new(EXIT_USAGE, text));
+        if self.item_size_max < ITEM_SIZE_MIN {
+            return usage("Item max size cannot be less than 1024 bytes.");
+        }
+        if self.item_size_max > self.memory_limit / 2 {
+            return usage("Cannot set item size limit higher than 1/2 of memory max.");
+        }
+        if self.item_size_max > ITEM_SIZE_LIMIT {
+            return usage("Cannot set item size limit higher than a gigabyte.");
+        }
+        if self.unix_socket.is_none() && self.listen.is_empty() && self.port == Port::Off {
+            return usage("nothing to listen on: -p 0 needs -s, or -l with a port of its own");
+        }
+        for prefix in &self.allow {
+            check_any(*prefix, Action::Allow, self.any())
+                .map_err(|error| Refusal::new(EXIT_USAGE, format!("--allow: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Whether an entry may allow every address.
+    #[must_use]
+    pub fn any(&self) -> Any {
+        if self.allow_any { Any::Permitted } else { Any::Refused }
+    }
+
+    /// The entries of `--allow`.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.allow.iter().map(|prefix| Entry::new(*prefix, Action::Allow, Origin::Config))
+    }
+
+    /// Where the overlay of changes is, for a daemon whose first TCP port is `port`. A second
+    /// daemon on another port gets a file of its own.
+    #[must_use]
+    pub fn state_path(&self, port: Option<u16>) -> PathBuf {
+        match (&self.state, port) {
+            (Some(path), _) => path.clone(),
+            (None, None | Some(PORT)) => PathBuf::from(STATE_DIR).join("overlay.json"),
+            (None, Some(port)) => PathBuf::from(STATE_DIR).join(format!("overlay-{port}.json")),
+        }
+    }
+
+    fn remark(&mut self, text: &str) {
+        self.remarks.push(format!("{text}; the flag changes nothing"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

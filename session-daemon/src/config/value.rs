@@ -1,0 +1,164 @@
+//! One function a kind of argument: its rule, memcached's text and exit status.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::cli::Unserved;
+use crate::config::{EXIT_USAGE, GuardKind, GuardMode, Port, Refusal};
+
+/// memcached warns above this many threads.
+const THREADS_MAX: u16 = 1024;
+
+pub(super) fn usage(text: impl Into<String>) -> Refusal {
+    Refusal::new(EXIT_USAGE, text)
+}
+
+pub(super) fn port(text: &str) -> Result<Port, Refusal> {
+    match text.trim().parse::<i64>() {
+        Ok(-1) => Ok(Port::Any),
+        Ok(0) => Ok(Port::Off),
+        Ok(number) => u16::try_from(number).map(Port::Number).map_err(|_| bad_port(text)),
+        Err(_) => Err(bad_port(text)),
+    }
+}
+
+fn bad_port(text: &str) -> Refusal {
+    usage(format!("ERROR: Invalid port number {text}."))
+}
+
+pub(super) fn udp_port(text: &str) -> Result<(), Refusal> {
+    match text.trim().parse::<u16>() {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(usage(format!("-U {text}: UDP is not served; leave -U out or say -U 0"))),
+        Err(_) => Err(usage(format!("ERROR: Invalid UDP port number {text}."))),
+    }
+}
+
+pub(super) fn path(flag: &str, text: &str) -> Result<PathBuf, Refusal> {
+    if text.is_empty() {
+        return Err(usage(format!("{flag} needs a path")));
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub(super) fn octal(text: &str) -> Result<u32, Refusal> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mask| *mask <= 0o777)
+        .ok_or_else(|| usage(format!("-a {text}: write the access mask in octal, 0 to 777")))
+}
+
+/// A count from 1; anything else is refused with `text` and memcached's status 1.
+pub(super) fn positive<N: FromStr + Default + PartialOrd>(
+    argument: &str,
+    text: &str,
+) -> Result<N, Refusal> {
+    argument
+        .trim()
+        .parse::<N>()
+        .ok()
+        .filter(|number| *number > N::default())
+        .ok_or_else(|| Refusal::new(1, text))
+}
+
+pub(super) fn threads(argument: &str) -> Result<u16, Refusal> {
+    let number: u16 = positive(argument, "Number of threads must be greater than 0")?;
+    if number > THREADS_MAX {
+        return Err(Refusal::new(1, format!("Number of threads must be at most {THREADS_MAX}")));
+    }
+    Ok(number)
+}
+
+pub(super) fn megabytes(text: &str) -> Result<u64, Refusal> {
+    let number: u64 = text
+        .trim()
+        .parse()
+        .map_err(|_| usage(format!("-m {text}: write the memory limit in megabytes")))?;
+    number.checked_mul(1 << 20).ok_or_else(|| usage(format!("-m {text}: too many megabytes")))
+}
+
+/// `-I`: leading digits and a `k` or `m` at the end; what is no number counts as 0, as `atoi`
+/// has it, and is refused as too small.
+pub(super) fn size(text: &str) -> u64 {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().unwrap_or(0);
+    let unit = match &text[digits..] {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "m" | "M" => 1 << 20,
+        _ => 0,
+    };
+    number.saturating_mul(unit)
+}
+
+pub(super) fn factor(text: &str) -> Result<f64, Refusal> {
+    text.trim()
+        .parse::<f64>()
+        .ok()
+        .filter(|factor| factor.is_finite() && *factor > 1.0)
+        .ok_or_else(|| Refusal::new(1, "Factor must be greater than 1"))
+}
+
+/// `-v` once more, or `--verbose=N`.
+pub(super) fn verbosity(before: u8, argument: &str) -> Result<u8, Refusal> {
+    if argument.is_empty() {
+        return Ok(before.saturating_add(1));
+    }
+    argument.parse().map_err(|_| usage(format!("--verbose={argument}: write a number, 0 to 3")))
+}
+
+pub(super) fn protocol(text: &str) -> Result<(), Refusal> {
+    match text {
+        "ascii" | "auto" => Ok(()),
+        "binary" => Err(usage("-B binary: the binary protocol is not served")),
+        _ => Err(usage(format!(
+            "Invalid value for binding protocol: {text}\n -- should be one of auto, binary, or ascii"
+        ))),
+    }
+}
+
+/// Names of at most 15 bytes without a slash or a blank, as the kernel has them.
+pub(super) fn interfaces(text: &str) -> Result<Vec<String>, Refusal> {
+    let name = |name: &str| {
+        let fits = (1..=15).contains(&name.len());
+        if !fits || name.contains(|c: char| c == '/' || c.is_whitespace()) {
+            return Err(usage(format!("--interface: `{name}` is no interface name")));
+        }
+        if name == "lo" {
+            return Err(usage(
+                "--interface lo: nothing comes in over lo but this host's own traffic, \
+                 which is allowed",
+            ));
+        }
+        Ok(name.to_owned())
+    };
+    text.split(',').map(|part| name(part.trim())).collect()
+}
+
+pub(super) fn guard(text: &str) -> Result<GuardKind, Refusal> {
+    match text {
+        "xdp" => Ok(GuardKind::Xdp),
+        "user" => Ok(GuardKind::User),
+        "off" => Ok(GuardKind::Off),
+        _ => Err(usage(format!("--guard={text}: should be one of xdp, user, or off"))),
+    }
+}
+
+pub(super) fn guard_mode(text: &str) -> Result<GuardMode, Refusal> {
+    match text {
+        "auto" => Ok(GuardMode::Auto),
+        "native" => Ok(GuardMode::Native),
+        "tcx" => Ok(GuardMode::Tcx),
+        "generic" => Ok(GuardMode::Generic),
+        _ => Err(usage(format!(
+            "--guard-mode={text}: should be one of auto, native, tcx, or generic"
+        ))),
+    }
+}
+
+pub(super) fn unserved(flag: &Unserved) -> Refusal {
+    let long = if flag.long.is_empty() { String::new() } else { format!(" (--{})", flag.long) };
+    usage(format!("-{}{long} is not served by sessiond; leave it out", flag.short))
+}
