@@ -1,0 +1,234 @@
+//! The words of the store's interface: keys, lifetimes, modes and outcomes.
+//! It owns no memory and knows no layout.
+#![forbid(unsafe_code)]
+
+use thiserror::Error;
+
+/// Longest key in bytes (memcached's `KEY_MAX_LENGTH`).
+pub const KEY_LEN_MAX: usize = 250;
+
+/// A key of 1 to [`KEY_LEN_MAX`] bytes; any byte value is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key<'a>(&'a [u8]);
+
+impl<'a> Key<'a> {
+    /// Checks the length; `None` for an empty key or one longer than [`KEY_LEN_MAX`].
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Option<Self> {
+        if bytes.is_empty() || bytes.len() > KEY_LEN_MAX { None } else { Some(Self(bytes)) }
+    }
+
+    /// The bytes of the key.
+    #[must_use]
+    pub const fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+}
+
+/// The client's opaque 32 bits that are stored with an item.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClientFlags(pub u32);
+
+/// The version of an item: unique among all versions of all keys, growing for one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CasUnique(pub u64);
+
+/// How long an item lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until it is deleted, replaced, flushed or evicted.
+    Never,
+    /// Until this second of `CLOCK_BOOTTIME`: the item is gone when `now` has reached it.
+    Until(u32),
+    /// Already over: a negative exptime, or an absolute one that has passed.
+    Past,
+}
+
+/// What a storage command asks of the key's present item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Store, whatever is there.
+    Set,
+    /// Store only if there is no item.
+    Add,
+    /// Store only if there is an item.
+    Replace,
+    /// Put the value behind the present one; flags and lifetime stay as they are.
+    Append,
+    /// Put the value before the present one; flags and lifetime stay as they are.
+    Prepend,
+    /// Store only if the present item has this version.
+    Cas(CasUnique),
+}
+
+/// Outcome of a storage command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// `STORED`, with the new item's version.
+    Stored(CasUnique),
+    /// `NOT_STORED`: the condition of add, replace, append or prepend does not hold.
+    NotStored,
+    /// `EXISTS`: cas met another version.
+    Exists,
+    /// `NOT_FOUND`: cas met no item.
+    NotFound,
+    /// The item would be larger than `item_size_max`. Nothing changed: memcached also deletes the
+    /// key's present item when a `set` is too large, which is left to the caller.
+    TooLarge,
+    /// No memory, and eviction is off or found nothing to evict. Nothing changed.
+    NoMemory,
+}
+
+/// Outcome of a delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// The item is gone.
+    Deleted,
+    /// There was none.
+    NotFound,
+    /// It has another version than the one asked for.
+    Exists,
+}
+
+/// Which way a counter goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// `incr`: wraps at 2^64.
+    Increment,
+    /// `decr`: stops at 0.
+    Decrement,
+}
+
+/// Outcome of `incr` and `decr`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// The new number and the new version.
+    Value {
+        /// The number now stored.
+        value: u64,
+        /// Version of the item that holds it.
+        cas: CasUnique,
+    },
+    /// There is no item.
+    NotFound,
+    /// The item has another version than the one asked for.
+    Exists,
+    /// The value is not a decimal number below 2^64 of at most 20 digits.
+    NonNumeric,
+    /// No memory for the new item. The old one stays.
+    NoMemory,
+}
+
+/// When `flush_all` takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// At once: every item stored before the call is gone, every later one stays.
+    Now,
+    /// At this second of `CLOCK_BOOTTIME`. Replaces an earlier flush that is still to come.
+    At(u32),
+}
+
+/// What a store is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StoreConfig {
+    /// `-m` in bytes: the most that index, page table and pages take together.
+    pub memory_limit: usize,
+    /// `-I` in bytes: largest item, counted as memcached does (key, value and 59 bytes, 63 with
+    /// client flags). At most half of `memory_limit`.
+    pub item_size_max: usize,
+    /// False for `-M`: an error instead of eviction.
+    pub evictions: bool,
+    /// False for `-C`: items report version 0, and cas meets no version.
+    pub cas: bool,
+    /// `-f`: ratio between the chunk sizes of neighbouring classes; `None` for the fine default.
+    pub growth_factor: Option<f64>,
+    /// `-n`: least bytes for key, value and flags in a chunk; `None` for the default.
+    pub chunk_min: Option<usize>,
+    /// Most workers that exist at one time.
+    pub workers: usize,
+}
+
+impl Default for StoreConfig {
+    /// memcached's defaults: 64 MB, items to 1 MiB, evictions and cas on, 4 workers.
+    fn default() -> Self {
+        Self {
+            memory_limit: 64 << 20,
+            item_size_max: 1 << 20,
+            evictions: true,
+            cas: true,
+            growth_factor: None,
+            chunk_min: None,
+            workers: 4,
+        }
+    }
+}
+
+/// Why a store, a worker or an upload cannot be had.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// `memory_limit` is below what a store can work with.
+    #[error("memory limit of {limit} bytes is too small: the least is {least} bytes")]
+    MemoryLimit {
+        /// What was asked for.
+        limit: usize,
+        /// What is possible.
+        least: usize,
+    },
+    /// `item_size_max` does not fit.
+    #[error(
+        "item size limit of {limit} bytes is out of range: {least} to {most} (half of the memory limit, at most 1 GiB)"
+    )]
+    ItemSizeMax {
+        /// What was asked for.
+        limit: usize,
+        /// Lower bound.
+        least: usize,
+        /// Upper bound.
+        most: usize,
+    },
+    /// `growth_factor` or `chunk_min` does not give usable classes.
+    #[error("{0}")]
+    Classes(&'static str),
+    /// `workers` is out of range.
+    #[error("{workers} workers asked for: 1 to {most} are possible")]
+    Workers {
+        /// What was asked for.
+        workers: usize,
+        /// Upper bound.
+        most: usize,
+    },
+    /// All workers of the configuration exist.
+    #[error("all {0} workers of the store are taken")]
+    NoWorkerLeft(usize),
+    /// The kernel refused the mapping.
+    #[error("cannot map {len} bytes for the store: {source}")]
+    Map {
+        /// Length of the mapping in bytes.
+        len: usize,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+}
+
+/// Why an upload cannot begin or go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum UploadError {
+    /// The item would be larger than `item_size_max`.
+    #[error("object too large for cache")]
+    TooLarge,
+    /// No memory, and eviction is off or found nothing to evict. The upload can only be dropped.
+    #[error("out of memory storing object")]
+    NoMemory,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_checked_by_length() {
+        assert!(Key::new(b"").is_none());
+        assert!(Key::new(&[b'k'; KEY_LEN_MAX]).is_some());
+        assert!(Key::new(&[b'k'; KEY_LEN_MAX + 1]).is_none());
+    }
+}
