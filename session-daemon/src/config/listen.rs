@@ -1,11 +1,13 @@
 //! The words of `-l`.
 #![forbid(unsafe_code)]
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::value::usage;
 use crate::config::{Port, Refusal, value};
 
 /// One word of `-l`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenAddress {
     /// Host name or address without brackets; `*` stands for all IPv4 and IPv6 addresses.
     pub host: String,

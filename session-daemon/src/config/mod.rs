@@ -9,6 +9,7 @@ mod value;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::allowlist::parse::{Any, check_any, parse_prefixes};
 use crate::allowlist::{Action, Entry, Origin};
@@ -53,7 +54,7 @@ impl Refusal {
 }
 
 /// Who keeps strangers from the port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuardKind {
     /// The XDP program, and user space again at accept.
     Xdp,
@@ -64,7 +65,7 @@ pub enum GuardKind {
 }
 
 /// Which attach modes the guard may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuardMode {
     /// Native with fragments, native, tcx; the best that each interface takes.
     Auto,
@@ -77,7 +78,7 @@ pub enum GuardMode {
 }
 
 /// The port that `-p` names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Port {
     /// `-p 0`: no TCP.
     Off,
@@ -88,7 +89,7 @@ pub enum Port {
 }
 
 /// Everything that the command line says.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// `-p`.
     pub port: Port,

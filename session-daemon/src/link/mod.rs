@@ -1,0 +1,109 @@
+//! The socket pair between the parent and the child: messages, frames, both ends.
+//!
+//! The parent asks, the child answers, one request at a time. A frame is four bytes of length
+//! (little endian), then that many bytes of JSON; listening sockets ride on the length bytes.
+//! It carries messages and never acts on one.
+#![forbid(unsafe_code)]
+
+mod child;
+mod frame;
+mod parent;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::allowlist::Entry;
+use crate::config::Config;
+pub use crate::link::child::ChildEnd;
+pub use crate::link::parent::ParentEnd;
+
+/// Largest frame. A part of a list ([`ENTRIES_PER_PART_MAX`] entries) is far below it.
+pub const FRAME_LEN_MAX: usize = 16 << 20;
+
+/// Most entries in one [`Request::ListPart`].
+pub const ENTRIES_PER_PART_MAX: usize = 4096;
+
+/// Most sockets in one [`Request::Listeners`]; the kernel takes 253 (`SCM_MAX_FD`).
+pub const SOCKETS_PER_FRAME_MAX: usize = 128;
+
+/// What kind of listening socket comes with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ListenerKind {
+    /// TCP, IPv4 or IPv6.
+    Tcp,
+    /// Unix domain.
+    Unix,
+}
+
+/// What the parent asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// The configuration. Comes first, once.
+    Configure(Box<Config>),
+    /// Listening sockets, as many as kinds, before `Serve`.
+    Listeners(Vec<ListenerKind>),
+    /// A part of a whole list; takes effect with `ListReplace`.
+    ListPart(Vec<Entry>),
+    /// The parts sent since the last one become the list, at once.
+    ListReplace,
+    /// Entries go into the list or replace those of the same prefix, then others leave, at once.
+    ListChange {
+        /// Entries to insert.
+        insert: Vec<Entry>,
+        /// Prefixes whose entries go.
+        remove: Vec<IpNet>,
+    },
+    /// Everything is handed over: make the store and serve.
+    Serve,
+    /// Reset every connection that the list refuses.
+    Enforce,
+    /// A snapshot of the statistics.
+    Statistics,
+    /// Stop serving and exit with status 0.
+    Stop {
+        /// Whether connections may finish the request that they are in.
+        graceful: bool,
+    },
+}
+
+/// What the child answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// How many connections were reset.
+    Enforced(u64),
+    /// The statistics, by memcached's names.
+    Statistics(serde_json::Value),
+    /// Not done, and why.
+    Failed(String),
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The other process is gone.
+    #[error("the other process has gone")]
+    Closed,
+    /// The socket failed.
+    #[error("socket pair: {0}")]
+    Io(#[from] std::io::Error),
+    /// The frame is no message.
+    #[error("socket pair: bad message: {0}")]
+    Message(#[from] serde_json::Error),
+    /// The frame is longer than [`FRAME_LEN_MAX`].
+    #[error("socket pair: message of {0} bytes, the most is {FRAME_LEN_MAX}")]
+    TooLong(usize),
+    /// No answer in time.
+    #[error("the serving process does not answer")]
+    Timeout,
+    /// The child could not do it.
+    #[error("{0}")]
+    Failed(String),
+    /// The answer belongs to another request.
+    #[error("socket pair: unexpected answer {0:?}")]
+    Unexpected(Reply),
+}
+
+#[cfg(test)]
+mod tests;

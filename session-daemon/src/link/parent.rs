@@ -1,0 +1,172 @@
+//! The parent's end: asynchronous, one request at a time, every answer with a time limit.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+use crate::allowlist::Entry;
+use crate::link::frame::{HEADER_LEN, body_len, decode, encode, send_header};
+use crate::link::{
+    ENTRIES_PER_PART_MAX, LinkError, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX,
+};
+
+/// Longest wait for an ordinary answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for `Serve`: `-k` makes the kernel touch all of `-m` first.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The parent's end of the pair.
+#[derive(Debug)]
+pub struct ParentEnd {
+    stream: UnixStream,
+    /// A request without its answer leaves the frames out of step: nothing more is sent then.
+    out_of_step: bool,
+}
+
+impl ParentEnd {
+    /// Takes the socket over; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be registered with the runtime.
+    pub fn new(stream: std::os::unix::net::UnixStream) -> std::io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream: UnixStream::from_std(stream)?, out_of_step: false })
+    }
+
+    /// Asks and expects [`Reply::Done`].
+    ///
+    /// # Errors
+    /// The child refused, is gone, or did not answer in time.
+    pub async fn done(&mut self, request: &Request) -> Result<(), LinkError> {
+        match self.ask(request, &[]).await? {
+            Reply::Done => Ok(()),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    /// Hands listening sockets over.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn listeners(
+        &mut self,
+        sockets: &[(ListenerKind, BorrowedFd<'_>)],
+    ) -> Result<(), LinkError> {
+        for part in sockets.chunks(SOCKETS_PER_FRAME_MAX) {
+            let (kinds, fds): (Vec<_>, Vec<_>) = part.iter().copied().unzip();
+            match self.ask(&Request::Listeners(kinds), &fds).await? {
+                Reply::Done => {}
+                other => return Err(LinkError::Unexpected(other)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the child's list at once.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`]; the child's list is the old one then.
+    pub async fn replace(&mut self, entries: &[Entry]) -> Result<(), LinkError> {
+        for part in entries.chunks(ENTRIES_PER_PART_MAX) {
+            self.done(&Request::ListPart(part.to_vec())).await?;
+        }
+        self.done(&Request::ListReplace).await
+    }
+
+    /// Changes the child's list at once.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`]; the child's list is the old one then.
+    pub async fn change(
+        &mut self,
+        insert: Vec<Entry>,
+        remove: Vec<IpNet>,
+    ) -> Result<(), LinkError> {
+        self.done(&Request::ListChange { insert, remove }).await
+    }
+
+    /// Resets the connections that the list refuses; returns how many.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn enforce(&mut self) -> Result<u64, LinkError> {
+        match self.ask(&Request::Enforce, &[]).await? {
+            Reply::Enforced(count) => Ok(count),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    /// The child's statistics by memcached's names.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn statistics(&mut self) -> Result<serde_json::Value, LinkError> {
+        match self.ask(&Request::Statistics, &[]).await? {
+            Reply::Statistics(value) => Ok(value),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        request: &Request,
+        sockets: &[BorrowedFd<'_>],
+    ) -> Result<Reply, LinkError> {
+        if self.out_of_step {
+            return Err(LinkError::Timeout);
+        }
+        let limit = match request {
+            Request::Serve => SERVE_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        };
+        // Set while the exchange runs, so that a caller that gives up half-way also leaves it set.
+        self.out_of_step = true;
+        let reply = within(limit, exchange(&mut self.stream, request, sockets)).await?;
+        self.out_of_step = false;
+        match reply {
+            Reply::Failed(text) => Err(LinkError::Failed(text)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    exchange: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    tokio::time::timeout(limit, exchange).await.unwrap_or(Err(LinkError::Timeout))
+}
+
+async fn exchange(
+    stream: &mut UnixStream,
+    request: &Request,
+    sockets: &[BorrowedFd<'_>],
+) -> Result<Reply, LinkError> {
+    let (header, body) = encode(request)?;
+    let sent = stream
+        .async_io(Interest::WRITABLE, || send_header(&*stream, &header, sockets))
+        .await
+        .map_err(gone)?;
+    stream.write_all(&header[sent..]).await.map_err(gone)?;
+    stream.write_all(&body).await.map_err(gone)?;
+
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await.map_err(gone)?;
+    let mut body = vec![0; body_len(header)?];
+    stream.read_exact(&mut body).await.map_err(gone)?;
+    decode(&body)
+}
+
+/// The errors of a socket whose other end is closed.
+fn gone(error: std::io::Error) -> LinkError {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    match error.kind() {
+        BrokenPipe | ConnectionReset | UnexpectedEof => LinkError::Closed,
+        _ => LinkError::Io(error),
+    }
+}
