@@ -94,7 +94,7 @@ impl Setup {
         let mut command = Command::new(binaries::sessiond());
         command.args(["-p", &self.port.to_string()]);
         command.arg("--control").arg(self.control());
-        command.arg("--state-dir").arg(self.scratch.join("state"));
+        command.arg("--state").arg(self.scratch.join("overlay.json"));
         command.arg("--bpffs").arg(&self.bpffs);
         if crate::skip::is_root() {
             command.args(["-u", "nobody"]);

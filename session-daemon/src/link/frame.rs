@@ -53,10 +53,11 @@ pub(super) fn send_header(
     Ok(sendmsg(socket, &[IoSlice::new(header)], &mut ancillary, flags)?)
 }
 
+/// The length bytes and the sockets that came beside them.
+pub(super) type Header = ([u8; HEADER_LEN], Vec<OwnedFd>);
+
 /// Receives length bytes (blocking) and the sockets beside them. None: the other end is closed.
-pub(super) fn recv_header(
-    socket: impl AsFd,
-) -> Result<Option<([u8; HEADER_LEN], Vec<OwnedFd>)>, LinkError> {
+pub(super) fn recv_header(socket: impl AsFd) -> Result<Option<Header>, LinkError> {
     let mut header = [0; HEADER_LEN];
     let mut filled = 0;
     let mut sockets = Vec::new();
