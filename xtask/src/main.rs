@@ -3,6 +3,13 @@
 
 mod bench_guard;
 mod build_ebpf;
+mod packages;
+mod shell;
+mod tally;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -10,6 +17,10 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 enum Command {
+    /// Set up, build and run every test
+    Test(test::Options),
+    /// Check what a compiler does not: layers, module headers, lengths, links
+    Tidy,
     /// Rebuild the kept eBPF object and its digest from source
     BuildEbpf(build_ebpf::Options),
     /// Measure
@@ -24,9 +35,12 @@ enum Bench {
     Guard(bench_guard::Options),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Command::parse() {
-        Command::BuildEbpf(options) => build_ebpf::run(&options),
-        Command::Bench(Bench::Guard(options)) => bench_guard::run(&options),
+        Command::Test(options) => return test::run(&options),
+        Command::Tidy => return tidy::run(),
+        Command::BuildEbpf(options) => build_ebpf::run(&options)?,
+        Command::Bench(Bench::Guard(options)) => bench_guard::run(&options)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

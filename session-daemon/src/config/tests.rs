@@ -1,3 +1,5 @@
+//! Unit tests of the command line and its meaning.
+
 use std::ffi::OsString;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Unit tests over real socket pairs.
+
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

@@ -1,0 +1,60 @@
+//! The Debian packages that the tests use: installed as root, otherwise named.
+#![forbid(unsafe_code)]
+
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+
+use crate::shell;
+
+/// What the tests drive or compare with.
+pub(crate) const FOR_TESTS: &[&str] = &[
+    "bpftool",
+    "iproute2",
+    "iptables",
+    "libmemcached-tools",
+    "memcached",
+    "nftables",
+    "python3-pylibmc",
+    "python3-pymemcache",
+];
+
+/// Installs the packages that are missing, or says which they are.
+///
+/// A machine that has no apt-get or does not reach its archive goes on without them: the tests
+/// that need them skip themselves, and are counted.
+pub(crate) fn ensure(packages: &[&str]) {
+    if shell::find("dpkg-query").is_none() || shell::find("apt-get").is_none() {
+        println!("not a Debian machine; needed in its own packaging: {}", packages.join(" "));
+        return;
+    }
+    let missing: Vec<&str> = packages.iter().copied().filter(|name| !installed(name)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    if !shell::is_root() {
+        println!("missing, install as root: apt-get install {}", missing.join(" "));
+        return;
+    }
+    if let Err(error) = install(&missing) {
+        println!("cannot install {}: {error:#}", missing.join(" "));
+    }
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    // An archive list that is already there may be enough, so a failed update is no error yet.
+    let _ = shell::run(apt().args(["update", "-qq"]));
+    shell::run(apt().args(["install", "-qq", "-y", "--no-install-recommends"]).args(packages))
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn installed(package: &str) -> bool {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Status}", package]).stderr(Stdio::null());
+    query.output().is_ok_and(|output| output.stdout == b"installed")
+}
