@@ -6,6 +6,8 @@
 pub mod allowlist;
 pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod link;
+pub mod protocol;
 pub mod store;

@@ -1,0 +1,218 @@
+//! Doing what was asked. It owns what each request does to the store and which counters move;
+//! it never sees the words of a wire format.
+#![forbid(unsafe_code)]
+
+use super::counters::{Counter, Counters};
+use super::expiry;
+use super::request::{
+    Direction, Exptime, Fetch, Key, Outcome, Request, Shutdown, StatsTopic, Store, StoreMode,
+};
+use crate::clock::Now;
+use crate::store::types::{
+    Arithmetic, CasUnique, ClientFlags, Counted, Deleted, Lifetime, Mode, Stored, UploadError,
+};
+use crate::store::{Item, Upload, Worker, types};
+
+/// What a worker needs to execute requests.
+pub struct Executor<'w> {
+    /// The worker's access to the store.
+    pub store: &'w mut Worker,
+    /// The worker's counters.
+    pub counters: &'w Counters,
+    /// The time of this turn.
+    pub now: Now,
+    /// False for `-F`.
+    pub flush_allowed: bool,
+}
+
+/// The store's key of a request's.
+#[must_use]
+pub fn store_key(key: Key<'_>) -> types::Key<'_> {
+    types::Key::new(key.bytes()).expect("both kinds of key have the same bounds")
+}
+
+/// Counts one key that was asked for. memcached counts `gat` among the touches, not the hits.
+pub fn count_fetch(counters: &Counters, fetch: Fetch, found: bool) {
+    counters.add_one(Counter::CmdGet);
+    counters.add_one(match (fetch.touch.is_some(), found) {
+        (false, true) => Counter::GetHits,
+        (false, false) => Counter::GetMisses,
+        (true, true) => Counter::TouchHits,
+        (true, false) => Counter::TouchMisses,
+    });
+    if fetch.touch.is_some() {
+        counters.add_one(Counter::CmdTouch);
+    }
+}
+
+/// Looks up the keys of one fetch: all of them first, so that their memory is on its way while
+/// the next is asked for. `items` is as long as `keys`.
+pub fn fetch<'w>(
+    store: &'w Worker,
+    fetch: Fetch,
+    keys: &[types::Key<'_>],
+    now: Now,
+    items: &mut [Option<Item<'w>>],
+) {
+    let Some(exptime) = fetch.touch else { return store.get_batch(keys, now, items) };
+    let lifetime = expiry::lifetime(exptime, now);
+    for (key, item) in keys.iter().zip(items) {
+        *item = store.get_and_touch(*key, lifetime, now);
+    }
+}
+
+/// What became of a request: a line, or something that only the server can answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done; this is the reply.
+    Line(Outcome),
+    /// Counters are to be listed.
+    Stats(StatsTopic),
+    /// Counters are to be zeroed.
+    StatsReset,
+    /// The log level is to be set.
+    Verbosity(u32),
+    /// The process is asked to end.
+    Shutdown(Shutdown),
+}
+
+impl Executor<'_> {
+    /// Executes a request that carries no value and is no fetch.
+    pub fn execute(&mut self, request: Request<'_>) -> Answer {
+        Answer::Line(match request {
+            Request::Delete { key } => self.delete(key),
+            Request::Arithmetic { key, direction, delta } => self.arithmetic(key, direction, delta),
+            Request::Touch { key, exptime } => self.touch(key, exptime),
+            Request::FlushAll { at } => self.flush_all(at),
+            Request::Version => Outcome::Version,
+            Request::Verbosity { level } => return Answer::Verbosity(level),
+            Request::Stats(topic) => return Answer::Stats(topic),
+            Request::StatsReset => return Answer::StatsReset,
+            Request::Shutdown(shutdown) => return Answer::Shutdown(shutdown),
+        })
+    }
+
+    fn delete(&mut self, key: Key<'_>) -> Outcome {
+        match self.store.delete(store_key(key), None, self.now) {
+            Deleted::Deleted => self.counted(Counter::DeleteHits, Outcome::Deleted),
+            Deleted::NotFound => self.counted(Counter::DeleteMisses, Outcome::NotFound),
+            Deleted::Exists => Outcome::Exists,
+        }
+    }
+
+    fn arithmetic(&mut self, key: Key<'_>, direction: Direction, delta: u64) -> Outcome {
+        let (arithmetic, hit, miss) = match direction {
+            Direction::Increment => (Arithmetic::Increment, Counter::IncrHits, Counter::IncrMisses),
+            Direction::Decrement => (Arithmetic::Decrement, Counter::DecrHits, Counter::DecrMisses),
+        };
+        match self.store.arithmetic(store_key(key), arithmetic, delta, None, self.now) {
+            Counted::Value { value, .. } => self.counted(hit, Outcome::Number(value)),
+            Counted::NotFound => self.counted(miss, Outcome::NotFound),
+            Counted::Exists => Outcome::Exists,
+            Counted::NonNumeric => Outcome::NonNumeric,
+            Counted::NoMemory => self.counted(Counter::StoreNoMemory, Outcome::OutOfMemory),
+        }
+    }
+
+    fn touch(&mut self, key: Key<'_>, exptime: Exptime) -> Outcome {
+        self.counters.add_one(Counter::CmdTouch);
+        if self.store.touch(store_key(key), expiry::lifetime(exptime, self.now), self.now) {
+            self.counted(Counter::TouchHits, Outcome::Touched)
+        } else {
+            self.counted(Counter::TouchMisses, Outcome::NotFound)
+        }
+    }
+
+    /// Counted even where it is switched off, as memcached does.
+    fn flush_all(&mut self, at: Exptime) -> Outcome {
+        self.counters.add_one(Counter::CmdFlush);
+        if !self.flush_allowed {
+            return Outcome::FlushNotAllowed;
+        }
+        self.store.flush_all(expiry::flush(at, self.now), self.now);
+        Outcome::Ok
+    }
+
+    /// A storage command whose value is at hand.
+    pub fn store(&mut self, store: &Store<'_>, value: &[u8]) -> Outcome {
+        self.counters.add_one(Counter::CmdSet);
+        let (flags, lifetime, mode) = self.terms(store);
+        let key = store_key(store.key);
+        let stored = self.store.set(key, value, flags, lifetime, mode, self.now);
+        self.stored(store, stored)
+    }
+
+    /// A storage command whose value comes in pieces.
+    ///
+    /// # Errors
+    /// The reply, when such a value cannot be taken.
+    pub fn begin_upload(&mut self, store: &Store<'_>, value_len: usize) -> Result<Upload, Outcome> {
+        let flags = ClientFlags(store.flags);
+        self.store
+            .begin_upload(store_key(store.key), flags, value_len)
+            .map_err(|error| self.upload_failed(store, error))
+    }
+
+    /// The next piece of a value.
+    ///
+    /// # Errors
+    /// The reply, when there is no room for it; the upload has to be dropped.
+    pub fn upload(
+        &mut self,
+        store: &Store<'_>,
+        upload: &mut Upload,
+        bytes: &[u8],
+    ) -> Result<(), Outcome> {
+        upload.write(self.store, bytes, self.now).map_err(|error| self.upload_failed(store, error))
+    }
+
+    /// A storage command whose value has come in pieces.
+    pub fn store_upload(&mut self, store: &Store<'_>, upload: Upload) -> Outcome {
+        self.counters.add_one(Counter::CmdSet);
+        let (flags, lifetime, mode) = self.terms(store);
+        let key = store_key(store.key);
+        let stored = self.store.store_upload(key, upload, flags, lifetime, mode, self.now);
+        self.stored(store, stored)
+    }
+
+    fn terms(&self, store: &Store<'_>) -> (ClientFlags, Lifetime, Mode) {
+        let mode = match store.mode {
+            StoreMode::Set => Mode::Set,
+            StoreMode::Add => Mode::Add,
+            StoreMode::Replace => Mode::Replace,
+            StoreMode::Append => Mode::Append,
+            StoreMode::Prepend => Mode::Prepend,
+            StoreMode::Cas(cas) => Mode::Cas(CasUnique(cas)),
+        };
+        (ClientFlags(store.flags), expiry::lifetime(store.exptime, self.now), mode)
+    }
+
+    fn stored(&mut self, store: &Store<'_>, stored: Stored) -> Outcome {
+        let cas = matches!(store.mode, StoreMode::Cas(_));
+        match stored {
+            Stored::Stored(_) if cas => self.counted(Counter::CasHits, Outcome::Stored),
+            Stored::Stored(_) => Outcome::Stored,
+            Stored::NotStored => Outcome::NotStored,
+            Stored::Exists => self.counted(Counter::CasBadval, Outcome::Exists),
+            Stored::NotFound => self.counted(Counter::CasMisses, Outcome::NotFound),
+            Stored::TooLarge => self.upload_failed(store, UploadError::TooLarge),
+            Stored::NoMemory => self.upload_failed(store, UploadError::NoMemory),
+        }
+    }
+
+    /// A `set` that fails takes the old item with it, so that no stale value is served.
+    fn upload_failed(&mut self, store: &Store<'_>, error: UploadError) -> Outcome {
+        if store.mode == StoreMode::Set {
+            self.store.delete(store_key(store.key), None, self.now);
+        }
+        match error {
+            UploadError::TooLarge => self.counted(Counter::StoreTooLarge, Outcome::TooLarge),
+            UploadError::NoMemory => self.counted(Counter::StoreNoMemory, Outcome::NoMemory),
+        }
+    }
+
+    fn counted(&self, counter: Counter, outcome: Outcome) -> Outcome {
+        self.counters.add_one(counter);
+        outcome
+    }
+}

@@ -1,0 +1,8 @@
+//! What was asked, and doing it. It owns the logical requests, what each does to the store and
+//! the counters of `stats`; it never sees a wire format, a socket or a clock.
+#![forbid(unsafe_code)]
+
+pub mod counters;
+pub mod execute;
+pub mod expiry;
+pub mod request;

@@ -1,0 +1,188 @@
+//! Logical requests and their outcomes, shared by every wire format. This file owns their
+//! meaning; how they look on the wire is the business of `protocol`.
+#![forbid(unsafe_code)]
+
+/// Longest key, bytes (protocol.txt, "Keys").
+pub const KEY_LEN_MAX: usize = 250;
+
+/// A key of 1 to [`KEY_LEN_MAX`] bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key<'a>(&'a [u8]);
+
+impl<'a> Key<'a> {
+    /// The key, if its length is in bounds.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        (1..=KEY_LEN_MAX).contains(&bytes.len()).then_some(Self(bytes))
+    }
+
+    /// The bytes, 1 to [`KEY_LEN_MAX`] of them.
+    #[must_use]
+    pub fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+}
+
+/// An expiry time as a client gives it, seconds (protocol.txt, "Expiration times"): 0 never,
+/// negative at once, up to 30 days from now, beyond that a date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exptime(pub i64);
+
+/// What `get`, `gets`, `gat` and `gats` ask of each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The reply carries the cas unique.
+    pub with_cas: bool,
+    /// A new expiry time for every item found.
+    pub touch: Option<Exptime>,
+}
+
+/// How a storage command treats the item that may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreMode {
+    /// Whatever is there.
+    Set,
+    /// Only if nothing is there.
+    Add,
+    /// Only if something is there.
+    Replace,
+    /// After the value that is there; its flags and expiry stay.
+    Append,
+    /// Before the value that is there; its flags and expiry stay.
+    Prepend,
+    /// Only if what is there carries this cas unique.
+    Cas(u64),
+}
+
+/// A storage command without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Store<'a> {
+    /// Where.
+    pub key: Key<'a>,
+    /// The client's own 32 bits.
+    pub flags: u32,
+    /// Until when.
+    pub exptime: Exptime,
+    /// On what condition.
+    pub mode: StoreMode,
+}
+
+/// Which way `incr` and `decr` go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Adds, wrapping at 2^64.
+    Increment,
+    /// Subtracts, stopping at 0.
+    Decrement,
+}
+
+/// What `stats` is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatsTopic {
+    /// The general counters.
+    General,
+    /// The settings in force.
+    Settings,
+    /// Items by slab class.
+    Items,
+    /// Slab classes and their counters.
+    Slabs,
+    /// Item sizes.
+    Sizes,
+    /// Open connections.
+    Conns,
+    /// What the allowlist did.
+    Guard,
+    /// The store's own counters.
+    Store,
+}
+
+/// How `shutdown` asks the process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// At once.
+    Now,
+    /// After what is under way.
+    Graceful,
+}
+
+/// A request that is neither a fetch nor carries a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Removes an item.
+    Delete {
+        /// Which.
+        key: Key<'a>,
+    },
+    /// Adds to or subtracts from a decimal value.
+    Arithmetic {
+        /// Where.
+        key: Key<'a>,
+        /// Which way.
+        direction: Direction,
+        /// By how much.
+        delta: u64,
+    },
+    /// Gives an item a new expiry time.
+    Touch {
+        /// Which.
+        key: Key<'a>,
+        /// Until when.
+        exptime: Exptime,
+    },
+    /// Ends every item that is older than the given time.
+    FlushAll {
+        /// When; `Exptime(0)` is now.
+        at: Exptime,
+    },
+    /// Asks for the version.
+    Version,
+    /// Sets the log level.
+    Verbosity {
+        /// 0 to 3; more is 3.
+        level: u32,
+    },
+    /// Asks for counters.
+    Stats(StatsTopic),
+    /// Zeroes the counters.
+    StatsReset,
+    /// Ends the process.
+    Shutdown(Shutdown),
+}
+
+/// What became of a request that is answered by one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The value was stored.
+    Stored,
+    /// The mode's condition did not hold.
+    NotStored,
+    /// The cas unique is another by now.
+    Exists,
+    /// There is no such item.
+    NotFound,
+    /// The item was removed.
+    Deleted,
+    /// The item has its new expiry time.
+    Touched,
+    /// The value after `incr` or `decr`.
+    Number(u64),
+    /// Done.
+    Ok,
+    /// The counters are zero.
+    Reset,
+    /// The version.
+    Version,
+    /// The value is larger than the largest item.
+    TooLarge,
+    /// The store cannot make room.
+    NoMemory,
+    /// The store cannot make room for a new number.
+    OutOfMemory,
+    /// The value is not a decimal number.
+    NonNumeric,
+    /// `flush_all` is switched off.
+    FlushNotAllowed,
+    /// `shutdown` is switched off.
+    ShutdownNotEnabled,
+}
