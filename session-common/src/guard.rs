@@ -131,6 +131,19 @@ pub struct HostKey6 {
     pub address: [u8; 16],
 }
 
+/// Data of an IPv6 prefix: [`HostKey6`], and padding behind the address, where no prefix length
+/// reaches, so that the trie aligns its [`Rule`] to eight bytes. IPv4 prefixes use [`HostKey4`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PrefixKey6 {
+    /// The list and generation that the entry belongs to.
+    pub list: ListWord,
+    /// Network address, network byte order.
+    pub address: [u8; 16],
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// Bits of an LPM key that the list word takes before the address begins: the trie's prefix
 /// length of an entry is this plus the length of its network prefix.
 pub const LPM_LIST_BITS: u32 = 8 * size_of::<ListWord>() as u32;
@@ -249,6 +262,7 @@ const _: () = {
     assert!(size_of::<ListWord>() == 4);
     assert!(size_of::<HostKey4>() == 8);
     assert!(size_of::<HostKey6>() == 20);
+    assert!(size_of::<PrefixKey6>() == 24);
     assert!(size_of::<Rule>() == 16);
     assert!(size_of::<Counter>() == 16);
     assert!(Reason::ALL.len() == REASONS);
@@ -258,7 +272,9 @@ const _: () = {
 #[allow(unsafe_code)]
 mod pod {
     //! Plain-data marks for aya; user space only.
-    use super::{Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, ListWord, Meta, Rule};
+    use super::{
+        Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, ListWord, Meta, PrefixKey6, Rule,
+    };
 
     // SAFETY: `repr(C)`, made of integers and integer arrays only, no padding (asserted above).
     unsafe impl aya::Pod for Meta {}
@@ -273,7 +289,11 @@ mod pod {
     // SAFETY: as for `Meta`.
     unsafe impl aya::Pod for HostKey6 {}
     // SAFETY: as for `Meta`.
+    unsafe impl aya::Pod for PrefixKey6 {}
+    // SAFETY: as for `Meta`.
     unsafe impl aya::Pod for Rule {}
+    // SAFETY: as for `Meta`; asserted beside the type.
+    unsafe impl aya::Pod for crate::flood::Flood {}
     // SAFETY: as for `Meta`.
     unsafe impl aya::Pod for Counter {}
 }

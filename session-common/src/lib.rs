@@ -3,4 +3,5 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+pub mod flood;
 pub mod guard;

@@ -1,0 +1,14 @@
+//! The one way in which packet bytes are read.
+#![forbid(unsafe_code)]
+
+/// A packet's bytes.
+pub trait Frame {
+    /// The `N` bytes that begin at `offset`, or `None` when the packet ends before their end.
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl Frame for [u8] {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..)?.first_chunk().copied()
+    }
+}

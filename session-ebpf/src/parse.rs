@@ -1,0 +1,292 @@
+//! From bytes to addresses, protocol and destination port: what a packet's headers say.
+//!
+//! It owns the walk over Ethernet, VLAN tags, IPv4 with options, IPv6 with extension headers,
+//! AH and fragments. It never decides: a header that cannot be read becomes
+//! [`Target::Unresolved`], and `judge` says what that means.
+#![forbid(unsafe_code)]
+
+use session_common::guard::{EndpointKey, Reason};
+
+use crate::Frame;
+
+/// Most VLAN tags that are walked. The kernel itself strips any number of them.
+pub const VLAN_TAGS_MAX: usize = 4;
+
+/// Most extension headers (AH included) that are walked before TCP or UDP.
+pub const EXTENSION_HEADERS_MAX: usize = 8;
+
+/// Length of an Ethernet header.
+pub const ETHERNET_LEN: usize = 14;
+
+/// Length of a VLAN tag.
+const TAG_LEN: usize = 4;
+/// Length of an IPv4 header without options.
+const IPV4_LEN: usize = 20;
+/// Length of an IPv6 header.
+const IPV6_LEN: usize = 40;
+/// The shortest extension header; one that has less left is cut off.
+const EXTENSION_LEN: usize = 8;
+
+/// Ethertypes, as in `linux/if_ether.h`.
+mod ethertype {
+    pub(super) const IPV4: u16 = 0x0800;
+    pub(super) const IPV6: u16 = 0x86dd;
+    pub(super) const VLAN: u16 = 0x8100;
+    pub(super) const QINQ: u16 = 0x88a8;
+    pub(super) const QINQ_LEGACY: u16 = 0x9100;
+}
+
+/// Protocol and next-header numbers (IANA), as in `linux/in.h` and `net/ipv6.h`.
+mod protocol {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const TCP: u8 = 6;
+    pub(super) const UDP: u8 = 17;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION: u8 = 60;
+    pub(super) const MOBILITY: u8 = 135;
+    pub(super) const HIP: u8 = 139;
+    pub(super) const SHIM6: u8 = 140;
+}
+
+/// What the headers of one packet say, as far as they could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Bytes from the start of the link-layer header, as the IP length field claims them; of a
+    /// packet whose IP header cannot be read, the bytes before it.
+    pub len: u32,
+    /// Source and destination.
+    pub addresses: Addresses,
+    /// What the packet is headed for.
+    pub target: Target,
+}
+
+/// Source and destination of a packet, in its own family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// The headers end, or leave what is known, before the addresses.
+    Unread,
+    /// IPv4.
+    V4(Pair<[u8; 4]>),
+    /// IPv6.
+    V6(Pair<[u8; 16]>),
+}
+
+/// Source and destination, network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+}
+
+/// What a packet is headed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP or UDP port.
+    Port(EndpointKey),
+    /// Neither IPv4 nor IPv6.
+    NotIp,
+    /// IPv4 or IPv6, but neither TCP nor UDP.
+    OtherProtocol,
+    /// A fragment that does not begin the packet and so carries no port.
+    LaterFragment,
+    /// Headers that do not lead to a port, with the reason.
+    Unresolved(Reason),
+}
+
+/// An IP address as the guard judges it.
+pub trait Address: Copy {
+    /// Whether no packet on the wire may carry this source: an IPv4-mapped IPv6 address, which
+    /// reads as an allowed IPv4 peer to any program that prints it (RFC 4038 section 4.2).
+    fn is_forged_source(&self) -> bool;
+    /// Whether the stack delivers this destination without it being an address of the host:
+    /// multicast, limited broadcast, unspecified.
+    fn is_group(&self) -> bool;
+}
+
+impl Address for [u8; 4] {
+    #[inline(always)]
+    fn is_forged_source(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_group(&self) -> bool {
+        let address = u32::from_be_bytes(*self);
+        address >> 28 == 0xe || address == u32::MAX || address == 0
+    }
+}
+
+impl Address for [u8; 16] {
+    #[inline(always)]
+    fn is_forged_source(&self) -> bool {
+        u128::from_be_bytes(*self) >> 32 == 0xffff
+    }
+
+    #[inline(always)]
+    fn is_group(&self) -> bool {
+        self[0] == 0xff
+    }
+}
+
+/// Where the network header begins, and of what kind it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Ethertype of what begins at `at`.
+    pub ethertype: u16,
+    /// Offset of the network header, or of the first VLAN tag's two payload fields.
+    pub at: usize,
+    /// Bytes of link-layer header that lie before offset 0.
+    pub before_len: usize,
+}
+
+/// Reads the headers of an Ethernet frame.
+#[inline(always)]
+pub fn parse<F: Frame + ?Sized>(frame: &F) -> Headers {
+    let Some(ethernet) = frame.load::<ETHERNET_LEN>(0) else {
+        return unread(Target::Unresolved(Reason::Truncated), 0);
+    };
+    let ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
+    parse_from(frame, Link { ethertype, at: ETHERNET_LEN, before_len: 0 })
+}
+
+/// Reads the headers of a packet whose link-layer header has been read.
+#[inline(always)]
+pub fn parse_from<F: Frame + ?Sized>(frame: &F, link: Link) -> Headers {
+    let Link { mut ethertype, mut at, before_len } = link;
+    for _ in 0..VLAN_TAGS_MAX {
+        if !is_vlan_tag(ethertype) {
+            break;
+        }
+        let Some(tag) = frame.load::<TAG_LEN>(at) else {
+            return unread(Target::Unresolved(Reason::Truncated), before_len + at);
+        };
+        ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+        at += TAG_LEN;
+    }
+    match ethertype {
+        ethertype::IPV4 => parse_ipv4(frame, at, before_len),
+        ethertype::IPV6 => parse_ipv6(frame, at, before_len),
+        tag if is_vlan_tag(tag) => unread(Target::Unresolved(Reason::TooManyTags), before_len + at),
+        _ => unread(Target::NotIp, before_len + at),
+    }
+}
+
+#[inline(always)]
+fn is_vlan_tag(ethertype: u16) -> bool {
+    ethertype == ethertype::VLAN
+        || ethertype == ethertype::QINQ
+        || ethertype == ethertype::QINQ_LEGACY
+}
+
+#[inline(always)]
+fn unread(target: Target, len: usize) -> Headers {
+    Headers { len: len as u32, addresses: Addresses::Unread, target }
+}
+
+/// RFC 791 section 3.1.
+#[inline(always)]
+fn parse_ipv4<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Headers {
+    let Some(ip) = frame.load::<IPV4_LEN>(at) else {
+        return unread(Target::Unresolved(Reason::Truncated), before_len + at);
+    };
+    let header_len = usize::from(ip[0] & 0x0f) * 4;
+    let fragment_offset = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff;
+    let target = if ip[0] >> 4 != 4 || header_len < IPV4_LEN {
+        Target::Unresolved(Reason::BadHeader)
+    } else if fragment_offset != 0 {
+        Target::LaterFragment
+    } else {
+        walk::<F, false>(frame, ip[9], at + header_len)
+    };
+    Headers {
+        len: (before_len + at) as u32 + u32::from(u16::from_be_bytes([ip[2], ip[3]])),
+        addresses: Addresses::V4(Pair {
+            source: [ip[12], ip[13], ip[14], ip[15]],
+            destination: [ip[16], ip[17], ip[18], ip[19]],
+        }),
+        target,
+    }
+}
+
+/// RFC 8200 section 3.
+#[inline(always)]
+fn parse_ipv6<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Headers {
+    let Some(ip) = frame.load::<IPV6_LEN>(at) else {
+        return unread(Target::Unresolved(Reason::Truncated), before_len + at);
+    };
+    let target = if ip[0] >> 4 != 6 {
+        Target::Unresolved(Reason::BadHeader)
+    } else {
+        walk::<F, true>(frame, ip[6], at + IPV6_LEN)
+    };
+    let mut pair = Pair { source: [0; 16], destination: [0; 16] };
+    pair.source.copy_from_slice(&ip[8..24]);
+    pair.destination.copy_from_slice(&ip[24..40]);
+    Headers {
+        len: (before_len + at + IPV6_LEN) as u32 + u32::from(u16::from_be_bytes([ip[4], ip[5]])),
+        addresses: Addresses::V6(pair),
+        target,
+    }
+}
+
+/// Walks the chain of headers that begins with protocol `next` at `at`, to TCP or UDP.
+#[inline(always)]
+fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize) -> Target {
+    let (mut next, mut at) = (next, at);
+    for _ in 0..EXTENSION_HEADERS_MAX {
+        if !is_extension::<V6>(next) {
+            break;
+        }
+        let Some(header) = frame.load::<EXTENSION_LEN>(at) else {
+            return Target::Unresolved(Reason::Truncated);
+        };
+        let len = usize::from(header[1]);
+        at += match next {
+            protocol::FRAGMENT => {
+                if u16::from_be_bytes([header[2], header[3]]) >> 3 != 0 {
+                    return Target::LaterFragment;
+                }
+                EXTENSION_LEN
+            }
+            protocol::AUTHENTICATION => (len + 2) * 4,
+            _ => (len + 1) * 8,
+        };
+        next = header[0];
+    }
+    match next {
+        protocol::TCP | protocol::UDP => read_port(frame, next, at),
+        next if is_extension::<V6>(next) => Target::Unresolved(Reason::TooManyHeaders),
+        _ => Target::OtherProtocol,
+    }
+}
+
+/// Whether a header of this number is walked. IPv4 knows only AH of them (RFC 4302).
+#[inline(always)]
+fn is_extension<const V6: bool>(next: u8) -> bool {
+    next == protocol::AUTHENTICATION
+        || V6
+            && (next == protocol::HOP_BY_HOP
+                || next == protocol::ROUTING
+                || next == protocol::FRAGMENT
+                || next == protocol::DESTINATION
+                || next == protocol::MOBILITY
+                || next == protocol::HIP
+                || next == protocol::SHIM6)
+}
+
+/// The destination port stands in bytes 2 and 3 of TCP and of UDP.
+#[inline(always)]
+fn read_port<F: Frame + ?Sized>(frame: &F, protocol: u8, at: usize) -> Target {
+    match frame.load::<4>(at) {
+        Some(ports) => Target::Port(EndpointKey {
+            port: u16::from_be_bytes([ports[2], ports[3]]),
+            protocol,
+            reserved: 0,
+        }),
+        None => Target::Unresolved(Reason::Truncated),
+    }
+}

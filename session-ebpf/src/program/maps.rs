@@ -1,0 +1,210 @@
+//! The guard's maps, and the judgement's questions put to them.
+//!
+//! It owns the map definitions (their layouts stand in `session_common::guard`) and the routing
+//! lookup. It never writes but to the counters.
+
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_boot_ns},
+    macros::btf_map,
+};
+use session_common::guard::{
+    Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6, LISTS_MAX,
+    LOCAL_MAX, LPM_LIST_BITS, ListWord, Meta, PREFIXES_MAX, PrefixKey6, REASONS, RULES_MAX, Rule,
+};
+use session_ebpf::{Lookup, Pair, Tables};
+
+/// Memory is taken as entries are written, not for the largest list there may be.
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+static META: Array<Meta, 1> = Array::new();
+#[btf_map]
+static ENDPOINTS: HashMap<EndpointKey, EndpointValue, { ENDPOINTS_MAX as usize }> = HashMap::new();
+#[btf_map]
+static LISTS: Array<ListWord, { LISTS_MAX as usize }> = Array::new();
+#[btf_map]
+static HOSTS4: HashMap<HostKey4, Rule, { HOSTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static HOSTS6: HashMap<HostKey6, Rule, { HOSTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static PREFIXES4: LpmTrie<HostKey4, Rule, { PREFIXES_MAX as usize }> = LpmTrie::new();
+#[btf_map]
+static PREFIXES6: LpmTrie<PrefixKey6, Rule, { PREFIXES_MAX as usize }> = LpmTrie::new();
+#[btf_map]
+static LOCAL4: HashMap<[u8; 4], u32, { LOCAL_MAX as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static LOCAL6: HashMap<[u8; 16], u32, { LOCAL_MAX as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(super) static COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
+#[btf_map]
+pub(super) static RULES: PerCpuArray<Counter, { RULES_MAX as usize }> = PerCpuArray::new();
+
+/// Adds one packet of `len` bytes to a counter of this CPU.
+#[inline(always)]
+pub(super) fn add<const N: usize>(counters: &PerCpuArray<Counter, N>, index: u32, len: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: this CPU's slot of a per-CPU map; a program is not interrupted by itself on
+        // one CPU, and user space only reads.
+        let counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += u64::from(len);
+    }
+}
+
+/// The maps, and the packet's context for the routing lookup.
+pub(super) struct Maps {
+    context: *mut c_void,
+    ifindex: u32,
+}
+
+impl Maps {
+    #[inline(always)]
+    pub(super) fn new(context: *mut c_void, ifindex: u32) -> Self {
+        Self { context, ifindex }
+    }
+
+    /// `bpf_fib_lookup` with everything zero but the family and the device.
+    #[inline(always)]
+    fn route(&self, family: u8) -> FibLookup {
+        // SAFETY: a plain structure of integers, of which all zero is a value.
+        let mut route = unsafe { MaybeUninit::<FibLookup>::zeroed().assume_init() };
+        route.family = family;
+        route.ifindex = self.ifindex;
+        route
+    }
+
+    #[inline(always)]
+    fn is_forwarded(&self, route: &mut FibLookup) -> bool {
+        // SAFETY: `context` is the program's own; `route` is as long as said.
+        let answer = unsafe {
+            bpf_fib_lookup(self.context, ptr::from_mut(route), size_of::<FibLookup>() as i32, 0)
+        };
+        is_route_elsewhere(answer)
+    }
+}
+
+/// What `bpf_fib_lookup` answers for a packet that the host itself does not receive:
+/// forwarded (success, no neighbour yet, tunnel, too long) or refused by a route (blackhole,
+/// unreachable, prohibit). Everything else, forwarding switched off and errors included, says
+/// that the packet is the host's own or that the helper cannot tell.
+#[inline(always)]
+fn is_route_elsewhere(answer: i64) -> bool {
+    use aya_ebpf::bindings::{
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT,
+    };
+    [
+        BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LKUP_RET_BLACKHOLE,
+        BPF_FIB_LKUP_RET_UNREACHABLE,
+        BPF_FIB_LKUP_RET_PROHIBIT,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT,
+        BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED,
+    ]
+    .contains(&(answer as u32))
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn endpoint(&self, key: EndpointKey) -> Option<u32> {
+        // SAFETY: read at once, not kept beyond an update.
+        unsafe { ENDPOINTS.get(key) }.map(|value| value.list)
+    }
+
+    #[inline(always)]
+    fn list_word(&self, list: u32) -> ListWord {
+        match LISTS.get_ptr(list) {
+            // SAFETY: a valid map value. Volatile: read once a packet and list, as the whole
+            // lookup must see one generation.
+            Some(word) => unsafe { ptr::read_volatile(word) },
+            None => ListWord::NONE,
+        }
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> u32 {
+        META.get(0).map_or(0, |meta| meta.settings)
+    }
+
+    #[inline(always)]
+    fn boottime_ns(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+}
+
+impl Lookup<[u8; 4]> for Maps {
+    #[inline(always)]
+    fn host(&self, list: ListWord, address: [u8; 4]) -> Option<Rule> {
+        // SAFETY: copied at once; a NO_PREALLOC entry is freed only after the program ends.
+        unsafe { HOSTS4.get(HostKey4 { list, address }) }.copied()
+    }
+
+    #[inline(always)]
+    fn prefix(&self, list: ListWord, address: [u8; 4]) -> Option<Rule> {
+        let key = Key::new(LPM_LIST_BITS + 32, HostKey4 { list, address });
+        PREFIXES4.get(&key).copied()
+    }
+
+    #[inline(always)]
+    fn is_own(&self, destination: [u8; 4]) -> bool {
+        // SAFETY: only whether there is an entry.
+        unsafe { LOCAL4.get(destination) }.is_some()
+    }
+
+    #[inline(always)]
+    fn is_forwarded(&self, pair: &Pair<[u8; 4]>) -> bool {
+        const AF_INET: u8 = 2;
+        let mut route = self.route(AF_INET);
+        route.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(pair.source);
+        route.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(pair.destination);
+        self.is_forwarded(&mut route)
+    }
+}
+
+impl Lookup<[u8; 16]> for Maps {
+    #[inline(always)]
+    fn host(&self, list: ListWord, address: [u8; 16]) -> Option<Rule> {
+        // SAFETY: as for IPv4.
+        unsafe { HOSTS6.get(HostKey6 { list, address }) }.copied()
+    }
+
+    #[inline(always)]
+    fn prefix(&self, list: ListWord, address: [u8; 16]) -> Option<Rule> {
+        let key = Key::new(LPM_LIST_BITS + 128, PrefixKey6 { list, address, reserved: 0 });
+        PREFIXES6.get(&key).copied()
+    }
+
+    #[inline(always)]
+    fn is_own(&self, destination: [u8; 16]) -> bool {
+        // SAFETY: only whether there is an entry.
+        unsafe { LOCAL6.get(destination) }.is_some()
+    }
+
+    #[inline(always)]
+    fn is_forwarded(&self, pair: &Pair<[u8; 16]>) -> bool {
+        const AF_INET6: u8 = 10;
+        let mut route = self.route(AF_INET6);
+        route.__bindgen_anon_3.ipv6_src = words(pair.source);
+        route.__bindgen_anon_4.ipv6_dst = words(pair.destination);
+        self.is_forwarded(&mut route)
+    }
+}
+
+/// An IPv6 address as the kernel's four words in network byte order.
+#[inline(always)]
+fn words(address: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}

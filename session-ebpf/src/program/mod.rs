@@ -1,0 +1,70 @@
+//! The guard as the kernel runs it: three hooks around one judgement.
+//!
+//! It owns the entry points and the counting. What a packet means stands in the library of this
+//! crate; where tables come from stands in `maps`, where bytes come from in `frames`.
+
+mod frames;
+mod maps;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{tcx_action_base, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use session_common::guard::{RULES_MAX, settings};
+use session_ebpf::{Frame, Headers, Tables, judge, parse, parse_from};
+
+use self::{
+    frames::{LinearFrame, ScatteredFrame, SocketBuffer},
+    maps::{COUNTERS, Maps, RULES, add},
+};
+
+/// XDP for drivers that hand over a packet in one piece. Linux 5.10.
+#[xdp]
+pub(super) fn guard(context: XdpContext) -> u32 {
+    xdp_action(&context, &LinearFrame::new(&context))
+}
+
+/// XDP for drivers that hand over a packet in several pieces (MTU above a page). Linux 5.18.
+#[xdp(frags)]
+pub(super) fn guard_frags(context: XdpContext) -> u32 {
+    xdp_action(&context, &ScatteredFrame::new(&context))
+}
+
+/// tcx, for devices whose driver has no XDP and for those without an Ethernet header. Linux 6.6.
+#[classifier]
+pub(super) fn guard_tcx(context: TcContext) -> i32 {
+    let frame = SocketBuffer::new(&context);
+    let maps = Maps::new(context.as_ptr(), frame.ifindex());
+    let headers = parse_from(&frame, frame.link());
+    if passes(&maps, &headers) { tcx_action_base::TCX_NEXT } else { tcx_action_base::TCX_DROP }
+}
+
+#[inline(always)]
+fn xdp_action(context: &XdpContext, frame: &impl Frame) -> u32 {
+    let maps = Maps::new(context.as_ptr(), context.ingress_ifindex() as u32);
+    let headers = parse(frame);
+    if passes(&maps, &headers) { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+}
+
+/// Judges and counts one packet.
+#[inline(always)]
+fn passes(maps: &Maps, headers: &Headers) -> bool {
+    let finding = judge(maps, headers);
+    add(&COUNTERS, finding.reason as u32, headers.len);
+    if let Some(rule) = finding.rule {
+        add(&RULES, if rule < RULES_MAX { rule } else { 0 }, headers.len);
+    }
+    !finding.reason.drops() || maps.settings() & settings::AUDIT != 0
+}
+
+/// Two licences: helpers of the kernel ask for a GPL-compatible one.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub(super) static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
