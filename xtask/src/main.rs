@@ -3,7 +3,9 @@
 
 mod bench_guard;
 mod build_ebpf;
+mod ci;
 mod packages;
+mod run;
 mod shell;
 mod tally;
 mod test;
@@ -17,10 +19,14 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 enum Command {
+    /// Start a guarded sessiond in a playground of network namespaces
+    Run(run::Options),
     /// Set up, build and run every test
     Test(test::Options),
     /// Check what a compiler does not: layers, module headers, lengths, links
     Tidy,
+    /// Everything that a change must pass, the tests last; .ci/run installs what it needs
+    Ci,
     /// Rebuild the kept eBPF object and its digest from source
     BuildEbpf(build_ebpf::Options),
     /// Measure
@@ -37,7 +43,9 @@ enum Bench {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Command::parse() {
+        Command::Run(options) => return run::run(&options),
         Command::Test(options) => return test::run(&options),
+        Command::Ci => return ci::run(),
         Command::Tidy => return tidy::run(),
         Command::BuildEbpf(options) => build_ebpf::run(&options)?,
         Command::Bench(Bench::Guard(options)) => bench_guard::run(&options)?,

@@ -17,17 +17,18 @@ use crate::packages;
 use crate::shell;
 use crate::tally::Tally;
 
-/// Names the eBPF object that the guard's tests load instead of the kept one.
+/// Names the eBPF object that the daemon is built with, and that the guard's tests load, instead
+/// of the kept one.
 const OBJECT_VARIABLE: &str = "SESSION_GUARD_OBJECT";
 
 /// Longest that one test program may take, in seconds; with `--all` it is four times that.
 const PROGRAM_LIMIT_S: u64 = 600;
 
 /// Test programs about the guard, by the first word of their names.
-const GUARD_PROGRAMS: &[&str] = &["packet_", "guard_"];
+const GUARD_PROGRAMS: &[&str] = &["packet_", "guard_", "e2e_"];
 
 /// Options of `cargo xtask test`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
     /// Run only tests whose name, or whose program's name, contains this
     #[arg(long, value_name = "TEXT")]
@@ -51,26 +52,27 @@ struct Program {
 
 /// Runs everything and prints the closing line last.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    packages::ensure(packages::FOR_TESTS);
-    if !shell::is_root() {
-        println!("without root every test that needs network namespaces is skipped");
-    }
-    if shell::is_root() {
-        leftovers::reap();
-    }
-    let total = match run_all(options) {
-        Ok(total) => total,
-        Err(error) => {
-            println!("{error:#}");
-            Tally { failed: 1, ..Tally::default() }
-        }
-    };
+    let total = total(options);
     println!("{total}");
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs everything; what keeps the tests from running counts as one failure.
+pub(crate) fn total(options: &Options) -> Tally {
+    packages::ensure(packages::FOR_TESTS);
+    if shell::is_root() {
+        leftovers::reap();
+    } else {
+        println!("without root every test that needs network namespaces is skipped");
+    }
+    run_all(options).unwrap_or_else(|error| {
+        println!("{error:#}");
+        Tally { failed: 1, ..Tally::default() }
+    })
+}
+
 fn run_all(options: &Options) -> Result<Tally> {
-    let directory = build_daemon()?;
+    let directory = build_daemon(options)?;
     let programs = build_tests(options)?;
     ensure!(!programs.is_empty(), "no test program to run");
     let scratch = tempfile::tempdir()?;
@@ -106,6 +108,19 @@ fn run_all(options: &Options) -> Result<Tally> {
     Ok(total)
 }
 
+impl Options {
+    /// The guard's tests alone, on this object.
+    pub(crate) fn on_object(object: PathBuf) -> Self {
+        Self { object: Some(object), ..Self::default() }
+    }
+
+    fn choose_object(&self, command: &mut Command) {
+        if let Some(object) = &self.object {
+            command.env(OBJECT_VARIABLE, shell::root().join(object));
+        }
+    }
+}
+
 impl Program {
     fn command(&self, options: &Options, directory: &Path, skip_file: &Path) -> Command {
         let mut command = Command::new(&self.executable);
@@ -118,9 +133,7 @@ impl Program {
             command.env(skip::ALL_VARIABLE, "1");
             command.args(self.arguments.is_empty().then_some("--include-ignored"));
         }
-        if let Some(object) = &options.object {
-            command.env(OBJECT_VARIABLE, shell::root().join(object));
-        }
+        options.choose_object(&mut command);
         if let Some(filter) = &options.filter
             && !self.name.contains(filter)
         {
@@ -146,14 +159,17 @@ impl Program {
 }
 
 /// Builds `sessiond` and `sessionctl` and returns the directory that they are in.
-fn build_daemon() -> Result<PathBuf> {
-    shell::run(shell::cargo().args(["build", "--package", "session-daemon", "--bins"]))?;
+fn build_daemon(options: &Options) -> Result<PathBuf> {
+    let mut command = shell::cargo();
+    options.choose_object(&mut command);
+    shell::run(command.args(["build", "--package", "session-daemon", "--bins"]))?;
     Ok(shell::target_directory().join("debug"))
 }
 
 /// Builds every test program of the workspace.
 fn build_tests(options: &Options) -> Result<Vec<Program>> {
     let mut command = shell::cargo();
+    options.choose_object(&mut command);
     command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     println!("+ {}", shell::line(&command));
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
