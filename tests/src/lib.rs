@@ -8,9 +8,11 @@
 
 pub mod binaries;
 pub mod client;
+pub mod guard_program;
 pub mod leftovers;
 pub mod memcached;
 pub mod netns;
+pub mod packet;
 pub mod process;
 pub mod scratch;
 pub mod sessiond;
