@@ -8,6 +8,7 @@
 
 pub mod binaries;
 pub mod client;
+pub mod flood;
 pub mod guard_program;
 pub mod leftovers;
 pub mod memcached;
