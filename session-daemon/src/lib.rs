@@ -8,6 +8,8 @@ pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod guard;
 pub mod link;
 pub mod protocol;
 pub mod store;
+pub mod sys;

@@ -8,12 +8,10 @@
 
 pub mod binaries;
 pub mod client;
-pub mod flood;
-pub mod guard_program;
+pub mod guard_holder;
 pub mod leftovers;
 pub mod memcached;
 pub mod netns;
-pub mod packet;
 pub mod process;
 pub mod scratch;
 pub mod sessiond;

@@ -10,7 +10,6 @@ use crate::shell;
 /// What the tests drive or compare with.
 pub(crate) const FOR_TESTS: &[&str] = &[
     "bpftool",
-    "ethtool",
     "iproute2",
     "iptables",
     "libmemcached-tools",

@@ -59,6 +59,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "session-daemon/src/startup/",
             "session-daemon/src/link/",
             "session-daemon/src/bin/",
+            "session-daemon/src/sys.rs",
             "tests/",
         ],
     ),

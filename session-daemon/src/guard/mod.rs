@@ -1,0 +1,247 @@
+//! The guard from user space: loaded, filled, attached, watched.
+//!
+//! It owns the XDP program's life and the maps. It never sees a client's byte and is never on
+//! the request path; what a packet meets is decided in `session-ebpf`.
+#![forbid(unsafe_code)]
+
+mod attach;
+mod entries;
+pub mod error;
+pub mod interfaces;
+pub mod lists;
+mod maps;
+mod netlink;
+mod object;
+mod pins;
+mod start;
+pub mod status;
+pub mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use session_common::guard::ListWord;
+
+use crate::allowlist::{Allowlist, Entry, canonical};
+use crate::guard::attach::Link;
+use crate::guard::entries::{Keys, RuleCounters, Staged};
+use crate::guard::error::GuardError;
+use crate::guard::interfaces::{Interface, Interfaces};
+use crate::guard::lists::{Protocol, Slot};
+use crate::guard::maps::Maps;
+use crate::guard::netlink::Netlink;
+use crate::guard::object::Programs;
+use crate::guard::pins::Pins;
+
+/// How the guard stands on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// XDP in the driver, with packets of several pieces. Linux 5.18.
+    NativeFrags,
+    /// XDP in the driver.
+    Native,
+    /// tcx: after the socket buffer was made, before the stack. Linux 6.6.
+    Tcx,
+    /// XDP on socket buffers, for any driver.
+    Generic,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::NativeFrags => "native with frags",
+            Self::Native => "native",
+            Self::Tcx => "tcx",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// `--guard-mode`: which modes may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeChoice {
+    /// The best that each interface has: native with frags, native, tcx; never generic.
+    #[default]
+    Auto,
+    /// XDP in the driver or nothing.
+    Native,
+    /// tcx or nothing.
+    Tcx,
+    /// Generic XDP or nothing.
+    Generic,
+}
+
+/// Which destinations are judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Destination {
+    /// The host's own addresses, as a firewall's INPUT chain.
+    #[default]
+    Local,
+    /// Every address, forwarded traffic included.
+    Any,
+}
+
+/// What to guard and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardConfig {
+    /// Where to stand.
+    pub interfaces: Interfaces,
+    /// Which modes may be used.
+    pub mode: ModeChoice,
+    /// The guarded ports.
+    pub endpoints: Vec<(Protocol, u16)>,
+    /// Where the bpffs is or will be mounted, usually `/sys/fs/bpf`.
+    pub bpffs: PathBuf,
+    /// Which destinations are judged.
+    pub destination: Destination,
+    /// Count what would be dropped, and pass it.
+    pub audit: bool,
+    /// Name of this daemon's list, the same over restarts; one daemon a name and namespace.
+    pub list: String,
+}
+
+/// Where a bpffs is mounted by convention.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// The guard of this daemon, standing. Dropping it takes nothing off: the pins stay.
+#[derive(Debug)]
+pub struct Guard {
+    config: GuardConfig,
+    pins: Pins,
+    slot: Slot,
+    maps: Maps,
+    programs: Programs,
+    netlink: Netlink,
+    list: Allowlist,
+    counters: RuleCounters,
+    /// Own addresses as they stand in the maps.
+    addresses: BTreeSet<IpAddr>,
+    /// Devices as they were listed last.
+    interfaces: Vec<Interface>,
+    /// Links by device number.
+    links: BTreeMap<u32, Link>,
+    /// Links of devices that are not here now: they moved to another namespace.
+    strays: Vec<Link>,
+    /// Why a device that should be guarded is not, by number.
+    faults: BTreeMap<u32, String>,
+    /// Faults of the guard as a whole that last, by subject.
+    troubles: BTreeMap<&'static str, String>,
+    /// Generation that was written last, in force or not.
+    generation: u32,
+    listed_at: Instant,
+    ticked_at: Instant,
+}
+
+impl Guard {
+    /// Adds an entry, in place of one with the same prefix. In force when it returns.
+    pub fn insert(&mut self, entry: &Entry) -> Result<(), GuardError> {
+        let mut entry = entry.clone();
+        entry.prefix = canonical(entry.prefix);
+        let before = self.list.insert(entry.clone());
+        let size = self.list.check_size();
+        let outcome = size.map_err(GuardError::from).and_then(|()| {
+            let _lock = self.pins_lock()?;
+            let word = self.word()?;
+            entries::insert(&mut self.maps, word, &entry, &mut self.counters)
+        });
+        if outcome.is_err() {
+            match before {
+                Some(before) => drop(self.list.insert(before)),
+                None => drop(self.list.remove(entry.prefix)),
+            }
+        }
+        outcome
+    }
+
+    /// Removes the entry of exactly this prefix, if there is one. In force when it returns.
+    pub fn remove(&mut self, prefix: IpNet) -> Result<Option<Entry>, GuardError> {
+        let prefix = canonical(prefix);
+        let _lock = self.pins_lock()?;
+        let word = self.word()?;
+        entries::remove(&mut self.maps, word, prefix, &mut self.counters)?;
+        Ok(self.list.remove(prefix))
+    }
+
+    /// Puts `list` in the place of the one in force, at one instant. On an error the old one
+    /// stays, whole.
+    pub fn replace(&mut self, list: &Allowlist) -> Result<(), GuardError> {
+        list.check_size()?;
+        let _lock = self.pins_lock()?;
+        let word = self.word()?;
+        // What a crash left behind was swept when this process started.
+        self.generation = Keys::default().next_generation(self.generation);
+        let next = ListWord::new(self.slot.number, self.generation);
+        let staged = entries::stage(&mut self.maps, list, next, &self.counters)?;
+        let before = Keys::of(&self.list, word);
+        self.switch(staged, list)?;
+        entries::sweep(&mut self.maps, &before);
+        Ok(())
+    }
+
+    /// The list in force.
+    #[must_use]
+    pub fn list(&self) -> &Allowlist {
+        &self.list
+    }
+
+    /// Brings a staged list into force.
+    fn switch(&mut self, staged: Staged, list: &Allowlist) -> Result<(), GuardError> {
+        let outcome = self.maps.lists.set(self.slot.number, staged.word, 0);
+        if let Err(error) = outcome {
+            staged.withdraw(&mut self.maps);
+            return Err(maps::write_error("LISTS", &error));
+        }
+        self.counters = staged.counters;
+        self.list = list.clone();
+        Ok(())
+    }
+
+    /// The word in force.
+    fn word(&self) -> Result<ListWord, GuardError> {
+        self.maps
+            .lists
+            .get(&self.slot.number, 0)
+            .map_err(|error| maps::write_error("LISTS", &error))
+    }
+
+    /// The guard's lock. Without a bpffs there is nobody to share with and nothing to lock.
+    fn pins_lock(&self) -> Result<Option<pins::Lock>, GuardError> {
+        if self.pins.root().exists() { self.pins.lock().map(Some) } else { Ok(None) }
+    }
+}
+
+/// What [`detach_all`] took off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// Links that held a device.
+    pub links: usize,
+}
+
+/// Takes the guard of this network namespace off every interface and removes its pins: the only
+/// way to end it. Refused while a daemon runs.
+pub fn detach_all(bpffs: &Path) -> Result<Detached, GuardError> {
+    let pins = Pins::locate(bpffs)?;
+    if !pins.root().exists() {
+        return Ok(Detached { links: 0 });
+    }
+    let _lock = pins.lock()?;
+    let live = lists::live(&pins, None)?;
+    if !live.is_empty() {
+        return Err(GuardError::DaemonsRun { lists: lists::join(&live) });
+    }
+    let links = attach::pinned_links(&pins);
+    for found in links.values() {
+        attach::detach(found)?;
+    }
+    pins.remove_all()
+        .map_err(|error| GuardError::io(format!("removing {}", pins.root().display()), error))?;
+    Ok(Detached { links: links.len() })
+}

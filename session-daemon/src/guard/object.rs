@@ -1,0 +1,130 @@
+//! The compiled guard: loaded once, over pinned maps or new ones; its programs loaded as needed.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use crate::guard::Mode;
+use crate::guard::error::GuardError;
+use crate::guard::maps::{Maps, SPECS};
+use crate::guard::pins::{MAPS, Pins};
+use crate::sys;
+
+/// The object kept in the repository, or the one that the build was told to use.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SESSION_GUARD_OBJECT"));
+
+/// A program in the kernel.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) id: u32,
+    fd: OwnedFd,
+}
+
+impl Loaded {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The guard's programs.
+#[derive(Debug)]
+pub(super) struct Programs {
+    object: Ebpf,
+    /// By name in the object; an error is kept, because the kernel's answer will not change.
+    loaded: BTreeMap<&'static str, Result<Loaded, String>>,
+}
+
+/// Opens the object over the pinned maps, or makes new ones that are not pinned yet.
+pub(super) fn open(pins: &Pins, pinned: Option<&[u32]>) -> Result<(Programs, Maps), GuardError> {
+    let mut loader = EbpfLoader::new();
+    if pinned.is_some() {
+        for spec in &SPECS {
+            loader.map_pin_path(spec.name, pins.path(MAPS, spec.name));
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(|error| object_error(&error))?;
+    let maps = Maps::take(&mut object)?;
+    // What was inspected is what was opened.
+    if pinned.is_some_and(|ids| !maps.ids().eq(ids.iter().copied())) {
+        let error = "the pinned maps changed while they were opened".to_owned();
+        return Err(GuardError::Load { what: "maps".to_owned(), error });
+    }
+    Ok((Programs { object, loaded: BTreeMap::new() }, maps))
+}
+
+impl Programs {
+    /// The program for a mode, loaded on first use; else why the kernel refuses it.
+    pub(super) fn for_mode(&mut self, mode: Mode) -> Result<&Loaded, String> {
+        let name = program_name(mode);
+        if !self.loaded.contains_key(name) {
+            let outcome = load(&mut self.object, name);
+            self.loaded.insert(name, outcome);
+        }
+        self.loaded[name].as_ref().map_err(Clone::clone)
+    }
+
+    /// Names and handles of the programs that are in the kernel.
+    pub(super) fn loaded(&self) -> impl Iterator<Item = (&'static str, &Loaded)> {
+        self.loaded.iter().filter_map(|(name, loaded)| Some((*name, loaded.as_ref().ok()?)))
+    }
+}
+
+/// Name of a mode's program in the object and among the pins.
+pub(super) const fn program_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::NativeFrags => "guard_frags",
+        Mode::Native | Mode::Generic => "guard",
+        Mode::Tcx => "guard_tcx",
+    }
+}
+
+fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, String> {
+    let program = object.program_mut(name).ok_or("not in the object")?;
+    let fd = match program {
+        Program::Xdp(program) => program.load().and_then(|()| clone(program.fd()?)),
+        Program::SchedClassifier(program) => program.load().and_then(|()| clone(program.fd()?)),
+        _ => return Err("of another type in the object".to_owned()),
+    };
+    let fd = fd.map_err(|error| program_error(&error))?;
+    let (id, _) = sys::program_facts(fd.as_fd()).map_err(|error| error.to_string())?;
+    Ok(Loaded { id, fd })
+}
+
+fn clone(fd: &aya::programs::ProgramFd) -> Result<OwnedFd, ProgramError> {
+    fd.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+/// The end of the verifier's log says why.
+fn program_error(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let last = log.lines().rev().find(|line| !line.starts_with("processed ")).unwrap_or("");
+            format!("load: {io_error} {last}").trim_end().to_owned()
+        }
+        error => format!("load: {error}"),
+    }
+}
+
+fn object_error(error: &EbpfError) -> GuardError {
+    let cause = match error {
+        EbpfError::MapError(error) => crate::guard::maps::io_error(error),
+        _ => None,
+    };
+    if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied) {
+        return GuardError::NotPermitted {
+            what: "making the guard's maps".to_owned(),
+            capabilities: "CAP_BPF and CAP_NET_ADMIN",
+        };
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    GuardError::Load { what: "maps".to_owned(), error: text }
+}

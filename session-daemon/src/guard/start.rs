@@ -1,0 +1,275 @@
+//! The start of a guard: claim a list, check the pins, fill, attach, pin, in this order.
+//!
+//! A start that fails leaves what stood before in force: staged entries are taken out again,
+//! updated links get their former program back, new links end with their descriptors.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use session_common::guard::{ListWord, MAGIC, Meta, SCHEMA, settings};
+
+use crate::allowlist::Allowlist;
+use crate::guard::attach::{self, Link, Outcome};
+use crate::guard::entries::{self, Keys, RuleCounters, Staged};
+use crate::guard::error::GuardError;
+use crate::guard::interfaces::{Interfaces, Plan, plan};
+use crate::guard::lists;
+use crate::guard::maps::{self, Pinned, write_error};
+use crate::guard::netlink::Netlink;
+use crate::guard::object;
+use crate::guard::pins::{MAPS, PROGRAMS, Pins, mounts_are_private};
+use crate::guard::{Destination, Guard, GuardConfig};
+use crate::sys;
+
+const PRIVATE_MOUNT: &str = "the bpffs was mounted in a mount namespace of this process's own: the pins end with it; mount it before sessiond starts";
+
+impl Guard {
+    /// Puts the guard up. When it returns every selected interface is guarded and `list` is in
+    /// force for the endpoints; the caller binds the ports after it.
+    pub fn attach(config: GuardConfig, list: &Allowlist) -> Result<Self, GuardError> {
+        list.check_size()?;
+        let pins = Pins::locate(&config.bpffs)?;
+        let mounted = pins.prepare()?;
+        let _lock = pins.lock()?;
+        let slot = lists::claim(&pins, &config.list)?;
+        let live = lists::live(&pins, Some(slot.number))?;
+        let pinned = match maps::inspect(&pins) {
+            Pinned::Trusted(ids) => Some(ids),
+            Pinned::Absent => None,
+            Pinned::Untrusted(what) if live.is_empty() => {
+                log::warn!("guard: not using the pins in {}: {what}", pins.root().display());
+                None
+            }
+            Pinned::Untrusted(what) => {
+                let (path, others) = (pins.root().to_owned(), lists::join(&live));
+                return Err(GuardError::Untrusted { path, what, others });
+            }
+        };
+        let (programs, maps) = object::open(&pins, pinned.as_deref())?;
+        let netlink = Netlink::open().map_err(|error| GuardError::io("opening netlink", error))?;
+        let mut guard = Self {
+            counters: RuleCounters::new(slot.number),
+            config,
+            pins,
+            slot,
+            maps,
+            programs,
+            netlink,
+            list: Allowlist::new(),
+            addresses: BTreeSet::new(),
+            interfaces: Vec::new(),
+            links: BTreeMap::new(),
+            strays: Vec::new(),
+            faults: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+            generation: 0,
+            listed_at: Instant::now(),
+            ticked_at: Instant::now(),
+        };
+        if mounted && mounts_are_private() {
+            guard.troubles.insert("bpffs", PRIVATE_MOUNT.to_owned());
+        }
+        guard.start(list, pinned.is_some(), &live)?;
+        Ok(guard)
+    }
+
+    fn start(
+        &mut self,
+        list: &Allowlist,
+        reused: bool,
+        live: &HashMap<u32, String>,
+    ) -> Result<(), GuardError> {
+        let slot = self.slot.number;
+        self.check_settings(reused, live)?;
+        lists::check_endpoints(&self.maps, slot, &self.config.endpoints, live)?;
+        if reused && self.slot.is_new(&self.pins) {
+            lists::close_endpoints(&mut self.maps, slot)?;
+        }
+        let before = Keys::of_slot(&self.maps, slot)?;
+        let word = self.word()?;
+        self.counters = RuleCounters::recover(&self.maps, &before, word, list);
+        self.generation = before.next_generation(word.generation());
+        let next = ListWord::new(slot, self.generation);
+        let mut staged = Some(entries::stage(&mut self.maps, list, next, &self.counters)?);
+        // New maps guard nothing yet, so they are completed first; maps in use change last.
+        let mut outcome = Ok(());
+        if !reused {
+            outcome = self.commit(staged.take(), list);
+        }
+        let outcome = outcome.and_then(|()| self.stand_everywhere());
+        if let Err(error) = outcome {
+            if let Some(staged) = staged {
+                staged.withdraw(&mut self.maps);
+            }
+            return Err(error);
+        }
+        if reused {
+            self.commit(staged.take(), list)?;
+        }
+        entries::sweep(&mut self.maps, &before);
+        self.pin_everything()?;
+        self.slot.mark_known(&self.pins);
+        Ok(())
+    }
+
+    /// Settings are of the guard, not of one list: other daemons must agree to them.
+    fn check_settings(&self, reused: bool, live: &HashMap<u32, String>) -> Result<(), GuardError> {
+        if !reused || live.is_empty() {
+            return Ok(());
+        }
+        let meta = self.maps.meta.get(&0, 0).map_err(|error| write_error("META", &error))?;
+        if meta.settings == self.settings() {
+            return Ok(());
+        }
+        Err(GuardError::Settings { others: lists::join(live) })
+    }
+
+    fn settings(&self) -> u32 {
+        let destination = match self.config.destination {
+            Destination::Local => 0,
+            Destination::Any => settings::DESTINATION_ANY,
+        };
+        destination | if self.config.audit { settings::AUDIT } else { 0 }
+    }
+
+    /// Brings the settings, the staged list and the endpoints into force.
+    fn commit(&mut self, staged: Option<Staged>, list: &Allowlist) -> Result<(), GuardError> {
+        let meta = Meta { magic: MAGIC, schema: SCHEMA, settings: self.settings(), reserved: 0 };
+        self.maps.meta.set(0, meta, 0).map_err(|error| write_error("META", &error))?;
+        if let Some(staged) = staged {
+            self.switch(staged, list)?;
+        }
+        lists::register_endpoints(&mut self.maps, self.slot.number, &self.config.endpoints)
+    }
+
+    /// Stands on every selected interface, or on none that was not guarded before.
+    fn stand_everywhere(&mut self) -> Result<(), GuardError> {
+        let fault = |error| GuardError::io("listing interfaces", error);
+        self.interfaces = self.netlink.interfaces().map_err(fault)?;
+        let addresses = self.netlink.addresses().map_err(fault)?;
+        self.sync_addresses(addresses)?;
+        let (plans, absent) = plan(&self.interfaces, &self.config.interfaces);
+        if let Some(name) = absent.into_iter().next() {
+            return Err(GuardError::NoInterface { name });
+        }
+        let former = attach::pinned_programs(&self.pins);
+        let mut pinned = attach::pinned_links(&self.pins);
+        let mut updated = Vec::new();
+        let planned: Vec<_> = self.interfaces.iter().cloned().zip(plans).collect();
+        for (interface, plan) in planned {
+            if plan != Plan::Guard {
+                continue;
+            }
+            let existing = pinned.remove(&interface.ifindex);
+            let former_id = existing.as_ref().map(|found| found.facts.program_id);
+            let choice = self.config.mode;
+            match attach::stand(&mut self.programs, choice, &interface, existing) {
+                Ok(Outcome::Gone) => {}
+                Ok(Outcome::Standing { link, created }) => {
+                    if !created {
+                        updated.push((interface.ifindex, former_id));
+                    }
+                    self.links.insert(interface.ifindex, link);
+                }
+                Err(error) if self.may_leave(&interface, &error) => {
+                    log::warn!("guard: {error}");
+                    self.faults.insert(interface.ifindex, error.to_string());
+                }
+                Err(error) => {
+                    self.revert(&updated, &former);
+                    return Err(error);
+                }
+            }
+        }
+        self.listed_at = Instant::now();
+        Ok(())
+    }
+
+    /// Gives updated links their former programs back.
+    fn revert(
+        &mut self,
+        updated: &[(u32, Option<u32>)],
+        former: &HashMap<u32, std::os::fd::OwnedFd>,
+    ) {
+        for (ifindex, former_id) in updated {
+            let program = former_id.and_then(|id| former.get(&id));
+            if let (Some(link), Some(program)) = (self.links.get(ifindex), program) {
+                // The new program guards as well, over the same maps, so a failure opens nothing.
+                let _ = sys::link_update(link.fd.as_fd(), program.as_fd());
+            }
+        }
+        self.links.clear();
+    }
+
+    /// Whether the start may go on without this interface: it is gone; or nobody named it, and
+    /// its packets have no Ethernet header and no tcx hook, or all come through guarded ports.
+    fn may_leave(
+        &mut self,
+        interface: &crate::guard::interfaces::Interface,
+        error: &GuardError,
+    ) -> bool {
+        if !matches!(error, GuardError::NoMode { .. }) {
+            return false;
+        }
+        let now = self.netlink.interfaces().unwrap_or_default();
+        if !now.iter().any(|other| other.ifindex == interface.ifindex) {
+            return true;
+        }
+        let unnamed = self.config.interfaces == Interfaces::All;
+        unnamed && (!interface.is_ethernet() || interface.kind == "bridge")
+    }
+
+    /// Pins maps, programs and links; what is pinned already stays.
+    pub(super) fn pin_everything(&self) -> Result<(), GuardError> {
+        let fault = |what: &str| {
+            let what = format!("pinning {what} in {}", self.pins.root().display());
+            move |error| GuardError::io(what, error)
+        };
+        self.pins.mark_namespace()?;
+        for (name, id, fd) in self.maps.handles() {
+            if pinned_map_id(&self.pins, name) != Some(id) {
+                self.pins.pin(fd, MAPS, name).map_err(fault(name))?;
+            }
+        }
+        for (name, program) in self.programs.loaded() {
+            self.pins.pin(program.fd(), PROGRAMS, name).map_err(fault(name))?;
+        }
+        for (ifindex, link) in &self.links {
+            self.pin_link(*ifindex, link)?;
+        }
+        Ok(())
+    }
+
+    /// Pins one link unless its pin is there.
+    pub(super) fn pin_link(&self, ifindex: u32, link: &Link) -> Result<(), GuardError> {
+        if attach::pinned_id(&self.pins, ifindex) == Some(link.id) {
+            return Ok(());
+        }
+        attach::pin(&self.pins, ifindex, link)
+    }
+
+    /// Makes the tables of own addresses what netlink says. First the new ones, then the old.
+    pub(super) fn sync_addresses(
+        &mut self,
+        addresses: BTreeSet<std::net::IpAddr>,
+    ) -> Result<(), GuardError> {
+        if self.addresses.is_empty() {
+            self.addresses = self.maps.local_addresses()?;
+        }
+        for address in addresses.difference(&self.addresses) {
+            self.maps.add_local(*address)?;
+        }
+        for address in self.addresses.difference(&addresses) {
+            self.maps.remove_local(*address)?;
+        }
+        self.addresses = addresses;
+        Ok(())
+    }
+}
+
+/// Number of the map pinned under a name.
+pub(super) fn pinned_map_id(pins: &Pins, name: &str) -> Option<u32> {
+    Some(aya::maps::MapInfo::from_pin(pins.path(MAPS, name)).ok()?.id())
+}

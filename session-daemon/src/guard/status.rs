@@ -1,0 +1,220 @@
+//! What the guard does, for `sessionctl status`, metrics and the log.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use session_common::guard::Reason;
+
+use crate::allowlist::Action;
+use crate::guard::interfaces::{Interface, Interfaces, Plan, plan};
+use crate::guard::{Destination, Guard, Mode, attach, maps};
+
+/// The whole state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// Name of this daemon's list.
+    pub list: String,
+    /// How often the list was replaced, modulo 2^24, over restarts.
+    pub generation: u32,
+    /// Entries in force.
+    pub entries: usize,
+    /// Directory of the pins.
+    pub pins: String,
+    /// Which destinations are judged.
+    pub destination: Destination,
+    /// Whether dropped packets are only counted.
+    pub audit: bool,
+    /// Whether every selected interface is guarded.
+    pub complete: bool,
+    /// Every interface of the namespace.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Packets by what became of them, over all daemons of this guard.
+    pub reasons: Vec<ReasonCount>,
+    /// Packets by entry, of the entries with a counter of their own.
+    pub counts: Vec<EntryCount>,
+    /// What the operator should see to.
+    pub warnings: Vec<String>,
+}
+
+/// How one interface is guarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterfaceState {
+    /// By a program of its own.
+    Guarded,
+    /// By the device below it.
+    Covered,
+    /// Not selected; the loopback, or left out with `--interface`.
+    Excluded,
+    /// It should be guarded and is not: strangers reach the port through it.
+    Open,
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name now.
+    pub name: String,
+    /// Its number.
+    pub ifindex: u32,
+    /// How it is guarded.
+    pub state: InterfaceState,
+    /// Mode of the program on it.
+    pub mode: Option<Mode>,
+    /// Number of the program on it.
+    pub program_id: Option<u32>,
+    /// Number of the link that holds the program.
+    pub link_id: Option<u32>,
+    /// Whether the guard outlives the daemon here.
+    pub pinned: bool,
+    /// What the operator should know.
+    pub warning: Option<String>,
+}
+
+/// Packets with one fate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// As [`Reason::name`] has it.
+    pub reason: String,
+    /// Whether they were dropped.
+    pub dropped: bool,
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Packets that one entry decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryCount {
+    /// Its sources.
+    pub prefix: IpNet,
+    /// What it says about them.
+    pub action: Action,
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Guard {
+    /// The state now. Counters are read from the kernel; interfaces are as [`Guard::tick`] saw
+    /// them last.
+    #[must_use]
+    pub fn status(&self) -> GuardStatus {
+        let (plans, absent) = plan(&self.interfaces, &self.config.interfaces);
+        let interfaces: Vec<InterfaceStatus> = self
+            .interfaces
+            .iter()
+            .zip(plans)
+            .map(|(interface, plan)| self.interface_status(interface, &plan))
+            .collect();
+        let mut warnings: Vec<String> = self.troubles.values().cloned().collect();
+        let warned = interfaces.iter().filter_map(|interface| {
+            Some(format!("{}: {}", interface.name, interface.warning.as_ref()?))
+        });
+        warnings.extend(warned);
+        warnings.extend(absent.iter().map(|name| format!("{name}: no such interface now")));
+        if self.list.is_empty() {
+            warnings.push("the list is empty: only the loopback is served".to_owned());
+        }
+        GuardStatus {
+            list: self.config.list.clone(),
+            generation: self.word().map(|word| word.generation()).unwrap_or(0),
+            entries: self.list.len(),
+            pins: self.pins.root().display().to_string(),
+            destination: self.config.destination,
+            audit: self.config.audit,
+            complete: interfaces.iter().all(|one| one.state != InterfaceState::Open),
+            interfaces,
+            reasons: self.reasons(),
+            counts: self.counts(),
+            warnings,
+        }
+    }
+
+    fn interface_status(&self, interface: &Interface, plan: &Plan) -> InterfaceStatus {
+        let link = self.links.get(&interface.ifindex);
+        let facts = link.and_then(|link| link.facts().ok());
+        let attached = facts.is_some_and(|facts| facts.ifindex == interface.ifindex);
+        let fault = self.faults.get(&interface.ifindex);
+        let state = match plan {
+            Plan::Leave => InterfaceState::Excluded,
+            Plan::CoveredBy(lower) if self.stands_on(*lower) => InterfaceState::Covered,
+            Plan::Guard if attached => InterfaceState::Guarded,
+            Plan::Guard if self.is_covered_by_ports(interface) => InterfaceState::Covered,
+            // A device that is down delivers nothing.
+            Plan::Guard | Plan::CoveredBy(_) if !interface.is_up() => InterfaceState::Excluded,
+            Plan::Guard | Plan::CoveredBy(_) => InterfaceState::Open,
+        };
+        let warning = match (fault, link.and_then(|link| link.warning)) {
+            (Some(fault), _) if state != InterfaceState::Covered => Some(fault.clone()),
+            (_, Some(warning)) => Some(warning.to_owned()),
+            _ => None,
+        };
+        InterfaceStatus {
+            name: interface.name.clone(),
+            ifindex: interface.ifindex,
+            state,
+            mode: link.filter(|_| attached).map(|link| link.mode),
+            program_id: facts.filter(|_| attached).map(|facts| facts.program_id),
+            link_id: link.filter(|_| attached).map(|link| link.id),
+            pinned: link.is_some_and(|link| {
+                attach::pinned_id(&self.pins, interface.ifindex) == Some(link.id)
+            }),
+            warning,
+        }
+    }
+
+    /// Whether a live link holds this device.
+    pub(super) fn stands_on(&self, ifindex: u32) -> bool {
+        let facts = self.links.get(&ifindex).and_then(|link| link.facts().ok());
+        facts.is_some_and(|facts| facts.ifindex == ifindex)
+    }
+
+    /// Whether every port of a bridge is guarded, where the bridge itself cannot be.
+    pub(super) fn is_covered_by_ports(&self, interface: &Interface) -> bool {
+        let mut ports =
+            self.interfaces.iter().filter(|port| port.master == Some(interface.ifindex));
+        interface.kind == "bridge"
+            && self.config.interfaces == Interfaces::All
+            && ports.all(|port| self.stands_on(port.ifindex))
+    }
+
+    fn reasons(&self) -> Vec<ReasonCount> {
+        let counts = Reason::ALL.iter().filter_map(|reason| {
+            let values = self.maps.counters.get(&(*reason as u32), 0).ok()?;
+            let counter = maps::sum(&values);
+            Some(ReasonCount {
+                reason: reason.name().to_owned(),
+                dropped: reason.drops(),
+                packets: counter.packets,
+                bytes: counter.bytes,
+            })
+        });
+        counts.collect()
+    }
+
+    fn counts(&self) -> Vec<EntryCount> {
+        let counts = self.list.entries().filter_map(|entry| {
+            let idx = self.counters.get(entry.prefix)?;
+            let counter = maps::sum(&self.maps.rules.get(&idx, 0).ok()?);
+            Some(EntryCount {
+                prefix: entry.prefix,
+                action: entry.action,
+                packets: counter.packets,
+                bytes: counter.bytes,
+            })
+        });
+        counts.collect()
+    }
+
+    /// Number of the program that a link runs, if the link lives.
+    pub(super) fn program_on(&self, ifindex: u32) -> Option<u32> {
+        let link = self.links.get(&ifindex)?;
+        let facts = crate::sys::link_facts(link.fd.as_fd()).ok()?;
+        (facts.ifindex == ifindex).then_some(facts.program_id)
+    }
+}
