@@ -15,7 +15,8 @@ use session_common::flood::{FRAME_LEN, Flood};
 /// Words of a frame.
 const WORDS: usize = FRAME_LEN / 4;
 /// Offsets of what changes from packet to packet: IPv4 identification, low half of the IPv4
-/// source, and in TCP the low half of the sequence number.
+/// source, and what offsets that in the transport's checksum: in TCP the low half of the
+/// sequence number, in UDP the checksum itself, which stands at the same place.
 const IDENTIFICATION: usize = 18;
 const SOURCE_LOW: usize = 28;
 const SEQUENCE_LOW: usize = 40;
@@ -62,7 +63,7 @@ pub(super) fn generate(context: XdpContext) -> u32 {
     unsafe {
         *(start as *mut [u32; WORDS]) = *flood.frame.as_ptr().cast::<[u32; WORDS]>();
     }
-    // What the source gains, identification and sequence number lose: all checksums stay valid.
+    // What the source gains, identification and transport lose: all checksums stay valid.
     change(start + SOURCE_LOW, n);
     change(start + IDENTIFICATION, !n);
     change(start + SEQUENCE_LOW, !n);

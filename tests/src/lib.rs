@@ -8,10 +8,13 @@
 
 pub mod binaries;
 pub mod client;
+pub mod flood;
 pub mod guard_holder;
+pub mod guard_program;
 pub mod leftovers;
 pub mod memcached;
 pub mod netns;
+pub mod packet;
 pub mod process;
 pub mod scratch;
 pub mod sessiond;

@@ -10,6 +10,7 @@ use crate::shell;
 /// What the tests drive or compare with.
 pub(crate) const FOR_TESTS: &[&str] = &[
     "bpftool",
+    "ethtool",
     "iproute2",
     "iptables",
     "libmemcached-tools",

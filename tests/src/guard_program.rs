@@ -1,0 +1,287 @@
+//! The real guard program, run packet by packet through `BPF_PROG_TEST_RUN`.
+//!
+//! It is loaded but never attached, so no interface sees it.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use session_common::guard::{
+    Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, LPM_LIST_BITS, ListWord, MAGIC, Meta,
+    PrefixKey6, Reason, Rule, SCHEMA,
+};
+
+/// Where a packet meets the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP in the driver, packets in one piece.
+    Native,
+    /// XDP in the driver, packets in several pieces.
+    NativeFrags,
+    /// tcx ingress.
+    Tcx,
+}
+
+impl Hook {
+    /// All hooks.
+    pub const ALL: [Self; 3] = [Self::Native, Self::NativeFrags, Self::Tcx];
+
+    /// The program of this hook in the object.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Native => "guard",
+            Self::NativeFrags => "guard_frags",
+            Self::Tcx => "guard_tcx",
+        }
+    }
+}
+
+/// What the guard did with one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether the packet went on to the stack.
+    pub passes: bool,
+    /// The one counter that grew by one packet.
+    pub reason: Reason,
+    /// By how many bytes it grew.
+    pub bytes: u64,
+}
+
+/// The loaded object, with maps small enough for a test.
+#[derive(Debug)]
+pub struct GuardProgram {
+    ebpf: Ebpf,
+    counted: Vec<Counter>,
+}
+
+/// Where the object under test stands: `SESSION_GUARD_OBJECT`, else the kept one.
+#[must_use]
+pub fn object_path() -> PathBuf {
+    match std::env::var_os("SESSION_GUARD_OBJECT") {
+        Some(path) => path.into(),
+        None => PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../session-ebpf/object/guard.bpf.o"
+        )),
+    }
+}
+
+impl GuardProgram {
+    /// Loads the object and all of its programs, and marks the maps as a daemon would.
+    ///
+    /// # Errors
+    /// Without CAP_BPF and CAP_NET_ADMIN, or when the kernel refuses a program.
+    pub fn load() -> Result<Self> {
+        let path = object_path();
+        let mut loader = EbpfLoader::new();
+        for map in ["HOSTS4", "HOSTS6", "PREFIXES4", "PREFIXES6", "LOCAL4", "LOCAL6"] {
+            loader.map_max_entries(map, 4096);
+        }
+        let mut ebpf = loader.load_file(&path).with_context(|| path.display().to_string())?;
+        for hook in Hook::ALL {
+            let program = ebpf.program_mut(hook.program()).context("not in the object")?;
+            match hook {
+                Hook::Native | Hook::NativeFrags => <&mut Xdp>::try_from(program)?.load()?,
+                Hook::Tcx => <&mut SchedClassifier>::try_from(program)?.load()?,
+            }
+        }
+        let mut guard = Self { ebpf, counted: vec![Counter::default(); Reason::ALL.len()] };
+        guard.settings(0)?;
+        Ok(guard)
+    }
+
+    /// Writes bits of `session_common::guard::settings`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn settings(&mut self, settings: u32) -> Result<()> {
+        let meta = Meta { magic: MAGIC, schema: SCHEMA, settings, reserved: 0 };
+        Ok(Array::try_from(self.map("META")?)?.set(0, meta, 0)?)
+    }
+
+    /// Guards a port by a list.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn endpoint(&mut self, protocol: u8, port: u16, list: u32) -> Result<()> {
+        let key = EndpointKey { port, protocol, reserved: 0 };
+        self.insert("ENDPOINTS", key, EndpointValue { list })
+    }
+
+    /// Stores the word of a list, which switches what its packets meet.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn list(&mut self, word: ListWord) -> Result<()> {
+        Ok(Array::try_from(self.map("LISTS")?)?.set(word.list(), word, 0)?)
+    }
+
+    /// Unregisters a list.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn no_list(&mut self, list: u32) -> Result<()> {
+        Ok(Array::try_from(self.map("LISTS")?)?.set(list, ListWord::NONE, 0)?)
+    }
+
+    /// Writes a host entry.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn host(&mut self, list: ListWord, source: impl Into<IpAddr>, rule: Rule) -> Result<()> {
+        match source.into() {
+            IpAddr::V4(source) => {
+                self.insert("HOSTS4", HostKey4 { list, address: source.octets() }, rule)
+            }
+            IpAddr::V6(source) => {
+                self.insert("HOSTS6", HostKey6 { list, address: source.octets() }, rule)
+            }
+        }
+    }
+
+    /// Writes a prefix entry.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prefix(
+        &mut self,
+        list: ListWord,
+        network: impl Into<IpAddr>,
+        len: u32,
+        rule: Rule,
+    ) -> Result<()> {
+        match network.into() {
+            IpAddr::V4(network) => {
+                let data = HostKey4 { list, address: network.octets() };
+                let mut trie = LpmTrie::try_from(self.map("PREFIXES4")?)?;
+                trie.insert(&Key::new(LPM_LIST_BITS + len, data), rule, 0)?;
+            }
+            IpAddr::V6(network) => {
+                let data = PrefixKey6 { list, address: network.octets(), reserved: 0 };
+                let mut trie = LpmTrie::try_from(self.map("PREFIXES6")?)?;
+                trie.insert(&Key::new(LPM_LIST_BITS + len, data), rule, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names an address as the host's own.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn own(&mut self, address: impl Into<IpAddr>) -> Result<()> {
+        match address.into() {
+            IpAddr::V4(address) => self.insert("LOCAL4", address.octets(), 1_u32),
+            IpAddr::V6(address) => self.insert("LOCAL6", address.octets(), 1_u32),
+        }
+    }
+
+    /// Packets and bytes that an entry decided, over all CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn rule(&self, counter: u32) -> Result<Counter> {
+        read(&self.ebpf, "RULES", counter)
+    }
+
+    /// Runs one packet. It must not be shorter than an Ethernet header.
+    ///
+    /// # Errors
+    /// When the kernel refuses the packet, or when other than one counter grew by one.
+    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Result<Outcome> {
+        self.run_with_context(hook, frame, None)
+    }
+
+    /// Runs one packet of which only the first `linear_len` bytes are in one piece. XDP with
+    /// fragments only; Linux 6.18.
+    ///
+    /// # Errors
+    /// As for [`GuardProgram::run`], and on kernels that do not know such test runs.
+    pub fn run_scattered(&mut self, frame: &[u8], linear_len: u32) -> Result<Outcome> {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress.
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&linear_len.to_ne_bytes());
+        self.run_with_context(Hook::NativeFrags, frame, Some(&context))
+    }
+
+    fn run_with_context(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        context: Option<&[u8]>,
+    ) -> Result<Outcome> {
+        let (action, _) = run(&self.ebpf, hook, frame, context, 1)?;
+        let passes = match (hook, action) {
+            // XDP_DROP, TC_ACT_SHOT
+            (Hook::Native | Hook::NativeFrags, 1) | (Hook::Tcx, 2) => false,
+            // XDP_PASS, TCX_NEXT
+            (Hook::Native | Hook::NativeFrags, 2) | (Hook::Tcx, u32::MAX) => true,
+            (_, other) => bail!("{hook:?} returned {other}"),
+        };
+        let before = std::mem::take(&mut self.counted);
+        self.counted = Reason::ALL
+            .iter()
+            .map(|reason| read(&self.ebpf, "COUNTERS", *reason as u32))
+            .collect::<Result<_>>()?;
+        let mut grown = Reason::ALL.iter().filter_map(|reason| {
+            let (old, new) = (before[*reason as usize], self.counted[*reason as usize]);
+            (old != new).then(|| (*reason, new.packets - old.packets, new.bytes - old.bytes))
+        });
+        match (grown.next(), grown.next()) {
+            (Some((reason, 1, bytes)), None) => Ok(Outcome { passes, reason, bytes }),
+            other => bail!("{hook:?} counted {other:?}"),
+        }
+    }
+
+    /// Mean time of one of `repeat` runs of the same packet, without counting.
+    ///
+    /// # Errors
+    /// When the kernel refuses the packet.
+    pub fn time(&self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Duration> {
+        Ok(run(&self.ebpf, hook, frame, None, repeat)?.1)
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn insert<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) -> Result<()> {
+        let mut map = HashMap::try_from(self.map(name)?)?;
+        Ok(map.insert(key, value, 0)?)
+    }
+}
+
+fn run(
+    ebpf: &Ebpf,
+    hook: Hook,
+    frame: &[u8],
+    context: Option<&[u8]>,
+    repeat: u32,
+) -> Result<(u32, Duration), ProgramError> {
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.ctx_in = context;
+    options.repeat = repeat;
+    let program = ebpf.program(hook.program()).ok_or(ProgramError::NotLoaded)?;
+    let result = match hook {
+        Hook::Native | Hook::NativeFrags => <&Xdp>::try_from(program)?.test_run(options)?,
+        Hook::Tcx => <&SchedClassifier>::try_from(program)?.test_run(options)?,
+    };
+    Ok((result.return_value, result.duration))
+}
+
+fn read(ebpf: &Ebpf, name: &str, index: u32) -> Result<Counter> {
+    let map = ebpf.map(name).with_context(|| format!("no map {name}"))?;
+    let slots = PerCpuArray::<_, Counter>::try_from(map)?.get(&index, 0)?;
+    Ok(slots.iter().fold(Counter::default(), |sum, slot| Counter {
+        packets: sum.packets + slot.packets,
+        bytes: sum.bytes + slot.bytes,
+    }))
+}
