@@ -20,6 +20,12 @@ pub fn sessionctl() -> PathBuf {
     directory().join("sessionctl")
 }
 
+/// Path of the built `xtask`.
+#[must_use]
+pub fn xtask() -> PathBuf {
+    directory().join("xtask")
+}
+
 /// The top of the source tree.
 #[must_use]
 pub fn workspace_root() -> &'static Path {
@@ -34,7 +40,7 @@ fn directory() -> &'static Path {
     })
 }
 
-/// Builds the daemon in the profile of the running test, so that it is never stale.
+/// Builds the programs in the profile of the running test, so that it is never stale.
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("/proc/self/exe is readable");
     let mut directory = test.parent().expect("an executable stands in a directory");
@@ -43,7 +49,15 @@ fn build() -> PathBuf {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "session-daemon", "--bins"]);
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        "session-daemon",
+        "--package",
+        "xtask",
+        "--bins",
+    ]);
     if directory.ends_with("release") {
         command.arg("--release");
     }

@@ -186,6 +186,39 @@ impl Sessiond<'_> {
         let text = self.ctl(&[arguments, &["--json"]].concat())?;
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
     }
+
+    /// The guard's part of `sessionctl status --json`.
+    ///
+    /// # Errors
+    /// As [`Sessiond::ctl_json`], and when the daemon has no guard.
+    pub fn guard(&self) -> Result<Value> {
+        let mut status = self.ctl_json(&["status"])?;
+        let guard = status["guard"].take();
+        ensure!(guard.is_object(), "no guard in {status}");
+        Ok(guard)
+    }
+
+    /// Packets that the guard has dropped since its maps were made, over all reasons.
+    ///
+    /// # Errors
+    /// As [`Sessiond::guard`].
+    pub fn dropped(&self) -> Result<u64> {
+        let guard = self.guard()?;
+        let reasons = guard["reasons"].as_array().context("no counters")?;
+        let dropped = reasons.iter().filter(|one| one["dropped"] == true);
+        Ok(dropped.filter_map(|one| one["packets"].as_u64()).sum())
+    }
+
+    /// What the guard says about one interface.
+    ///
+    /// # Errors
+    /// As [`Sessiond::guard`], and when it does not know the interface.
+    pub fn interface(&self, name: &str) -> Result<Value> {
+        let guard = self.guard()?;
+        let interfaces = guard["interfaces"].as_array().context("no interfaces")?;
+        let found = interfaces.iter().find(|one| one["name"] == name);
+        found.cloned().with_context(|| format!("no interface {name} in {guard}"))
+    }
 }
 
 fn in_namespace<T: Send>(namespace: Option<&Namespace>, work: impl FnOnce() -> T + Send) -> T {

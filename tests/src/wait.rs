@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -42,6 +43,18 @@ pub fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> O
 pub fn readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     matches!(poll(&mut fds, Some(&timespec(limit))), Ok(count) if count > 0)
+}
+
+/// Sets the flag when it goes out of scope, also by a failed assertion: threads that work until
+/// the flag is set would keep a `thread::scope` from ending.
+#[derive(Debug)]
+pub struct EndOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        // Relaxed: the flag stands for itself, nothing is published with it.
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn pause(duration: Duration) {

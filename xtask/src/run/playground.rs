@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use session_common::guard::Reason;
 use session_tests::client::Client;
 use session_tests::sessiond::{PORT, Sessiond, Setup};
 use session_tests::topology::{Host, Topology};
@@ -111,15 +110,7 @@ fn counters(client: &mut Client, daemon: &Sessiond<'_>) -> Result<String> {
     Ok(format!(
         "served {}   dropped by the guard {}   connections {}",
         number("cmd_get") + number("cmd_set"),
-        dropped(daemon)?,
+        daemon.dropped()?,
         number("curr_connections"),
     ))
-}
-
-/// Packets that the guard has dropped, over all reasons for it.
-pub(super) fn dropped(daemon: &Sessiond<'_>) -> Result<u64> {
-    let status = daemon.ctl_json(&["status"])?;
-    let counters = &status["guard"]["counters"];
-    let drops = Reason::ALL.into_iter().filter(|reason| reason.drops());
-    Ok(drops.filter_map(|reason| counters[reason.name()]["packets"].as_u64()).sum())
 }
