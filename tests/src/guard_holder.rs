@@ -119,17 +119,12 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Starts `program` (the `guard_holder` binary of this crate) and waits until its guard
-    /// stands; with its message when it does not.
+    /// Starts the process and waits until its guard stands.
     ///
     /// # Errors
     /// With the guard's own message.
-    pub fn start(
-        program: &str,
-        namespace: &Namespace,
-        setup: &Setup,
-    ) -> Result<(Self, GuardStatus)> {
-        Self::start_command(Command::new(program), namespace, setup)
+    pub fn start(namespace: &Namespace, setup: &Setup) -> Result<(Self, GuardStatus)> {
+        Self::start_command(Command::new(program()), namespace, setup)
     }
 
     /// As [`Holder::start`], by a command that ends in the program, such as `setpriv`.
@@ -232,6 +227,14 @@ impl Holder {
             }
         }
     }
+}
+
+/// Path of the `guard_holder` binary, which cargo builds along with this package's tests.
+#[must_use]
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("/proc/self/exe is readable");
+    let directory = test.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
+    directory.expect("a test runs from target/PROFILE/deps").join("guard_holder")
 }
 
 impl Drop for Holder {

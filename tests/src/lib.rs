@@ -10,6 +10,8 @@ pub mod binaries;
 pub mod client;
 pub mod flood;
 #[cfg(feature = "daemon")]
+pub mod guard_bed;
+#[cfg(feature = "daemon")]
 pub mod guard_holder;
 pub mod guard_program;
 pub mod leftovers;

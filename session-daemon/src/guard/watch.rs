@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 4 times a second   links: on their device, with a program of ours; the bpffs and the pins
-//! once a second,     devices and addresses listed anew: new, renamed, moved and re-created ones
+//! twice a second,    devices and addresses listed anew: new, renamed, moved and re-created ones
 //! and on netlink's word
 //! ```
 #![forbid(unsafe_code)]
@@ -31,7 +31,7 @@ use crate::sys::{self, LinkFacts};
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a listing of devices is believed without news.
-const LISTING_AGE_MAX: Duration = Duration::from_secs(1);
+const LISTING_AGE_MAX: Duration = Duration::from_millis(500);
 
 /// What happened to the guard, and what was done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
