@@ -1,0 +1,302 @@
+//! What others do to the guard: noticed within a second and mended, or refused by the kernel.
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use aya::EbpfLoader;
+use aya::programs::Xdp;
+use session_daemon::guard::status::{GuardStatus, InterfaceState};
+use session_daemon::sys;
+use session_tests::guard_bed::{Bed, interface};
+use session_tests::guard_holder::Holder;
+use session_tests::{flood, require_program, require_root, wait};
+
+/// How soon the daemon must have noticed and mended.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The directory of the guard's pins.
+fn pins(status: &GuardStatus) -> PathBuf {
+    PathBuf::from(&status.pins)
+}
+
+fn id(status: &GuardStatus, name: &str) -> u32 {
+    interface(status, name).link_id.expect("the interface is guarded")
+}
+
+/// Waits until `done`, and fails if that takes longer than [`SOON`].
+fn soon<T>(what: &str, done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    let value = wait::until(what, done);
+    assert!(start.elapsed() <= SOON, "{what} took {:?}", start.elapsed());
+    value
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn a_detached_link_is_replaced() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, before) = bed.start(&bed.setup())?;
+    run(Command::new("bpftool").args(["link", "detach", "id", &id(&before, "eth0").to_string()]))?;
+    let took = holder.event("the guard was detached from eth0");
+    assert!(took <= SOON, "{took:?}");
+    bed.assert_guarded(&sockets);
+    let after = holder.status();
+    assert_ne!(id(&after, "eth0"), id(&before, "eth0"));
+    assert!(interface(&after, "eth0").pinned, "the new link has the old one's pin");
+    holder.kill();
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
+#[test]
+fn removed_pins_come_back() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let ifindex = interface(&status, "eth0").ifindex;
+    for (pin, event) in [
+        (format!("links/{ifindex}"), "pins were removed (links/eth0)"),
+        ("maps/HOSTS4".to_owned(), "pins were removed (maps/HOSTS4)"),
+        ("maps/LISTS".to_owned(), "pins were removed (maps/LISTS)"),
+    ] {
+        let pin = pins(&status).join(pin);
+        std::fs::remove_file(&pin)?;
+        let took = holder.event(event);
+        assert!(took <= SOON && pin.exists(), "{event}: {took:?}");
+    }
+    std::fs::remove_dir_all(pins(&status))?;
+    let took = holder.event("the bpffs was unmounted");
+    assert!(took <= SOON, "{took:?}");
+    assert_eq!(id(&holder.status(), "eth0"), id(&status, "eth0"));
+    assert!(holder.status().complete);
+    holder.kill();
+    bed.assert_guarded(&sockets);
+    let (_holder, again) = bed.start(&bed.setup())?;
+    assert_eq!(id(&again, "eth0"), id(&status, "eth0"), "all pins were good");
+    Ok(())
+}
+
+#[test]
+fn an_unmounted_bpffs_is_mounted_and_filled_again() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    // The daemon's lock keeps the file system busy.
+    assert!(run(Command::new("umount").arg(&bed.bpffs)).is_err());
+    run(Command::new("umount").arg("--lazy").arg(&bed.bpffs))?;
+    let took = holder.event("the bpffs was unmounted");
+    assert!(took <= SOON, "{took:?}");
+    let after = holder.status();
+    assert_eq!(id(&after, "eth0"), id(&status, "eth0"), "the daemon's descriptor held the link");
+    assert!(interface(&after, "eth0").pinned);
+    // Another daemon of the same name still sees that this one lives.
+    let error = bed.start(&bed.setup()).unwrap_err().to_string();
+    assert!(error.contains("already runs"), "{error}");
+    holder.kill();
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
+#[test]
+fn the_kernel_refuses_to_take_it_off() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let program = bed.program_on("eth0")?;
+    for off in ["xdp off", "xdpdrv off", "xdpgeneric off"] {
+        let outcome = bed.topology.cache.namespace.ip(&format!("link set dev eth0 {off}"));
+        // Taking off a generic program, of which there is none, changes nothing and succeeds.
+        assert!(outcome.is_err() || off == "xdpgeneric off", "{off}");
+        assert_eq!(bed.program_on("eth0")?, program, "{off}");
+    }
+    for hook in ["xdp", "xdpdrv"] {
+        assert!(bed.on_cache("bpftool", &["net", "detach", hook, "dev", "eth0"]).is_err());
+    }
+    assert_eq!(bed.program_on("eth0")?, program);
+    bed.assert_guarded(&sockets);
+    assert_eq!(id(&holder.status(), "eth0"), id(&status, "eth0"));
+    assert_eq!(holder.events(), Vec::<String>::new(), "nothing had to be mended");
+    Ok(())
+}
+
+#[test]
+fn a_foreign_program_in_the_link_is_put_out() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let mut object = EbpfLoader::new().load_file(flood::object_path())?;
+    let pass: &mut Xdp = object.program_mut("bare_pass").context("no program")?.try_into()?;
+    pass.load()?;
+    let ifindex = interface(&status, "eth0").ifindex.to_string();
+    let link = sys::object_open(&pins(&status).join("links").join(ifindex))?;
+    sys::link_update(link.as_fd(), pass.fd()?.as_fd())?;
+    let took = holder.event("took the guard's place on eth0");
+    assert!(took <= SOON, "{took:?}");
+    assert_eq!(bed.program_on("eth0")?, interface(&status, "eth0").program_id.map(u64::from));
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
+#[test]
+fn down_up_and_rename_change_nothing() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let host = &bed.topology.cache.namespace;
+    host.ip_batch("link set eth0 down\nlink set eth0 name wan\nlink set wan up")?;
+    let took = holder.event("interface eth0 is called wan now");
+    assert!(took <= SOON, "{took:?}");
+    let v6 = bed.topology.cache.v6;
+    // IPv6 addresses go with the link.
+    host.ip(&format!("addr replace {v6}/64 dev wan nodad"))?;
+    bed.assert_guarded(&sockets);
+    let after = holder.status();
+    assert_eq!(id(&after, "wan"), id(&status, "eth0"));
+    assert_eq!(interface(&after, "wan").program_id, interface(&status, "eth0").program_id);
+    assert!(after.complete && after.warnings.is_empty(), "{after:?}");
+    Ok(())
+}
+
+/// Joins a new interface of the cache host to the link of all others.
+fn add_interface(bed: &Bed, name: &str) -> Result<()> {
+    let cache = bed.topology.cache.namespace.name();
+    let switch = bed.topology.switch();
+    switch.ip_batch(&format!(
+        "link add port-{name} type veth peer name {name} netns {cache}
+         link set port-{name} master bridge up"
+    ))
+}
+
+/// Gives the cache host's addresses to its new `eth0`, and makes the others forget the old one.
+fn bring_up(bed: &Bed) -> Result<()> {
+    let (v4, v6) = (bed.topology.cache.v4, bed.topology.cache.v6);
+    bed.topology.cache.namespace.ip_batch(&format!(
+        "addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up"
+    ))?;
+    for host in bed.topology.hosts() {
+        host.namespace.ip("neighbour flush all")?;
+    }
+    Ok(())
+}
+
+fn assert_guarded_soon(bed: &Bed, holder: &mut Holder, name: &str) -> Result<()> {
+    soon(&format!("a program on {name}"), || bed.program_on(name).ok().flatten());
+    let took = holder.event(&format!("interface {name} is guarded now; open for at most"));
+    assert!(took <= SOON, "{took:?}");
+    let status = holder.status();
+    let one = interface(&status, name);
+    ensure!(one.state == InterfaceState::Guarded && one.pinned, "{one:?}");
+    Ok(())
+}
+
+#[test]
+fn interfaces_added_and_made_anew_are_guarded() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    add_interface(&bed, "eth1")?;
+    assert_guarded_soon(&bed, &mut holder, "eth1")?;
+
+    let host = &bed.topology.cache.namespace;
+    host.ip("link delete eth0")?;
+    let gone = interface(&status, "eth0").ifindex;
+    let took = holder.event(&format!("interface {gone} went away"));
+    assert!(took <= SOON, "{took:?}");
+    assert!(!pins(&status).join(format!("links/{gone}")).exists(), "the defunct pin is gone");
+    add_interface(&bed, "eth0")?;
+    assert_guarded_soon(&bed, &mut holder, "eth0")?;
+    bring_up(&bed)?;
+    bed.assert_guarded(&sockets);
+    holder.kill();
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_was_made_anew_while_no_daemon_ran_is_guarded_at_start() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, first) = bed.start(&bed.setup())?;
+    holder.kill();
+    let host = &bed.topology.cache.namespace;
+    host.ip("link delete eth0")?;
+    add_interface(&bed, "eth0")?;
+    bring_up(&bed)?;
+    let (_holder, second) = bed.start(&bed.setup())?;
+    assert_ne!(id(&second, "eth0"), id(&first, "eth0"));
+    let pinned = std::fs::read_dir(pins(&second).join("links"))?.count();
+    assert_eq!(pinned, 1, "the defunct link is unpinned");
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_moves_away_and_back_keeps_its_link() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let (mut holder, _) = bed.start(&bed.setup())?;
+    add_interface(&bed, "eth1")?;
+    assert_guarded_soon(&bed, &mut holder, "eth1")?;
+    let before = holder.status();
+    let (cache, away) = (&bed.topology.cache.namespace, bed.topology.switch());
+    cache.ip(&format!("link set eth1 netns {}", away.name()))?;
+    soon("the interface to leave", || {
+        let status = holder.status();
+        status.interfaces.iter().all(|one| one.name != "eth1").then_some(())
+    });
+    away.ip(&format!("link set eth1 netns {}", cache.name()))?;
+    soon("the interface to be guarded", || {
+        let status = holder.status();
+        let found = status.interfaces.iter().find(|one| one.name == "eth1")?;
+        (found.state == InterfaceState::Guarded && found.pinned).then_some(())
+    });
+    assert_eq!(id(&holder.status(), "eth1"), id(&before, "eth1"));
+    Ok(())
+}
+
+#[test]
+fn addresses_that_come_later_are_own_and_those_that_go_are_not() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let bed = Bed::new(0)?;
+    let (_holder, status) = bed.start(&bed.setup())?;
+    let holds = |table: &str, hex: &[&str]| -> Option<bool> {
+        let map: &Path = &pins(&status).join("maps").join(table);
+        let dump = bed.on_cache("bpftool", &["-j", "map", "dump", "pinned", map.to_str()?]).ok()?;
+        let dump: serde_json::Value = serde_json::from_str(&dump).ok()?;
+        Some(dump.as_array()?.iter().any(|one| one["key"] == serde_json::json!(hex)))
+    };
+    let v4 = ["0xc6", "0x12", "0x00", "0x63"];
+    assert_eq!(holds("LOCAL4", &["0xc6", "0x12", "0x00", "0x01"]), Some(true));
+    assert_eq!(holds("LOCAL4", &v4), Some(false));
+    let host = &bed.topology.cache.namespace;
+    host.ip("addr add 198.18.0.99/24 dev eth0")?;
+    soon("the address in the table", || holds("LOCAL4", &v4)?.then_some(()));
+    host.ip("addr del 198.18.0.99/24 dev eth0")?;
+    soon("the address out of the table", || (!holds("LOCAL4", &v4)?).then_some(()));
+    let mut v6 = ["0x00"; 16];
+    (v6[0], v6[1], v6[2], v6[3], v6[15]) = ("0x20", "0x01", "0x0d", "0xb8", "0x99");
+    host.ip("addr add 2001:db8::99/64 dev eth0 nodad")?;
+    soon("the IPv6 address in the table", || holds("LOCAL6", &v6)?.then_some(()));
+    Ok(())
+}
