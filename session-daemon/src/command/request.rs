@@ -76,6 +76,21 @@ pub enum Direction {
     Decrement,
 }
 
+/// `incr` or `decr` with all that a wire format can ask of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counting<'a> {
+    /// Where.
+    pub key: Key<'a>,
+    /// Which way.
+    pub direction: Direction,
+    /// By how much.
+    pub delta: u64,
+    /// The version that the item must have.
+    pub cas: Option<u64>,
+    /// The number and the expiry time of the item that is made where none is.
+    pub create: Option<(u64, Exptime)>,
+}
+
 /// What `stats` is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatsTopic {
@@ -185,4 +200,19 @@ pub enum Outcome {
     FlushNotAllowed,
     /// `shutdown` is switched off.
     ShutdownNotEnabled,
+}
+
+/// What became of a request, with the version of the item that it left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versioned {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The item's version; 0 when the request left none of its own.
+    pub cas: u64,
+}
+
+impl From<Outcome> for Versioned {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, cas: 0 }
+    }
 }

@@ -2,4 +2,5 @@
 //! limits and errors; it never touches a socket, the store or a clock, and it never allocates.
 #![forbid(unsafe_code)]
 
+pub mod binary;
 pub mod text;
