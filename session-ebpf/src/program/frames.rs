@@ -1,8 +1,10 @@
 //! Reading a packet's bytes at each hook.
 //!
-//! No pointer is ever subtracted from another: that would cost the loader CAP_PERFMON.
+//! The verifier lets a loader without CAP_PERFMON neither subtract packet pointers nor add a
+//! register to one, as both help to read memory by speculation. So no program reads a packet in
+//! place at an offset that depends on the packet.
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     EbpfContext,
@@ -12,46 +14,104 @@ use aya_ebpf::{
 };
 use session_ebpf::{ETHERNET_LEN, Frame, Link};
 
-/// An XDP packet in one piece, read in place.
-pub(super) struct LinearFrame {
-    data: usize,
-    data_end: usize,
+use super::maps::{HEAD, HEAD_LEN, Head};
+
+/// Bytes that are copied at once.
+const WORD: usize = 8;
+
+/// The head of an XDP packet that is in one piece, copied to where any offset may be read.
+/// Headers that reach beyond [`HEAD_LEN`] are cut off for it.
+pub(super) struct HeadCopy {
+    head: *mut Head,
+    len: usize,
 }
 
-impl LinearFrame {
+impl HeadCopy {
+    /// `None` is not met in practice: the map has the element.
     #[inline(always)]
-    pub(super) fn new(context: &XdpContext) -> Self {
-        Self { data: context.data(), data_end: context.data_end() }
+    pub(super) fn new(context: &XdpContext) -> Option<Self> {
+        let head = HEAD.get_ptr_mut(0)?;
+        let (mut from, end, mut to) = (context.data(), context.data_end(), head);
+        let mut len = 0;
+        while len < HEAD_LEN && from + WORD <= end {
+            // SAFETY: eight bytes of the packet by the check above, and of the head, since
+            // `HEAD_LEN` is a multiple of eight. In assembly, because packets are not aligned
+            // to eight, and because the compiler must not make sums of registers of the sums.
+            unsafe {
+                asm!(
+                    "{word} = *(u64 *)({from} + 0)",
+                    "*(u64 *)({to} + 0) = {word}",
+                    "{from} += 8",
+                    "{to} += 8",
+                    word = out(reg) _,
+                    from = inout(reg) from,
+                    to = inout(reg) to,
+                );
+            }
+            len += WORD;
+        }
+        for _ in 1..WORD {
+            if len == HEAD_LEN || from + 1 > end {
+                break;
+            }
+            // SAFETY: one byte of each, as above.
+            unsafe {
+                asm!(
+                    "{byte} = *(u8 *)({from} + 0)",
+                    "*(u8 *)({to} + 0) = {byte}",
+                    "{from} += 1",
+                    "{to} += 1",
+                    byte = out(reg) _,
+                    from = inout(reg) from,
+                    to = inout(reg) to,
+                );
+            }
+            len += 1;
+        }
+        // Or the verifier walks all that follows once for each length.
+        Some(Self { head, len: forget(head, len) })
     }
 }
 
-impl Frame for LinearFrame {
+/// The same number, of which the verifier knows nothing any more: it does not track what map
+/// values hold.
+#[inline(always)]
+fn forget(head: *mut Head, number: usize) -> usize {
+    // SAFETY: `head` is a valid map value that this program run has for itself.
+    unsafe { ptr::write_volatile(&raw mut (*head).number, number) };
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const (*head).number) }
+}
+
+impl Frame for HeadCopy {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.data + offset;
-        if start + N > self.data_end {
+        // The verifier masks the sum below against speculation, by one mask for all paths that
+        // lead here; offsets that it knew on some of them would ask for several.
+        let offset = forget(self.head, offset);
+        if offset > HEAD_LEN - N || offset + N > self.len {
             return None;
         }
-        // SAFETY: `start..start + N` lies inside the packet by the check above, which the
-        // verifier demands as well; a byte array has no alignment.
-        Some(unsafe { *(start as *const [u8; N]) })
+        // SAFETY: `offset + N <= HEAD_LEN` by the first check; a byte array has no alignment.
+        Some(unsafe { *self.head.cast::<u8>().add(offset).cast::<[u8; N]>() })
     }
 }
 
-/// An XDP packet of which a later piece may hold headers: the first piece is read in place.
-pub(super) struct ScatteredFrame<'a> {
-    first: LinearFrame,
+/// An XDP packet that may be in several pieces, read by a helper of Linux 5.18.
+pub(super) struct XdpBuffer<'a> {
     context: &'a XdpContext,
 }
 
-impl<'a> ScatteredFrame<'a> {
+impl<'a> XdpBuffer<'a> {
     #[inline(always)]
     pub(super) fn new(context: &'a XdpContext) -> Self {
-        Self { first: LinearFrame::new(context), context }
+        Self { context }
     }
+}
 
+impl Frame for XdpBuffer<'_> {
     #[inline(always)]
-    fn load_slow<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper writes at most `N` bytes to a buffer of `N` bytes.
         let status = unsafe {
@@ -59,16 +119,6 @@ impl<'a> ScatteredFrame<'a> {
         };
         // SAFETY: on success the helper has written all `N` bytes.
         (status == 0).then(|| unsafe { bytes.assume_init() })
-    }
-}
-
-impl Frame for ScatteredFrame<'_> {
-    #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        match self.first.load(offset) {
-            Some(bytes) => Some(bytes),
-            None => self.load_slow(offset),
-        }
     }
 }
 

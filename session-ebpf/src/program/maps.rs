@@ -3,7 +3,7 @@
 //! It owns the map definitions (their layouts stand in `session_common::guard`) and the routing
 //! lookup. It never writes but to the counters.
 
-use core::{ffi::c_void, mem::MaybeUninit, ptr};
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup},
@@ -43,6 +43,21 @@ pub(super) static COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
 #[btf_map]
 pub(super) static RULES: PerCpuArray<Counter, { RULES_MAX as usize }> = PerCpuArray::new();
 
+/// Bytes of a packet that `guard` copies; a multiple of eight.
+pub(super) const HEAD_LEN: usize = 512;
+
+/// The first bytes of a packet.
+#[repr(C)]
+pub(super) struct Head {
+    bytes: [u8; HEAD_LEN],
+    /// A number on its way past the verifier.
+    pub(super) number: usize,
+}
+
+/// Scratch space for one packet a CPU: programs of one hook do not interrupt each other.
+#[btf_map]
+pub(super) static HEAD: PerCpuArray<Head, 1> = PerCpuArray::new();
+
 /// Adds one packet of `len` bytes to a counter of this CPU.
 #[inline(always)]
 pub(super) fn add<const N: usize>(counters: &PerCpuArray<Counter, N>, index: u32, len: u32) {
@@ -54,6 +69,10 @@ pub(super) fn add<const N: usize>(counters: &PerCpuArray<Counter, N>, index: u32
         counter.bytes += u64::from(len);
     }
 }
+
+/// The routing lookup's question and answer.
+#[repr(C, align(8))]
+struct Route(FibLookup);
 
 /// The maps, and the packet's context for the routing lookup.
 pub(super) struct Maps {
@@ -69,19 +88,29 @@ impl Maps {
 
     /// `bpf_fib_lookup` with everything zero but the family and the device.
     #[inline(always)]
-    fn route(&self, family: u8) -> FibLookup {
-        // SAFETY: a plain structure of integers, of which all zero is a value.
-        let mut route = unsafe { MaybeUninit::<FibLookup>::zeroed().assume_init() };
-        route.family = family;
-        route.ifindex = self.ifindex;
+    fn route(&self, family: u8) -> Route {
+        let zero: u64;
+        // The compiler must not see the number, or it calls memset, whose pointer arithmetic
+        // needs CAP_PERFMON.
+        // SAFETY: sets a register.
+        unsafe { asm!("{zero} = 0", zero = out(reg) zero) };
+        let mut route = MaybeUninit::<Route>::uninit();
+        for word in 0..size_of::<Route>() / size_of::<u64>() {
+            // SAFETY: inside the structure, which is aligned to eight and a multiple of it.
+            unsafe { route.as_mut_ptr().cast::<u64>().add(word).write(zero) };
+        }
+        // SAFETY: a structure of integers, all bytes of which are written.
+        let mut route = unsafe { route.assume_init() };
+        route.0.family = family;
+        route.0.ifindex = self.ifindex;
         route
     }
 
     #[inline(always)]
-    fn is_forwarded(&self, route: &mut FibLookup) -> bool {
+    fn is_forwarded(&self, route: &mut Route) -> bool {
         // SAFETY: `context` is the program's own; `route` is as long as said.
         let answer = unsafe {
-            bpf_fib_lookup(self.context, ptr::from_mut(route), size_of::<FibLookup>() as i32, 0)
+            bpf_fib_lookup(self.context, &raw mut route.0, size_of::<FibLookup>() as i32, 0)
         };
         is_route_elsewhere(answer)
     }
@@ -162,8 +191,8 @@ impl Lookup<[u8; 4]> for Maps {
     fn is_forwarded(&self, pair: &Pair<[u8; 4]>) -> bool {
         const AF_INET: u8 = 2;
         let mut route = self.route(AF_INET);
-        route.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(pair.source);
-        route.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(pair.destination);
+        route.0.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(pair.source);
+        route.0.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(pair.destination);
         self.is_forwarded(&mut route)
     }
 }
@@ -191,8 +220,8 @@ impl Lookup<[u8; 16]> for Maps {
     fn is_forwarded(&self, pair: &Pair<[u8; 16]>) -> bool {
         const AF_INET6: u8 = 10;
         let mut route = self.route(AF_INET6);
-        route.__bindgen_anon_3.ipv6_src = words(pair.source);
-        route.__bindgen_anon_4.ipv6_dst = words(pair.destination);
+        route.0.__bindgen_anon_3.ipv6_src = words(pair.source);
+        route.0.__bindgen_anon_4.ipv6_dst = words(pair.destination);
         self.is_forwarded(&mut route)
     }
 }

@@ -16,20 +16,23 @@ use session_common::guard::{RULES_MAX, settings};
 use session_ebpf::{Frame, Headers, Tables, judge, parse, parse_from};
 
 use self::{
-    frames::{LinearFrame, ScatteredFrame, SocketBuffer},
+    frames::{HeadCopy, SocketBuffer, XdpBuffer},
     maps::{COUNTERS, Maps, RULES, add},
 };
 
 /// XDP for drivers that hand over a packet in one piece. Linux 5.10.
 #[xdp]
 pub(super) fn guard(context: XdpContext) -> u32 {
-    xdp_action(&context, &LinearFrame::new(&context))
+    match HeadCopy::new(&context) {
+        Some(frame) => xdp_action(&context, &frame),
+        None => xdp_action::XDP_DROP,
+    }
 }
 
 /// XDP for drivers that hand over a packet in several pieces (MTU above a page). Linux 5.18.
 #[xdp(frags)]
 pub(super) fn guard_frags(context: XdpContext) -> u32 {
-    xdp_action(&context, &ScatteredFrame::new(&context))
+    xdp_action(&context, &XdpBuffer::new(&context))
 }
 
 /// tcx, for devices whose driver has no XDP and for those without an Ethernet header. Linux 6.6.

@@ -1,0 +1,113 @@
+//! What the kernel and other loaders ask of the guard's object.
+#![forbid(unsafe_code)]
+
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::EbpfLoader;
+use aya::programs::{SchedClassifier, Xdp};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use session_tests::guard_program::{GuardProgram, Hook, object_path};
+use session_tests::scratch::Scratch;
+use session_tests::{flood, require_program, require_root};
+
+/// Instructions that the verifier may walk for one program. Linux gives up at a million; older
+/// kernels walk more for the same program, so that a tenth of it is the promise.
+const VERIFIED_MAX: u32 = 100_000;
+
+/// Loads every program of the object on a thread that holds these capabilities and no others.
+fn load_with(held: CapabilitySet) -> Result<()> {
+    let load = move || {
+        let sets = CapabilitySets {
+            effective: held,
+            permitted: held,
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, sets)?;
+        ensure!(capabilities(None)?.effective == held, "the kernel gave other capabilities");
+        GuardProgram::load().map(drop)
+    };
+    thread::spawn(load).join().expect("loading does not panic")
+}
+
+/// No packet pointer is subtracted from another, so CAP_PERFMON is not needed.
+#[test]
+fn two_capabilities_load_it() -> Result<()> {
+    require_root!();
+    load_with(CapabilitySet::BPF | CapabilitySet::NET_ADMIN)
+        .context("with CAP_BPF and CAP_NET_ADMIN only")?;
+    ensure!(load_with(CapabilitySet::BPF).is_err(), "CAP_BPF alone");
+    ensure!(load_with(CapabilitySet::NET_ADMIN).is_err(), "CAP_NET_ADMIN alone");
+    Ok(())
+}
+
+/// libbpf's tools accept the object: its maps are defined by BTF, not in the legacy section.
+#[test]
+fn libbpf_loads_both_objects() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let scratch = Scratch::new("libbpf")?;
+    let bpffs = scratch.mount_bpffs()?;
+    for (object, programs) in [
+        (object_path(), &["guard", "guard_frags", "guard_tcx"][..]),
+        (flood::object_path(), &["bare_drop", "bare_drop_tcx", "bare_pass", "generate"]),
+    ] {
+        let pins =
+            bpffs.join(object.file_stem().context("an object has a name")?.len().to_string());
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["prog", "loadall"]).args([&object, &pins]);
+        let output = bpftool.output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {errors}", object.display());
+        for program in programs {
+            ensure!(pins.join(program).exists(), "{} lacks {program}", object.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_verifier_is_far_from_its_limit() -> Result<()> {
+    require_root!();
+    let mut ebpf = EbpfLoader::new().load_file(object_path())?;
+    for hook in Hook::ALL {
+        let program = ebpf.program_mut(hook.program()).context("not in the object")?;
+        match hook {
+            Hook::Native | Hook::NativeFrags => <&mut Xdp>::try_from(&mut *program)?.load()?,
+            Hook::Tcx => <&mut SchedClassifier>::try_from(&mut *program)?.load()?,
+        }
+        let info = program.info()?;
+        ensure!(info.gpl_compatible() == Some(true), "{hook:?}: the licence");
+        let verified = info.verified_instruction_count().context("Linux 5.16 tells")?;
+        let translated = info.size_translated().context("Linux 4.13 tells")? / 8;
+        println!("{hook:?}: {translated} instructions, {verified} verified");
+        ensure!(verified < VERIFIED_MAX, "{hook:?}: {verified} instructions verified");
+    }
+    Ok(())
+}
+
+/// The maps that the daemon looks for, and no others: no hidden globals, no log buffer.
+#[test]
+fn the_object_has_the_documented_maps() -> Result<()> {
+    require_root!();
+    let ebpf = EbpfLoader::new().load_file(object_path())?;
+    let mut maps: Vec<&str> = ebpf.maps().map(|(name, _)| name).collect();
+    maps.sort_unstable();
+    let documented = [
+        "COUNTERS",
+        "ENDPOINTS",
+        "HEAD",
+        "HOSTS4",
+        "HOSTS6",
+        "LISTS",
+        "LOCAL4",
+        "LOCAL6",
+        "META",
+        "PREFIXES4",
+        "PREFIXES6",
+        "RULES",
+    ];
+    assert_eq!(maps, documented);
+    Ok(())
+}
