@@ -11,5 +11,6 @@ pub mod config;
 pub mod guard;
 pub mod link;
 pub mod protocol;
+pub mod server;
 pub mod store;
 pub mod sys;

@@ -326,11 +326,13 @@ fn flush_all(words: Words<'_>) -> Line<'_> {
     }
 }
 
-/// `verbosity <level> [noreply]`.
+/// `verbosity <level> [noreply]`. `verbosity noreply` is wrong, and silently so: libmemcached's
+/// tests ask for that.
 fn verbosity(mut words: Words<'_>) -> Line<'_> {
+    let noreply = words.noreply();
     match words.next().and_then(unsigned_32) {
-        Some(level) => request(Request::Verbosity { level }, words.noreply()),
-        None => rejected(LineError::BadFormat),
+        Some(level) => request(Request::Verbosity { level }, noreply),
+        None => Line::Rejected { error: LineError::BadFormat, after: After::NextLine, noreply },
     }
 }
 

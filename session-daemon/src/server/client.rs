@@ -1,0 +1,134 @@
+//! One client's task: read, drive, write, and again. It owns the order of the three; what they
+//! mean is the business of `connection`.
+#![forbid(unsafe_code)]
+
+use crate::command::counters::Counter;
+use crate::server::buffers::Pool;
+use crate::server::connection::{Connection, Step};
+use crate::server::listener::Accepted;
+use crate::server::shared::{Activity, ConnectionInfo};
+use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
+use crate::server::worker::Local;
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Begins to serve a connection that has its place and counts in this worker's load.
+pub fn begin(local: &Rc<Local>, accepted: Accepted) {
+    let now = local.now();
+    let Accepted { fd, peer, listener } = accepted;
+    let id = local.shared.next_id();
+    let info = Arc::new(ConnectionInfo::new(id, fd.as_raw_fd(), peer, listener, now));
+    local.seat().connections().insert(id, Arc::clone(&info));
+    let presence = Presence { local: Rc::clone(local), info: Arc::clone(&info) };
+    // A list that changed while the connection changed hands is minded here.
+    if !local.shared.admits(&info.peer, now) {
+        info.reset();
+    }
+    let task = tokio::task::spawn_local(async move {
+        if let Err(error) = serve(&presence, fd).await {
+            log::debug!("{}: {error}", presence.info.peer.notation(None));
+        }
+    });
+    let abort = task.abort_handle();
+    if info.is_reset() {
+        abort.abort();
+    }
+    info.served_by(abort);
+}
+
+/// Counts the connection while it is there.
+struct Presence {
+    local: Rc<Local>,
+    info: Arc<ConnectionInfo>,
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.local.seat().connections().remove(&self.info.id);
+        // Relaxed: a hint for whoever hands connections out.
+        self.local.seat().load.fetch_sub(1, Ordering::Relaxed);
+        self.local.shared.give_place();
+    }
+}
+
+async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> {
+    let Presence { local, info } = presence;
+    let mut connection = Connection::default();
+    // A client that speaks at once has done so by now: its first request is read before the
+    // reactor is told of the socket, which saves a wait.
+    match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {
+        Ok(0) => return Ok(()),
+        Ok(len) => received(&mut connection, local, len),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => return Err(error),
+    }
+    let mut socket = Socket::new(fd, Arc::clone(info))?;
+    loop {
+        match local.drive(&mut connection, info) {
+            Step::Yield => {
+                local.counters().add_one(Counter::ConnYields);
+                yield_turn().await;
+            }
+            Step::Write => write(&mut connection, &mut socket, presence).await?,
+            Step::Read => {
+                write(&mut connection, &mut socket, presence).await?;
+                info.doing(Activity::Read, connection.is_busy());
+                let mut into = Into { connection: &mut connection, pool: &local.pool };
+                let len = socket.read(&mut into).await?;
+                if len == 0 {
+                    return Ok(());
+                }
+                info.doing(Activity::Parse, true);
+                received(&mut connection, local, len);
+            }
+            Step::Close => return write(&mut connection, &mut socket, presence).await,
+        }
+    }
+}
+
+fn received(connection: &mut Connection, local: &Local, len: usize) {
+    local.counters().add(Counter::BytesRead, len as u64);
+    connection.filled(len);
+}
+
+/// Sends all answers, waiting for a client that is slow to read them.
+async fn write(
+    connection: &mut Connection,
+    socket: &mut Socket,
+    presence: &Presence,
+) -> io::Result<()> {
+    let Presence { local, info } = presence;
+    while !connection.output().is_empty() {
+        if let Some(len) = socket.write_now(connection.output())? {
+            local.counters().add(Counter::BytesWritten, len as u64);
+            connection.sent(len, &mut local.pool.borrow_mut());
+            continue;
+        }
+        info.doing(Activity::Write, true);
+        let waited = socket.writable(local.shared.config.write_timeout).await;
+        if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            local.counters().add_one(Counter::WriteKicks);
+        }
+        waited?;
+    }
+    Ok(())
+}
+
+struct Into<'a> {
+    connection: &'a mut Connection,
+    pool: &'a RefCell<Pool>,
+}
+
+impl ReadInto for Into<'_> {
+    fn read<R>(&mut self, read: impl FnOnce(&mut [u8]) -> R) -> R {
+        read(self.connection.space(&mut self.pool.borrow_mut()))
+    }
+
+    fn rest(&mut self) {
+        self.connection.rest(&mut self.pool.borrow_mut());
+    }
+}

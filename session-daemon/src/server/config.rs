@@ -1,0 +1,91 @@
+//! What the server is told at start. It owns the defaults that are the server's own; it never
+//! reads a flag.
+#![forbid(unsafe_code)]
+
+use crate::command::request::Shutdown;
+use std::fmt;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a client may leave its answers unread before it is closed, unless told otherwise.
+/// Longer than any pause of a healthy client, short enough that stuck ones do not pile up.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A socket that is bound and listening.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP, IPv4 or IPv6. With several of one address (`SO_REUSEPORT`) the kernel spreads.
+    Tcp(TcpListener),
+    /// A unix socket; its clients are not judged by the allowlist.
+    Unix(UnixListener),
+}
+
+/// Called when a client's `shutdown` is to end the process.
+#[derive(Clone)]
+pub struct ShutdownHook(pub Arc<dyn Fn(Shutdown) + Send + Sync>);
+
+impl fmt::Debug for ShutdownHook {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ShutdownHook")
+    }
+}
+
+/// What the server is told at start. What concerns the store is asked of the store.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Workers (`-t`), each a thread.
+    pub threads: usize,
+    /// Most client connections at one time (`-c`).
+    pub conns_max: usize,
+    /// One connection too many is told so and closed; false leaves it in the backlog.
+    pub maxconns_fast: bool,
+    /// Requests of one connection before others have their turn (`-R`).
+    pub requests_per_turn: u32,
+    /// Connections that ask nothing for so long are closed.
+    pub idle_timeout: Option<Duration>,
+    /// Connections that leave answers unread for so long are closed.
+    pub write_timeout: Duration,
+    /// False for `-F`.
+    pub flush_allowed: bool,
+    /// Called on `shutdown`; none for a server started without `-A`.
+    pub shutdown: Option<ShutdownHook>,
+    /// Whether TCP sources are judged by the allowlist; false for `--guard=off`.
+    pub judge_sources: bool,
+    /// How often `-v` was given.
+    pub verbosity: u32,
+    /// `-p`, for `stats settings`.
+    pub tcp_port: u16,
+    /// `-l` as given, for `stats settings`.
+    pub inter: Option<String>,
+    /// `-s`, for `stats settings`.
+    pub unix_path: Option<String>,
+    /// `-a`, for `stats settings`.
+    pub unix_mask: u32,
+    /// `-b`, for `stats settings`.
+    pub backlog: u32,
+}
+
+impl Default for ServerConfig {
+    /// memcached's defaults.
+    fn default() -> Self {
+        Self {
+            threads: 4,
+            conns_max: 1024,
+            maxconns_fast: true,
+            requests_per_turn: 20,
+            idle_timeout: None,
+            write_timeout: WRITE_TIMEOUT,
+            flush_allowed: true,
+            shutdown: None,
+            judge_sources: true,
+            verbosity: 0,
+            tcp_port: 11211,
+            inter: None,
+            unix_path: None,
+            unix_mask: 0o700,
+            backlog: 1024,
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! One client's conversation: bytes in, bytes out, no socket. It owns what is half-received and
+//! what is not yet sent; it decides, and leaves reading words to `protocol` and doing to `command`.
+//!
+//! ```text
+//!            a line                    its value is not all here
+//!   Line ------------> answer, Line ------------------------------> Value --> answer, Line
+//!    |  a key list                a rejected line with a value
+//!    +------------> Keys --> Line ------------------------------> Swallow --> Line
+//! ```
+#![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
+
+use crate::command::execute::{Answer, Executor};
+use crate::command::request::{Outcome, Request, Shutdown, StatsTopic, Store};
+use crate::protocol::text::parse::{After, Line, LineError};
+use crate::protocol::text::{CRLF, LINE_LEN_MAX, encode, parse};
+use crate::server::buffers::{Input, Output, Pool};
+use crate::server::fetch::{self, List};
+use crate::server::incoming::{Incoming, Swallow};
+use memchr::memchr;
+
+/// Values up to this length are waited for in the input; larger ones go to the store piece by
+/// piece as they come.
+const VALUE_WAIT_LEN_MAX: usize = 4 << 10;
+
+/// First byte of a request of the binary protocol, which is not served.
+const BINARY_REQUEST: u8 = 0x80;
+
+/// What the server answers itself.
+pub trait Services {
+    /// Appends the `STAT` lines of a topic, without their end.
+    fn stats(&self, topic: StatsTopic, out: &mut Vec<u8>);
+    /// Zeroes the counters.
+    fn stats_reset(&self);
+    /// Sets the log level, 0 to 3.
+    fn verbosity(&self, level: u32);
+    /// Asks the process to end; false when that is switched off.
+    fn shutdown(&self, shutdown: Shutdown) -> bool;
+}
+
+/// What a connection works with during one turn.
+pub struct Turn<'a> {
+    /// The store, the counters and the time.
+    pub executor: Executor<'a>,
+    /// Spare buffers.
+    pub pool: &'a mut Pool,
+    /// What the server answers itself.
+    pub services: &'a dyn Services,
+    /// Requests after which the connection gives way (`-R`).
+    pub requests_left: u32,
+}
+
+/// What a connection needs next. Whatever [`Connection::output`] holds is to be sent first,
+/// except before [`Step::Yield`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More bytes.
+    Read,
+    /// Its answers sent, before it looks at further requests.
+    Write,
+    /// Another turn, after the others had theirs.
+    Yield,
+    /// To be closed.
+    Close,
+}
+
+#[derive(Debug)]
+enum State {
+    Line,
+    Keys(List),
+    Value(Box<Incoming>),
+    Swallow(Swallow),
+    Closing,
+}
+
+/// What one look at the input led to.
+enum Progress {
+    More,
+    Wait,
+}
+
+/// One client's conversation.
+#[derive(Debug)]
+pub struct Connection {
+    state: State,
+    input: Input,
+    output: Output,
+    /// No byte has been looked at.
+    fresh: bool,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self { state: State::Line, input: Input::default(), output: Output::default(), fresh: true }
+    }
+}
+
+impl Connection {
+    /// Room for bytes from the client.
+    pub fn space(&mut self, pool: &mut Pool) -> &mut [u8] {
+        self.input.space(pool)
+    }
+
+    /// Says that `len` bytes were read into [`Connection::space`].
+    pub fn filled(&mut self, len: usize) {
+        self.input.filled(len);
+    }
+
+    /// Gives pooled memory back before a wait.
+    pub fn rest(&mut self, pool: &mut Pool) {
+        self.input.rest(pool);
+    }
+
+    /// Bytes for the client.
+    #[must_use]
+    pub fn output(&self) -> &[u8] {
+        self.output.waiting()
+    }
+
+    /// Says that `len` bytes of [`Connection::output`] were sent.
+    pub fn sent(&mut self, len: usize, pool: &mut Pool) {
+        self.output.sent(len, pool);
+        if let State::Keys(list) = &mut self.state {
+            list.values_sent();
+        }
+    }
+
+    /// Whether a request or an answer is under way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !matches!(self.state, State::Line)
+            || !self.input.waiting().is_empty()
+            || !self.output.is_empty()
+    }
+
+    /// Answers what can be answered with the bytes at hand.
+    pub fn drive(&mut self, turn: &mut Turn<'_>) -> Step {
+        loop {
+            if matches!(self.state, State::Closing) {
+                return Step::Close;
+            }
+            if self.output.is_full() {
+                return Step::Write;
+            }
+            if self.input.waiting().is_empty() {
+                return Step::Read;
+            }
+            if turn.requests_left == 0 {
+                return Step::Yield;
+            }
+            let progress = match &mut self.state {
+                State::Line | State::Keys(_) => self.line(turn),
+                State::Value(_) => self.value(turn),
+                State::Swallow(_) => self.swallow(),
+                State::Closing => Progress::More,
+            };
+            if matches!(progress, Progress::Wait) {
+                return Step::Read;
+            }
+        }
+    }
+
+    /// At the start of a line, or within a key list.
+    fn line(&mut self, turn: &mut Turn<'_>) -> Progress {
+        let waiting = self.input.waiting();
+        if std::mem::take(&mut self.fresh) && waiting.first() == Some(&BINARY_REQUEST) {
+            return self.close();
+        }
+        self.fresh &= waiting.is_empty();
+        let open = if let State::Keys(list) = &self.state { Some(*list) } else { None };
+        match fetch::run(waiting, open, &mut self.output, turn) {
+            fetch::Progress::Next(done, list) => {
+                self.input.consume(done);
+                self.state = list.map_or(State::Line, State::Keys);
+                Progress::More
+            }
+            fetch::Progress::Wait if open.is_none() && waiting.len() >= LINE_LEN_MAX => {
+                self.close()
+            }
+            fetch::Progress::Wait => Progress::Wait,
+            fetch::Progress::Endless => {
+                encode::error(self.output.tail(turn.pool), LineError::BadFormat);
+                self.close()
+            }
+            fetch::Progress::Other => self.request(turn),
+        }
+    }
+
+    fn request(&mut self, turn: &mut Turn<'_>) -> Progress {
+        let waiting = self.input.waiting();
+        let window = waiting.get(..LINE_LEN_MAX).unwrap_or(waiting);
+        let Some((line, line_len)) =
+            memchr(b'\n', window).and_then(|end| Some((window.get(..end)?, end.saturating_add(1))))
+        else {
+            return if waiting.len() < LINE_LEN_MAX { Progress::Wait } else { self.close() };
+        };
+        let line = parse::line(line);
+        if let Line::Store { store, value_len, noreply } = line {
+            let behind = waiting.get(line_len..).unwrap_or_default();
+            let begun = begin_value(&store, value_len, noreply, behind, turn);
+            return self.value_begun(begun, line_len, noreply, turn);
+        }
+        turn.requests_left = turn.requests_left.saturating_sub(1);
+        let after = match line {
+            Line::Request { request, noreply } => {
+                answer(request, noreply, &mut self.output, turn);
+                After::NextLine
+            }
+            Line::Rejected { error, after, noreply } => {
+                // A connection that ends says why, whatever the line said about replies.
+                if !noreply || after == After::Close {
+                    encode::error(self.output.tail(turn.pool), error);
+                }
+                after
+            }
+            Line::Store { .. } | Line::Quit | Line::HangUp => After::Close,
+        };
+        self.input.consume(line_len);
+        match after {
+            After::NextLine => Progress::More,
+            After::Swallow(value_len) => self.enter(State::Swallow(Swallow::new(value_len))),
+            After::Close => self.close(),
+        }
+    }
+
+    fn value_begun(
+        &mut self,
+        begun: Begun,
+        line_len: usize,
+        noreply: bool,
+        turn: &mut Turn<'_>,
+    ) -> Progress {
+        match begun {
+            Begun::Wait => Progress::Wait,
+            Begun::Here { outcome, value_len } => {
+                self.reply(outcome, noreply, turn);
+                let value_len = value_len.saturating_add(CRLF.len());
+                self.input.consume(line_len.saturating_add(value_len));
+                Progress::More
+            }
+            Begun::Pieces(incoming) => {
+                self.input.consume(line_len);
+                self.enter(State::Value(incoming))
+            }
+            Begun::Refused { outcome, value_len } => {
+                self.reply(outcome, noreply, turn);
+                self.input.consume(line_len);
+                self.enter(State::Swallow(Swallow::new(value_len)))
+            }
+            Begun::BadEnd => self.bad_data(turn),
+        }
+    }
+
+    /// Within a value that goes to the store in pieces.
+    fn value(&mut self, turn: &mut Turn<'_>) -> Progress {
+        let State::Value(incoming) = &mut self.state else { return Progress::More };
+        let noreply = incoming.noreply();
+        let waiting = self.input.waiting();
+        let left_len = incoming.missing();
+        let taken_len = waiting.len().min(left_len);
+        let piece = waiting.get(..taken_len).unwrap_or_default();
+        if let Err(outcome) = incoming.write(piece, &mut turn.executor) {
+            self.reply(outcome, noreply, turn);
+            return self.enter(State::Swallow(Swallow::new(left_len as u64)));
+        }
+        if incoming.missing() > 0 {
+            self.input.consume(taken_len);
+            return Progress::Wait;
+        }
+        match waiting.get(taken_len..).unwrap_or_default() {
+            [b'\r', b'\n', ..] => {}
+            [] | [b'\r'] => {
+                self.input.consume(taken_len);
+                return Progress::Wait;
+            }
+            _ => return self.bad_data(turn),
+        }
+        self.input.consume(taken_len.saturating_add(CRLF.len()));
+        if let State::Value(incoming) = std::mem::replace(&mut self.state, State::Line) {
+            let outcome = incoming.finish(&mut turn.executor);
+            self.reply(outcome, noreply, turn);
+        }
+        Progress::More
+    }
+
+    /// Within the value of a storage line that was rejected.
+    fn swallow(&mut self) -> Progress {
+        let State::Swallow(swallow) = &mut self.state else { return Progress::More };
+        let consumed_len = swallow.take(self.input.waiting());
+        let state = (swallow.is_done(), swallow.is_bad());
+        self.input.consume(consumed_len);
+        match state {
+            // The value did not end where its line said, so the next line may be part of it.
+            (_, true) => self.close(),
+            (true, false) => self.enter(State::Line),
+            (false, false) => Progress::Wait,
+        }
+    }
+
+    fn reply(&mut self, outcome: Outcome, noreply: bool, turn: &mut Turn<'_>) {
+        turn.requests_left = turn.requests_left.saturating_sub(1);
+        if !noreply {
+            encode::outcome(self.output.tail(turn.pool), outcome);
+        }
+    }
+
+    /// What follows cannot be told from the value, and must not be run as commands.
+    fn bad_data(&mut self, turn: &mut Turn<'_>) -> Progress {
+        encode::error(self.output.tail(turn.pool), LineError::BadData);
+        self.close()
+    }
+
+    fn close(&mut self) -> Progress {
+        self.enter(State::Closing)
+    }
+
+    fn enter(&mut self, state: State) -> Progress {
+        self.state = state;
+        Progress::More
+    }
+}
+
+/// How a storage command goes on behind its line.
+enum Begun {
+    /// The value is here, and this is the reply.
+    Here { outcome: Outcome, value_len: usize },
+    /// The value will be here soon.
+    Wait,
+    /// The value goes to the store as it comes.
+    Pieces(Box<Incoming>),
+    /// The store will not take it.
+    Refused { outcome: Outcome, value_len: u64 },
+    /// The value is here and does not end where it should.
+    BadEnd,
+}
+
+fn begin_value(
+    store: &Store<'_>,
+    value_len: u64,
+    noreply: bool,
+    behind: &[u8],
+    turn: &mut Turn<'_>,
+) -> Begun {
+    let executor = &mut turn.executor;
+    let whole_len = usize::try_from(value_len).unwrap_or(usize::MAX);
+    if let Some((value, end)) = behind.split_at_checked(whole_len) {
+        match end {
+            [b'\r', b'\n', ..] => {
+                let outcome = executor.store(store, value);
+                return Begun::Here { outcome, value_len: whole_len };
+            }
+            [] | [b'\r'] => {}
+            _ => return Begun::BadEnd,
+        }
+    }
+    if whole_len <= VALUE_WAIT_LEN_MAX {
+        return Begun::Wait;
+    }
+    match Incoming::begin(store, whole_len, noreply, executor) {
+        Ok(incoming) => Begun::Pieces(Box::new(incoming)),
+        Err(outcome) => Begun::Refused { outcome, value_len },
+    }
+}
+
+fn answer(request: Request<'_>, noreply: bool, output: &mut Output, turn: &mut Turn<'_>) {
+    let outcome = match turn.executor.execute(request) {
+        Answer::Line(outcome) => outcome,
+        Answer::Verbosity(level) => {
+            turn.services.verbosity(level);
+            Outcome::Ok
+        }
+        Answer::StatsReset => {
+            turn.services.stats_reset();
+            Outcome::Reset
+        }
+        Answer::Stats(topic) => {
+            let out = output.tail(turn.pool);
+            turn.services.stats(topic, out);
+            return encode::end(out);
+        }
+        Answer::Shutdown(shutdown) if turn.services.shutdown(shutdown) => return,
+        Answer::Shutdown(_) => Outcome::ShutdownNotEnabled,
+    };
+    if !noreply {
+        encode::outcome(output.tail(turn.pool), outcome);
+    }
+}

@@ -1,0 +1,364 @@
+//! Key lists: the keys of all pipelined fetches that stand in the input are looked up together
+//! and answered in order. It owns where a list stands; it never reads or writes a socket.
+#![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
+
+use crate::command::execute::{count_fetch, fetch};
+use crate::command::request::{Exptime, Fetch};
+use crate::protocol::text::keys::{NextKey, next_key};
+use crate::protocol::text::parse::{KeyList, LineError, key_list};
+use crate::protocol::text::{CRLF, KEY_LIST_LEN_MAX, LINE_LEN_MAX, encode};
+use crate::server::buffers::Output;
+use crate::server::connection::Turn;
+use crate::store::Item;
+use crate::store::types::Key;
+use memchr::memchr;
+
+/// Keys that are looked up together. A list counts as one request and every full batch as one
+/// more, so that a long list gives way to other connections too.
+pub const BATCH_KEYS_MAX: usize = 64;
+
+/// A key list that has begun.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    fetch: Fetch,
+    /// The answer that replaces all values, once the end of the line is found.
+    error: Option<LineError>,
+    /// Whether there was a key.
+    any: bool,
+    /// Bytes of the line that have been consumed.
+    line_len: usize,
+    /// Where in the output its first value stands, while none of them is sent.
+    mark: Option<usize>,
+}
+
+impl List {
+    /// Values of the list have been sent: an error can no longer replace them.
+    pub fn values_sent(&mut self) {
+        self.mark = None;
+    }
+}
+
+/// What [`run`] did.
+#[derive(Debug)]
+pub enum Progress {
+    /// So many bytes of the input are done, and this list is open behind them.
+    Next(usize, Option<List>),
+    /// No key list stands in the input.
+    Other,
+    /// The rest of the line has not come yet.
+    Wait,
+    /// The line has no end: close.
+    Endless,
+}
+
+/// Answers the key lists at the start of `input`, a batch of keys at most. `open` is the list
+/// in whose middle the input starts.
+pub fn run(input: &[u8], open: Option<List>, output: &mut Output, turn: &mut Turn<'_>) -> Progress {
+    if let Some((list, error)) = open.and_then(|list| Some((list, list.error?))) {
+        return skip(input, list, error, output, turn);
+    }
+    let mut batch = Batch::new(open);
+    let stop = batch.gather(input, open, turn.requests_left);
+    turn.requests_left = turn.requests_left.saturating_sub(batch.cost());
+    if let Some((done, list)) = batch.answer(output, turn) {
+        return Progress::Next(done, list);
+    }
+    match stop {
+        Stop::Wait(0) => Progress::Wait,
+        Stop::Other(0) => Progress::Other,
+        Stop::Wait(done) | Stop::Other(done) | Stop::Here(done) => Progress::Next(done, None),
+        Stop::Within(_, list) if list.line_len > KEY_LIST_LEN_MAX => Progress::Endless,
+        Stop::Within(0, _) if batch.len == 0 => Progress::Wait,
+        Stop::Within(done, mut list) => {
+            list.mark = batch.mark.filter(|_| list.any);
+            Progress::Next(done, Some(list))
+        }
+        Stop::Failed(done, list) => {
+            if let Some(mark) = list.mark {
+                output.truncate(mark);
+            }
+            Progress::Next(done, Some(list))
+        }
+        Stop::End(done, list) => {
+            let out = output.tail(turn.pool);
+            if list.any {
+                encode::end(out)
+            } else {
+                encode::error(out, LineError::BadFormat)
+            }
+            Progress::Next(done, None)
+        }
+    }
+}
+
+/// Passes over the rest of a list whose answer is an error.
+fn skip(
+    input: &[u8],
+    mut list: List,
+    error: LineError,
+    output: &mut Output,
+    turn: &mut Turn<'_>,
+) -> Progress {
+    let end = memchr(b'\n', input);
+    let part = end.and_then(|end| input.get(..end)).unwrap_or(input);
+    list.any |= part.iter().any(|byte| !b" \r".contains(byte));
+    let Some(end) = end else {
+        list.line_len = list.line_len.saturating_add(input.len());
+        return match input.len() {
+            _ if list.line_len > KEY_LIST_LEN_MAX => Progress::Endless,
+            0 => Progress::Wait,
+            all => Progress::Next(all, Some(list)),
+        };
+    };
+    let error = if list.any { error } else { LineError::BadFormat };
+    encode::error(output.tail(turn.pool), error);
+    Progress::Next(end.saturating_add(1), None)
+}
+
+/// Where gathering stopped; the number is the bytes of the input that are behind it.
+enum Stop {
+    /// Between two lines, because the batch is full or the turn is over.
+    Here(usize),
+    /// In the middle of a list.
+    Within(usize, List),
+    /// At a key that cannot be: the list is answered by an error.
+    Failed(usize, List),
+    /// Behind a line none of whose keys is in the batch.
+    End(usize, List),
+    /// Before something that is no key list.
+    Other(usize),
+    /// Before a line that has not come whole and is short enough to wait for.
+    Wait(usize),
+}
+
+/// What is known of a key in the batch beside its bytes.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// The input behind this key, or behind its line.
+    resume: usize,
+    /// The input where its line began, or 0 for the list that was open.
+    from: usize,
+    with_cas: bool,
+    /// The first key of its line.
+    first: bool,
+    /// Its line ends behind it.
+    ends: bool,
+}
+
+struct Batch<'a> {
+    keys: [Key<'a>; BATCH_KEYS_MAX],
+    entries: [Entry; BATCH_KEYS_MAX],
+    len: usize,
+    lists: u32,
+    /// The expiry time that all lists of the batch give.
+    touch: Option<Exptime>,
+    /// Bytes of the open list's line before this input.
+    open_len: usize,
+    /// Where in the output the values of the latest list begin.
+    mark: Option<usize>,
+}
+
+const NO_KEY: Key<'static> = match Key::new(b"-") {
+    Some(key) => key,
+    None => unreachable!(),
+};
+
+impl<'a> Batch<'a> {
+    fn new(open: Option<List>) -> Self {
+        Self {
+            keys: [NO_KEY; BATCH_KEYS_MAX],
+            entries: [Entry::default(); BATCH_KEYS_MAX],
+            len: 0,
+            lists: 0,
+            touch: open.and_then(|list| list.fetch.touch),
+            open_len: open.map_or(0, |list| list.line_len),
+            mark: open.and_then(|list| list.mark),
+        }
+    }
+
+    /// Requests that the batch counts as.
+    fn cost(&self) -> u32 {
+        self.lists.saturating_add(u32::from(self.len == BATCH_KEYS_MAX))
+    }
+
+    /// Collects keys, list after list, without answering any.
+    fn gather(&mut self, input: &'a [u8], open: Option<List>, lists_max: u32) -> Stop {
+        let mut at = 0;
+        if let Some(list) = open
+            && let Some(stop) = self.gather_list(input, 0, &mut at, list, false)
+        {
+            return stop;
+        }
+        loop {
+            if self.len == BATCH_KEYS_MAX || self.lists >= lists_max {
+                return Stop::Here(at);
+            }
+            let from = at;
+            let (fetch, error, head_len) = match key_list(input.get(at..).unwrap_or_default()) {
+                KeyList::Start { fetch, error, consumed_len } => (fetch, error, consumed_len),
+                KeyList::No => return Stop::Other(at),
+                KeyList::Partial => return Stop::Wait(at),
+            };
+            let list = List { fetch, error, any: false, line_len: 0, mark: None };
+            if self.len > 0 && fetch.touch != self.touch {
+                return Stop::Here(at);
+            }
+            self.touch = fetch.touch;
+            self.lists = self.lists.saturating_add(1);
+            at = at.saturating_add(head_len);
+            if error.is_some() {
+                return Stop::Failed(at, list);
+            }
+            if let Some(stop) = self.gather_list(input, from, &mut at, list, true) {
+                return stop;
+            }
+        }
+    }
+
+    /// Collects the keys of one list; none when its line ended and its end is in the batch.
+    fn gather_list(
+        &mut self,
+        input: &'a [u8],
+        from: usize,
+        at: &mut usize,
+        mut list: List,
+        fresh: bool,
+    ) -> Option<Stop> {
+        let len_before = self.len;
+        let here = input.get(from..).unwrap_or_default();
+        // A short line is waited for, so that its answer does not depend on how it was cut.
+        let worth_waiting =
+            |cut| fresh && here.len() < LINE_LEN_MAX && (cut || memchr(b'\n', here).is_none());
+        loop {
+            let (key, blank_len) = match next_key(input.get(*at..).unwrap_or_default()) {
+                NextKey::Key { key, blank_len } => (key, blank_len),
+                NextKey::End { consumed_len } => {
+                    *at = at.saturating_add(consumed_len);
+                    if self.len == len_before {
+                        return Some(Stop::End(*at, list));
+                    }
+                    self.last_ends(*at);
+                    return None;
+                }
+                NextKey::TooLong => {
+                    self.len = len_before;
+                    list.error = Some(LineError::BadFormat);
+                    return Some(Stop::Failed(*at, list));
+                }
+                NextKey::Partial { .. } if worth_waiting(true) => {
+                    self.len = len_before;
+                    return Some(Stop::Wait(from));
+                }
+                NextKey::Partial { blank_len } => {
+                    *at = at.saturating_add(blank_len);
+                    list.line_len = list.line_len.saturating_add(at.saturating_sub(from));
+                    return Some(Stop::Within(*at, list));
+                }
+            };
+            if self.len == BATCH_KEYS_MAX {
+                if worth_waiting(false) {
+                    self.len = len_before;
+                    return Some(Stop::Wait(from));
+                }
+                list.line_len = list.line_len.saturating_add(at.saturating_sub(from));
+                return Some(Stop::Within(*at, list));
+            }
+            *at = at.saturating_add(blank_len).saturating_add(key.len());
+            let first = !list.any;
+            list.any = true;
+            let with_cas = list.fetch.with_cas;
+            self.push(key, Entry { resume: *at, from, with_cas, first, ends: false });
+        }
+    }
+
+    fn push(&mut self, key: &'a [u8], entry: Entry) {
+        if let Some(key) = Key::new(key)
+            && let Some(key_place) = self.keys.get_mut(self.len)
+            && let Some(entry_place) = self.entries.get_mut(self.len)
+        {
+            *key_place = key;
+            *entry_place = entry;
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    fn last_ends(&mut self, resume: usize) {
+        if let Some(last) = self.entries.get_mut(self.len.saturating_sub(1)) {
+            last.ends = true;
+            last.resume = resume;
+        }
+    }
+
+    /// Looks all keys up, then encodes them in order. When the output is full before the last,
+    /// it says where to go on; what was looked up beyond is looked up again then.
+    fn answer(&mut self, output: &mut Output, turn: &mut Turn<'_>) -> Paused {
+        // Clearing places for items costs as much as a lookup: few keys take few places.
+        if self.len <= 2 {
+            self.answer_in::<2>(output, turn)
+        } else {
+            self.answer_in::<BATCH_KEYS_MAX>(output, turn)
+        }
+    }
+
+    fn answer_in<const PLACES: usize>(
+        &mut self,
+        output: &mut Output,
+        turn: &mut Turn<'_>,
+    ) -> Paused {
+        let mut items: [Option<Item<'_>>; PLACES] = [const { None }; PLACES];
+        let keys = self.keys.get(..self.len)?;
+        let items = items.get_mut(..self.len)?;
+        let terms = Fetch { with_cas: false, touch: self.touch };
+        fetch(turn.executor.store, terms, keys, turn.executor.now, items);
+        let mut previous: Option<Entry> = None;
+        for ((key, item), entry) in keys.iter().zip(items.iter()).zip(&self.entries) {
+            if let Some(previous) = previous.filter(|_| output.is_full()) {
+                let list = (!previous.ends).then(|| self.list_after(previous));
+                return Some((previous.resume, list));
+            }
+            if entry.first {
+                self.mark = Some(output.len());
+            }
+            let out = output.tail(turn.pool);
+            count_fetch(turn.executor.counters, terms, item.is_some());
+            if let Some(item) = item {
+                append(out, key.bytes(), item, entry.with_cas);
+            }
+            if entry.ends {
+                encode::end(out);
+            }
+            previous = Some(*entry);
+        }
+        None
+    }
+
+    /// The list of a key that was answered, as it stands behind that key.
+    fn list_after(&self, entry: Entry) -> List {
+        let before = if entry.from == 0 { self.open_len } else { 0 };
+        List {
+            fetch: Fetch { with_cas: entry.with_cas, touch: self.touch },
+            error: None,
+            any: true,
+            line_len: entry.resume.saturating_sub(entry.from).saturating_add(before),
+            mark: self.mark,
+        }
+    }
+}
+
+/// Where to go on when the output was full before the last key of a batch.
+type Paused = Option<(usize, Option<List>)>;
+
+fn append(out: &mut Vec<u8>, key: &[u8], item: &Item<'_>, with_cas: bool) {
+    let cas = with_cas.then(|| item.cas().0);
+    let value_len = item.value_len();
+    out.reserve(value_len.saturating_add(VALUE_HEADER_LEN_MAX));
+    encode::value_header(out, key, item.flags().0, value_len, cas);
+    for slice in item.value() {
+        out.extend_from_slice(slice);
+    }
+    out.extend_from_slice(CRLF);
+}
+
+/// `VALUE`, a key, three numbers, blanks and two line ends.
+const VALUE_HEADER_LEN_MAX: usize = 330;

@@ -1,0 +1,185 @@
+//! Accepting connections: who may come in, how many, and who serves them. It owns the listening
+//! sockets; it never reads what a client sends.
+#![forbid(unsafe_code)]
+
+use crate::command::counters::Counter;
+use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
+use crate::server::client;
+use crate::server::config::Listener;
+use crate::server::shared::{Peer, Shared};
+use crate::server::socket::{watch, yield_turn};
+use crate::server::worker::{Local, Message};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, send, sockopt};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::Interest;
+
+/// Connections accepted in a row before the clients have their turn.
+const ACCEPTS_PER_TURN_MAX: u32 = 16;
+
+/// How long to wait for descriptors or memory, or for a free place, before trying again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A worker hands over what it accepts when it serves more than the least loaded worker by more
+/// than this share: with few connections each worker gets its part, and with many the kernel's
+/// own spread is even enough most of the time.
+const LEAD_SHARE: usize = 8;
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Door {
+    fd: OwnedFd,
+    unix: bool,
+    notation: Arc<str>,
+}
+
+impl Door {
+    /// Prepares a socket that is bound and listening.
+    ///
+    /// # Errors
+    /// When the kernel refuses an option.
+    pub fn new(listener: Listener, unix_path: Option<&str>) -> io::Result<Self> {
+        let (fd, unix, notation) = match listener {
+            Listener::Tcp(socket) => {
+                let notation = Peer::Tcp(socket.local_addr()?).notation(None);
+                // Accepted sockets inherit both.
+                let fd = OwnedFd::from(socket);
+                sockopt::set_tcp_nodelay(&fd, true)?;
+                sockopt::set_socket_keepalive(&fd, true)?;
+                (fd, false, notation)
+            }
+            Listener::Unix(socket) => (socket.into(), true, Peer::Unix.notation(unix_path)),
+        };
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self { fd, unix, notation: notation.into() })
+    }
+
+    /// Its descriptor and where it listens.
+    #[must_use]
+    pub fn listing(&self) -> (i32, Arc<str>) {
+        (self.fd.as_raw_fd(), Arc::clone(&self.notation))
+    }
+}
+
+/// A connection that may be served.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its socket, which does not block.
+    pub fd: OwnedFd,
+    /// Where the client is.
+    pub peer: Peer,
+    /// Where it was accepted.
+    pub listener: Arc<str>,
+}
+
+/// Accepts for as long as the worker runs.
+pub async fn accept(local: Rc<Local>, door: Door) {
+    let Door { fd, unix, notation } = door;
+    let fd = match watch(fd, Interest::READABLE) {
+        Ok(fd) => fd,
+        Err(error) => return log::error!("{notation}: cannot listen: {error}"),
+    };
+    loop {
+        let mut ready = match fd.readable().await {
+            Ok(ready) => ready,
+            Err(error) => return log::error!("{notation}: cannot listen any more: {error}"),
+        };
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
+            if !local.shared.config.maxconns_fast {
+                wait_for_place(&local.shared).await;
+            }
+            match acceptfrom_with(fd.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((socket, address)) => admit(&local, socket, address, unix, &notation),
+                Err(Errno::AGAIN) => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    pause(&local, &notation).await;
+                }
+                // The client has gone, or the network has: the next one may be there.
+                Err(_) => {}
+            }
+        }
+        yield_turn().await;
+    }
+}
+
+/// Without descriptors or memory accepting fails until somebody leaves: trying at once would
+/// only burn a processor.
+async fn pause(local: &Local, notation: &str) {
+    local.counters().add_one(Counter::ListenDisabled);
+    // Relaxed: only shown in `stats`.
+    if local.shared.accepting.swap(false, Ordering::Relaxed) {
+        log::warn!("{notation}: no descriptor or memory for another connection");
+    }
+    tokio::time::sleep(RETRY).await;
+    local.shared.accepting.store(true, Ordering::Relaxed);
+}
+
+async fn wait_for_place(shared: &Shared) {
+    while shared.connections.load(Ordering::Relaxed) >= shared.config.conns_max {
+        shared.accepting.store(false, Ordering::Relaxed);
+        tokio::time::sleep(RETRY).await;
+    }
+    shared.accepting.store(true, Ordering::Relaxed);
+}
+
+fn admit(
+    local: &Rc<Local>,
+    fd: OwnedFd,
+    address: Option<SocketAddrAny>,
+    unix: bool,
+    notation: &Arc<str>,
+) {
+    let peer = if unix {
+        Peer::Unix
+    } else {
+        // A TCP client whose address the kernel no longer knows has gone.
+        let Some(address) = address.and_then(|address| SocketAddr::try_from(address).ok()) else {
+            return;
+        };
+        Peer::Tcp(address)
+    };
+    if !local.shared.admits(&peer, local.now()) {
+        local.counters().add_one(Counter::RejectedByList);
+        // With a linger of 0 the close sends a reset. A failure means that it is closed already.
+        let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
+        return;
+    }
+    local.counters().add_one(Counter::TotalConnections);
+    if !local.shared.take_place() {
+        local.counters().add_one(Counter::RejectedConnections);
+        // Whether or not the client hears why, it is closed.
+        let _ = send(&fd, TOO_MANY_CONNECTIONS, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        return;
+    }
+    place(local, Accepted { fd, peer, listener: Arc::clone(notation) });
+}
+
+/// Serves the connection here, or hands it to the least loaded worker when that one has less.
+fn place(local: &Rc<Local>, accepted: Accepted) {
+    let seats = &local.shared.seats;
+    // Relaxed throughout: a load that is off by one costs a hand-over, no more.
+    let here = local.seat().load.load(Ordering::Relaxed);
+    let loads = seats.iter().map(|seat| seat.load.load(Ordering::Relaxed));
+    let (least_idx, least) =
+        loads.enumerate().min_by_key(|(_, load)| *load).unwrap_or((local.seat_idx, here));
+    if here <= least + least / LEAD_SHARE {
+        local.seat().load.fetch_add(1, Ordering::Relaxed);
+        return client::begin(local, accepted);
+    }
+    seats[least_idx].load.fetch_add(1, Ordering::Relaxed);
+    if let Err(unsent) = local.mailboxes[least_idx].send(Message::Adopt(accepted)) {
+        // That worker is stopping, and so is the server.
+        seats[least_idx].load.fetch_sub(1, Ordering::Relaxed);
+        local.shared.give_place();
+        drop(unsent);
+    }
+}

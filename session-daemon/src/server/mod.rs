@@ -1,0 +1,144 @@
+//! The request path: listeners, workers, connections. It owns sockets, threads and the memory of
+//! bytes under way; it never knows the guard.
+#![forbid(unsafe_code)]
+
+pub mod buffers;
+pub mod client;
+pub mod config;
+pub mod connection;
+pub mod fetch;
+pub mod incoming;
+pub mod listener;
+pub mod shared;
+pub mod socket;
+pub mod statistics;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+use crate::allowlist::Allowlist;
+use crate::command::request::Shutdown;
+use crate::server::config::{Listener, ServerConfig};
+use crate::server::listener::Door;
+use crate::server::shared::Shared;
+use crate::server::worker::Message;
+use crate::store::Store;
+use arc_swap::ArcSwap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// A server that serves clients on threads of its own until it is stopped.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    mailboxes: Arc<[UnboundedSender<Message>]>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts `config.threads` workers. The listeners are dealt out to them in order; a worker
+    /// that accepts hands a connection over when another has fewer.
+    ///
+    /// # Errors
+    /// When the store has no room for so many workers, or the kernel refuses a thread, an epoll
+    /// descriptor or a socket option.
+    pub fn start(
+        config: ServerConfig,
+        listeners: Vec<Listener>,
+        store: Arc<Store>,
+        allowlist: Arc<ArcSwap<Allowlist>>,
+    ) -> io::Result<Self> {
+        if config.threads == 0 {
+            return Err(io::Error::other("a server needs at least one thread"));
+        }
+        let doors = listeners
+            .into_iter()
+            .map(|listener| Door::new(listener, config.unix_path.as_deref()))
+            .collect::<io::Result<Vec<_>>>()?;
+        let listings = doors.iter().map(Door::listing).collect();
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..config.threads).map(|_| unbounded_channel()).unzip();
+        let shared = Arc::new(Shared::new(config, store, allowlist, listings));
+        let mut server = Self { shared, mailboxes: senders.into(), threads: Vec::new() };
+        server.spawn(deal(doors, receivers.len()), receivers)?;
+        Ok(server)
+    }
+
+    fn spawn(
+        &mut self,
+        doors: Vec<Vec<Door>>,
+        mailboxes: Vec<UnboundedReceiver<Message>>,
+    ) -> io::Result<()> {
+        for (seat_idx, (doors, mailbox)) in doors.into_iter().zip(mailboxes).enumerate() {
+            let store = self.shared.store.worker().map_err(io::Error::other)?;
+            let runtime = worker::runtime()?;
+            let shared = Arc::clone(&self.shared);
+            let all = Arc::clone(&self.mailboxes);
+            let thread = std::thread::Builder::new().name(format!("worker-{seat_idx}")).spawn(
+                move || {
+                    worker::run(&runtime, shared, seat_idx, store, all, mailbox, doors);
+                },
+            )?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Resets every TCP connection whose client the allowlist refuses by now. Returns when all
+    /// workers have done so, with the number of connections.
+    #[must_use]
+    pub fn enforce(&self) -> u64 {
+        let (reply, replies) = mpsc::channel();
+        for mailbox in self.mailboxes.iter() {
+            // A worker that has ended has no connection either.
+            let _ = mailbox.send(Message::Enforce(reply.clone()));
+        }
+        drop(reply);
+        replies.iter().sum()
+    }
+
+    /// Ends all workers: at once, or after what is under way but within five seconds.
+    pub fn stop(mut self, shutdown: Shutdown) {
+        self.tell_all_to_stop(shutdown);
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has ended the process already.
+            let _ = thread.join();
+        }
+    }
+
+    /// Makes every counter read 0, as `stats reset` does.
+    pub fn stats_reset(&self) {
+        self.shared.seats.iter().for_each(|seat| seat.counters.reset());
+    }
+
+    /// The general statistics, names and values in the order of `stats`.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<(String, String)> {
+        statistics::general_text(&self.shared)
+    }
+
+    fn tell_all_to_stop(&self, shutdown: Shutdown) {
+        for mailbox in self.mailboxes.iter() {
+            // A worker that does not listen has stopped.
+            let _ = mailbox.send(Message::Stop(shutdown));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tell_all_to_stop(Shutdown::Now);
+    }
+}
+
+/// Deals the doors out to `workers` hands.
+fn deal(doors: Vec<Door>, workers: usize) -> Vec<Vec<Door>> {
+    let mut hands: Vec<Vec<Door>> = (0..workers).map(|_| Vec::new()).collect();
+    for (idx, door) in doors.into_iter().enumerate() {
+        hands[idx % workers].push(door);
+    }
+    hands
+}

@@ -1,0 +1,262 @@
+//! What all workers know of each other: counters, loads and the list of open connections. It
+//! owns who is counted where; nothing here is touched between a read and its answer but a
+//! connection's own cells.
+#![forbid(unsafe_code)]
+
+use crate::allowlist::Allowlist;
+use crate::clock::Now;
+use crate::command::counters::{self, Counter, Counters};
+use crate::server::config::ServerConfig;
+use crate::store::Store;
+use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::task::AbortHandle;
+
+const NS: u64 = 1_000_000_000;
+
+/// Where a client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// On this host, over a unix socket.
+    Unix,
+}
+
+impl Peer {
+    /// The address that the allowlist judges.
+    #[must_use]
+    pub fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix => None,
+        }
+    }
+
+    /// In memcached's notation: `tcp:IP:PORT`, `tcp6:[IP]:PORT`, `unix:PATH`.
+    #[must_use]
+    pub fn notation(&self, unix_path: Option<&str>) -> String {
+        match self {
+            Self::Tcp(address @ SocketAddr::V4(_)) => format!("tcp:{address}"),
+            Self::Tcp(address @ SocketAddr::V6(_)) => format!("tcp6:{address}"),
+            Self::Unix => format!("unix:{}", unix_path.unwrap_or_default()),
+        }
+    }
+}
+
+/// What a connection is doing, in memcached's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Activity {
+    /// Waiting for a request.
+    Read,
+    /// Answering.
+    Parse,
+    /// Waiting for the client to read.
+    Write,
+}
+
+/// One open connection as others see it.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Unique for the life of the server.
+    pub id: u64,
+    /// Its descriptor, for `stats conns` only.
+    pub fd: i32,
+    /// Where the client is.
+    pub peer: Peer,
+    /// What it connected to, in memcached's notation.
+    pub listener: Arc<str>,
+    last_active_s: AtomicU64,
+    activity: AtomicU8,
+    /// Whether a request is half received or an answer half sent.
+    busy: AtomicBool,
+    reset: AtomicBool,
+    task: OnceLock<AbortHandle>,
+}
+
+impl ConnectionInfo {
+    /// A connection that was accepted now.
+    #[must_use]
+    pub fn new(id: u64, fd: i32, peer: Peer, listener: Arc<str>, now: Now) -> Self {
+        Self {
+            id,
+            fd,
+            peer,
+            listener,
+            last_active_s: AtomicU64::new(now.boottime_ns / NS),
+            activity: AtomicU8::new(Activity::Read as u8),
+            busy: AtomicBool::new(false),
+            reset: AtomicBool::new(false),
+            task: OnceLock::new(),
+        }
+    }
+
+    // All cells are Relaxed: each says one thing to whoever lists connections, and orders nothing.
+
+    /// Notes that the client asked something.
+    pub fn active(&self, now: Now) {
+        self.last_active_s.store(now.boottime_ns / NS, Ordering::Relaxed);
+    }
+
+    /// Seconds since the client last asked something.
+    #[must_use]
+    pub fn idle_s(&self, now: Now) -> u64 {
+        (now.boottime_ns / NS).saturating_sub(self.last_active_s.load(Ordering::Relaxed))
+    }
+
+    /// Notes what the connection does.
+    pub fn doing(&self, activity: Activity, busy: bool) {
+        self.activity.store(activity as u8, Ordering::Relaxed);
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+
+    /// memcached's name of what the connection does.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self.activity.load(Ordering::Relaxed) {
+            state if state == Activity::Parse as u8 => "conn_parse_cmd",
+            state if state == Activity::Write as u8 => "conn_mwrite",
+            _ => "conn_read",
+        }
+    }
+
+    /// Whether closing now would cut a request or an answer off.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Ties the task that serves the connection to it.
+    pub fn served_by(&self, task: AbortHandle) {
+        // Set once, right after the task is spawned.
+        let _ = self.task.set(task);
+    }
+
+    /// Closes the connection as soon as its worker comes by.
+    pub fn close(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+
+    /// Closes the connection with a reset.
+    pub fn reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
+        self.close();
+    }
+
+    /// Whether the connection is to be closed with a reset.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Relaxed)
+    }
+}
+
+/// One worker as others see it, on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Seat {
+    /// Written by the worker alone.
+    pub counters: Counters,
+    /// Connections that it serves or is about to be handed.
+    pub load: AtomicUsize,
+    connections: Mutex<HashMap<u64, Arc<ConnectionInfo>>>,
+}
+
+impl Seat {
+    /// The worker's open connections. Held for a moment only: at accept, at close and to list.
+    pub fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionInfo>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What the server was told at start.
+    pub config: ServerConfig,
+    /// The items.
+    pub store: Arc<Store>,
+    /// Who may connect.
+    pub allowlist: Arc<ArcSwap<Allowlist>>,
+    /// One for each worker.
+    pub seats: Box<[Seat]>,
+    /// Where it listens: descriptor and notation.
+    pub listeners: Box<[(i32, Arc<str>)]>,
+    /// Open client connections.
+    pub connections: AtomicUsize,
+    /// Log level that `verbosity` has set.
+    pub verbosity: AtomicU32,
+    /// False while no descriptor or memory is left for another connection.
+    pub accepting: AtomicBool,
+    /// When the server started.
+    pub started: Now,
+    next_id: AtomicU64,
+}
+
+impl Shared {
+    /// The state of a server that starts now.
+    #[must_use]
+    pub fn new(
+        config: ServerConfig,
+        store: Arc<Store>,
+        allowlist: Arc<ArcSwap<Allowlist>>,
+        listeners: Box<[(i32, Arc<str>)]>,
+    ) -> Self {
+        Self {
+            seats: (0..config.threads).map(|_| Seat::default()).collect(),
+            verbosity: AtomicU32::new(config.verbosity),
+            config,
+            store,
+            allowlist,
+            listeners,
+            connections: AtomicUsize::new(0),
+            accepting: AtomicBool::new(true),
+            started: Now::sample(),
+            next_id: AtomicU64::new(1),
+        }
+    }
+
+    /// A number that no other connection has.
+    pub fn next_id(&self) -> u64 {
+        // Relaxed: only uniqueness is asked for.
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The sum of a counter over all workers.
+    #[must_use]
+    pub fn count(&self, counter: Counter) -> u64 {
+        counters::sum(self.seats.iter().map(|seat| &seat.counters), counter)
+    }
+
+    /// Whether the allowlist lets this client in.
+    #[must_use]
+    pub fn admits(&self, peer: &Peer, now: Now) -> bool {
+        match peer.source() {
+            Some(source) if self.config.judge_sources => {
+                self.allowlist.load().verdict(source, now.boottime_ns).allowed
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes one of the `-c` places for a connection; false when all are taken.
+    #[must_use]
+    pub fn take_place(&self) -> bool {
+        // Relaxed: the count itself is all that is agreed on.
+        self.connections
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < self.config.conns_max).then_some(count + 1)
+            })
+            .is_ok()
+    }
+
+    /// Gives a place back.
+    pub fn give_place(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,293 @@
+//! What `stats` tells: names and order of memcached, values of ours. It owns which number stands
+//! behind which name; the mechanisms that this server does not have read 0 (docs/protocol.md).
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::command::counters::Counter;
+use crate::command::request::StatsTopic;
+use crate::protocol::text::encode;
+use crate::server::shared::Shared;
+use crate::store::stats::{ClassStats, Totals};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use std::fmt::Display;
+use std::sync::atomic::Ordering;
+
+const NS: u64 = 1_000_000_000;
+
+/// Takes one statistic: its name and its value.
+type Sink<'a> = dyn FnMut(&str, &dyn Display) + 'a;
+
+/// Appends the `STAT` lines of a topic, without their end.
+pub fn append(shared: &Shared, topic: StatsTopic, now: Now, out: &mut Vec<u8>) {
+    list(shared, topic, now, &mut |name, value| encode::stat(out, name, &value.to_string()));
+}
+
+/// The general statistics as text.
+#[must_use]
+pub fn general_text(shared: &Shared) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    general(shared, Now::sample(), &mut |name, value| {
+        all.push((name.to_owned(), value.to_string()));
+    });
+    all
+}
+
+fn list(shared: &Shared, topic: StatsTopic, now: Now, sink: &mut Sink<'_>) {
+    match topic {
+        StatsTopic::General => general(shared, now, sink),
+        StatsTopic::Settings => settings(shared, sink),
+        StatsTopic::Items => items(&shared.store.classes(now), sink),
+        StatsTopic::Slabs => slabs(&shared.store.classes(now), &shared.store.totals(), sink),
+        // As memcached without -o track_sizes.
+        StatsTopic::Sizes => sink("sizes_status", &"disabled"),
+        StatsTopic::Conns => conns(shared, now, sink),
+        StatsTopic::Guard => guard(shared, sink),
+        StatsTopic::Store => store(&shared.store.totals(), sink),
+    }
+}
+
+fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
+    let totals = shared.store.totals();
+    process(shared, now, sink);
+    connections(shared, sink);
+    for counter in COMMANDS {
+        sink(counter.name(), &shared.count(counter));
+        if counter == Counter::GetMisses {
+            sink("get_expired", &0);
+            sink("get_flushed", &0);
+        }
+    }
+    sink("auth_cmds", &0);
+    sink("auth_errors", &0);
+    if shared.config.idle_timeout.is_some() {
+        sink("idle_kicks", &shared.count(Counter::IdleKicks));
+    }
+    sink("bytes_read", &shared.count(Counter::BytesRead));
+    sink("bytes_written", &shared.count(Counter::BytesWritten));
+    sink("limit_maxbytes", &totals.limit_maxbytes);
+    sink("accepting_conns", &u8::from(shared.accepting.load(Ordering::Relaxed)));
+    sink("listen_disabled_num", &shared.count(Counter::ListenDisabled));
+    sink("time_in_listen_disabled_us", &0);
+    sink("threads", &shared.config.threads);
+    sink("conn_yields", &shared.count(Counter::ConnYields));
+    contents(&totals, sink);
+}
+
+/// In memcached's order.
+const COMMANDS: [Counter; 20] = [
+    Counter::CmdGet,
+    Counter::CmdSet,
+    Counter::CmdFlush,
+    Counter::CmdTouch,
+    Counter::CmdMeta,
+    Counter::GetHits,
+    Counter::GetMisses,
+    Counter::DeleteMisses,
+    Counter::DeleteHits,
+    Counter::IncrMisses,
+    Counter::IncrHits,
+    Counter::DecrMisses,
+    Counter::DecrHits,
+    Counter::CasMisses,
+    Counter::CasHits,
+    Counter::CasBadval,
+    Counter::TouchHits,
+    Counter::TouchMisses,
+    Counter::StoreTooLarge,
+    Counter::StoreNoMemory,
+];
+
+fn process(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
+    sink("pid", &std::process::id());
+    sink("uptime", &(now.boottime_ns.saturating_sub(shared.started.boottime_ns) / NS));
+    sink("time", &(now.realtime_ns / NS));
+    sink("version", &encode::VERSION);
+    sink("libevent", &"none");
+    sink("pointer_size", &usize::BITS);
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok();
+    let seconds = |time: Option<nix::sys::time::TimeVal>| {
+        let us = time.map_or(0, |time| time.num_microseconds());
+        format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
+    };
+    sink("rusage_user", &seconds(usage.map(|usage| usage.user_time())));
+    sink("rusage_system", &seconds(usage.map(|usage| usage.system_time())));
+}
+
+fn connections(shared: &Shared, sink: &mut Sink<'_>) {
+    let open = shared.connections.load(Ordering::Relaxed);
+    sink("max_connections", &shared.config.conns_max);
+    sink("curr_connections", &open);
+    sink("total_connections", &shared.count(Counter::TotalConnections));
+    if shared.config.maxconns_fast {
+        sink("rejected_connections", &shared.count(Counter::RejectedConnections));
+    }
+    sink("connection_structures", &open);
+    zeros(&["response_obj_oom", "response_obj_count", "response_obj_bytes"], sink);
+    zeros(&["read_buf_count", "read_buf_bytes", "read_buf_bytes_free", "read_buf_oom"], sink);
+    sink("reserved_fds", &(shared.listeners.len() + shared.config.threads * FDS_PER_WORKER));
+}
+
+/// What a worker's runtime opens: an epoll and an eventfd.
+const FDS_PER_WORKER: usize = 2;
+
+fn zeros(names: &[&str], sink: &mut Sink<'_>) {
+    for name in names {
+        sink(name, &0);
+    }
+}
+
+fn contents(totals: &Totals, sink: &mut Sink<'_>) {
+    sink("hash_power_level", &totals.hash_power_level);
+    sink("hash_bytes", &totals.hash_bytes);
+    zeros(&["hash_is_expanding", "slab_reassign_rescues", "slab_reassign_chunk_rescues"], sink);
+    zeros(&["slab_reassign_inline_reclaim", "slab_reassign_busy_items"], sink);
+    zeros(&["slab_reassign_busy_deletes", "slab_reassign_busy_nomem"], sink);
+    zeros(&["slab_reassign_last_busy_status", "slab_reassign_running"], sink);
+    sink("slabs_moved", &totals.slabs_moved);
+    zeros(&["lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles"], sink);
+    zeros(&["malloc_fails", "log_worker_dropped", "log_worker_written"], sink);
+    zeros(&["log_watcher_skipped", "log_watcher_sent", "log_watchers"], sink);
+    zeros(&["unexpected_napi_ids", "round_robin_fallback"], sink);
+    sink("bytes", &totals.bytes);
+    sink("curr_items", &totals.curr_items);
+    sink("total_items", &totals.total_items);
+    sink("slab_global_page_pool", &totals.pages_free);
+    sink("expired_unfetched", &totals.expired_unfetched);
+    sink("evicted_unfetched", &totals.evicted_unfetched);
+    sink("evicted_active", &totals.evicted_active);
+    sink("evictions", &totals.evictions);
+    sink("reclaimed", &totals.reclaimed);
+    sink("crawler_reclaimed", &totals.crawler_reclaimed);
+    sink("crawler_items_checked", &totals.crawler_items_checked);
+    zeros(&["lrutail_reflocked", "moves_to_cold", "moves_to_warm", "moves_within_lru"], sink);
+    zeros(&["direct_reclaims", "lru_bumps_dropped"], sink);
+}
+
+fn settings(shared: &Shared, sink: &mut Sink<'_>) {
+    let config = &shared.config;
+    let store = shared.store.config();
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" };
+    let on_off = |on: bool| if on { "on" } else { "off" };
+    sink("maxbytes", &store.memory_limit);
+    sink("maxconns", &config.conns_max);
+    sink("tcpport", &config.tcp_port);
+    sink("udpport", &0);
+    sink("inter", &config.inter.as_deref().unwrap_or("NULL"));
+    sink("verbosity", &shared.verbosity.load(Ordering::Relaxed));
+    sink("evictions", &on_off(store.evictions));
+    sink("domain_socket", &config.unix_path.as_deref().unwrap_or("NULL"));
+    sink("umask", &format!("{:o}", config.unix_mask));
+    sink("shutdown_command", &yes_no(config.shutdown.is_some()));
+    if let Some(factor) = store.growth_factor {
+        sink("growth_factor", &format!("{factor:.2}"));
+    }
+    if let Some(chunk_min) = store.chunk_min {
+        sink("chunk_size", &chunk_min);
+    }
+    sink("num_threads", &config.threads);
+    sink("num_threads_per_udp", &0);
+    sink("stat_key_prefix", &":");
+    sink("detail_enabled", &"no");
+    sink("reqs_per_event", &config.requests_per_turn);
+    sink("cas_enabled", &yes_no(store.cas));
+    sink("tcp_backlog", &config.backlog);
+    sink("binding_protocol", &"ascii");
+    sink("auth_enabled_sasl", &"no");
+    sink("auth_enabled_ascii", &"no");
+    sink("item_size_max", &store.item_size_max);
+    sink("maxconns_fast", &yes_no(config.maxconns_fast));
+    sink("flush_enabled", &yes_no(config.flush_allowed));
+    sink("dump_enabled", &"no");
+    sink("idle_timeout", &config.idle_timeout.map_or(0, |timeout| timeout.as_secs()));
+    sink("track_sizes", &"no");
+    sink("client_flags_size", &size_of::<u32>());
+    sink("write_timeout", &config.write_timeout.as_secs());
+    sink("sessiond_version", &env!("CARGO_PKG_VERSION"));
+}
+
+fn items(classes: &[ClassStats], sink: &mut Sink<'_>) {
+    for class in classes.iter().filter(|class| class.number > 0) {
+        let mut item = |name: &str, value: u64| {
+            sink(&format!("items:{}:{name}", class.class), &value);
+        };
+        item("number", class.number);
+        item("mem_requested", class.mem_requested);
+        item("evicted", class.evicted);
+        item("evicted_nonzero", class.evicted_nonzero);
+        item("evicted_time", class.evicted_time);
+        item("outofmemory", class.outofmemory);
+        item("tailrepairs", 0);
+        item("reclaimed", class.reclaimed);
+        item("expired_unfetched", class.expired_unfetched);
+        item("evicted_unfetched", class.evicted_unfetched);
+        item("evicted_active", class.evicted_active);
+        item("crawler_reclaimed", class.crawler_reclaimed);
+        item("crawler_items_checked", class.crawler_items_checked);
+    }
+}
+
+fn slabs(classes: &[ClassStats], totals: &Totals, sink: &mut Sink<'_>) {
+    for class in classes {
+        let mut slab = |name: &str, value: u64| sink(&format!("{}:{name}", class.class), &value);
+        slab("chunk_size", class.chunk_size);
+        slab("chunks_per_page", class.chunks_per_page);
+        slab("total_pages", class.total_pages);
+        slab("total_chunks", class.total_chunks);
+        slab("used_chunks", class.used_chunks);
+        slab("free_chunks", class.free_chunks);
+        slab("free_chunks_end", 0);
+        slab("get_hits", class.get_hits);
+        slab("cmd_set", class.cmd_set);
+        slab("delete_hits", class.delete_hits);
+        slab("incr_hits", class.incr_hits);
+        slab("decr_hits", class.decr_hits);
+        slab("cas_hits", class.cas_hits);
+        slab("cas_badval", class.cas_badval);
+        slab("touch_hits", class.touch_hits);
+    }
+    sink("active_slabs", &classes.len());
+    sink("total_malloced", &totals.total_malloced);
+}
+
+fn conns(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
+    for (fd, notation) in &shared.listeners {
+        sink(&format!("{fd}:addr"), notation);
+        sink(&format!("{fd}:state"), &"conn_listening");
+        sink(&format!("{fd}:secs_since_last_cmd"), &shared_uptime(shared, now));
+    }
+    for seat in &shared.seats {
+        let open: Vec<_> = seat.connections().values().cloned().collect();
+        for info in open {
+            let fd = info.fd;
+            sink(&format!("{fd}:addr"), &info.peer.notation(shared.config.unix_path.as_deref()));
+            sink(&format!("{fd}:listen_addr"), &info.listener);
+            sink(&format!("{fd}:state"), &info.state());
+            sink(&format!("{fd}:secs_since_last_cmd"), &info.idle_s(now));
+        }
+    }
+}
+
+fn shared_uptime(shared: &Shared, now: Now) -> u64 {
+    now.boottime_ns.saturating_sub(shared.started.boottime_ns) / NS
+}
+
+fn guard(shared: &Shared, sink: &mut Sink<'_>) {
+    let list = shared.allowlist.load();
+    sink("enforced", &if shared.config.judge_sources { "yes" } else { "no" });
+    sink("entries", &list.len());
+    sink(Counter::RejectedByList.name(), &shared.count(Counter::RejectedByList));
+    sink(Counter::ResetByList.name(), &shared.count(Counter::ResetByList));
+    sink(Counter::WriteKicks.name(), &shared.count(Counter::WriteKicks));
+}
+
+fn store(totals: &Totals, sink: &mut Sink<'_>) {
+    sink("page_len", &totals.page_len);
+    sink("pages_used", &totals.pages_used);
+    sink("pages_free", &totals.pages_free);
+    sink("hash_bytes", &totals.hash_bytes);
+    sink("hash_power_level", &totals.hash_power_level);
+    sink("outofmemory", &totals.outofmemory);
+    sink("evictions", &totals.evictions);
+    sink("reclaimed", &totals.reclaimed);
+}

@@ -1,0 +1,207 @@
+//! A whole conversation without a socket: every way of cutting the bytes gives the same replies.
+use crate::clock::Now;
+use crate::command::counters::Counters;
+use crate::command::execute::Executor;
+use crate::command::request::{Shutdown, StatsTopic};
+use crate::server::buffers::Pool;
+use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::store::Store;
+use crate::store::types::StoreConfig;
+use proptest::prelude::{any, prop, prop_assert_eq, prop_oneof, proptest};
+use proptest::strategy::{Just, Strategy};
+
+struct Nobody;
+
+impl Services for Nobody {
+    fn stats(&self, _: StatsTopic, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"STAT a b\r\n");
+    }
+    fn stats_reset(&self) {}
+    fn verbosity(&self, _: u32) {}
+    fn shutdown(&self, _: Shutdown) -> bool {
+        false
+    }
+}
+
+/// Sends the pieces one read each; the replies, and `<closed>` if it came to that.
+fn converse(pieces: &[&[u8]], requests_per_turn: u32) -> Vec<u8> {
+    let config = StoreConfig {
+        memory_limit: 16 << 20,
+        item_size_max: 16 << 10,
+        workers: 1,
+        ..StoreConfig::default()
+    };
+    let store = Store::create(&config).expect("a small store");
+    let mut worker = store.worker().expect("the first worker");
+    let (counters, mut pool) = (Counters::default(), Pool::default());
+    let mut connection = Connection::default();
+    let mut replies = Vec::new();
+    let now = Now { realtime_ns: 1_700_000_000_000_000_000, boottime_ns: 1_000_000_000_000 };
+    for piece in pieces {
+        let mut rest = *piece;
+        while !rest.is_empty() {
+            let space = connection.space(&mut pool);
+            let len = space.len().min(rest.len());
+            space[..len].copy_from_slice(&rest[..len]);
+            connection.filled(len);
+            rest = &rest[len..];
+            loop {
+                let executor =
+                    Executor { store: &mut worker, counters: &counters, now, flush_allowed: true };
+                let step = connection.drive(&mut Turn {
+                    executor,
+                    pool: &mut pool,
+                    services: &Nobody,
+                    requests_left: requests_per_turn,
+                });
+                if step == Step::Yield {
+                    continue;
+                }
+                replies.extend_from_slice(connection.output());
+                connection.sent(connection.output().len(), &mut pool);
+                worker.quiesce();
+                match step {
+                    Step::Close => {
+                        replies.extend_from_slice(b"<closed>");
+                        return replies;
+                    }
+                    Step::Read => break,
+                    Step::Write | Step::Yield => {}
+                }
+            }
+            connection.rest(&mut pool);
+        }
+    }
+    replies
+}
+
+fn text(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
+fn conversation() -> Vec<u8> {
+    let long = "k".repeat(251);
+    let value = "v".repeat(9000);
+    let mut all = String::from("set a 1 0 3\r\nabc\r\nset b 2 0 0\r\n\r\nget a b c\r\n");
+    all.push_str(&format!("set {long} 0 0 9\r\nflush_all\r\nget a {long} b\r\nget {long}\n"));
+    all.push_str(&format!("set big 0 0 {}\r\n{value}\r\nappend big 0 0 3\r\nend\r\n", value.len()));
+    all.push_str("get big\r\nget\r\n\r\ngat x a\r\ngat 0 a b\r\ngats\r\nstats\r\nfoo bar\r\n");
+    all.push_str(
+        "add n 0 0 2\r\n10\r\nincr n 7\r\ndecr n 12\r\nget n\r\ntouch n 0\r\ndelete n 1\r\n",
+    );
+    all.push_str(&format!(
+        "set too 0 0 2000000\r\n{}\r\nversion\r\n",
+        "flush_all\r".repeat(200_000)
+    ));
+    all.push_str(&format!("get {} a\r\n", "missing ".repeat(100)));
+    all.push_str(&format!("get {} b {long}\r\n", "a ".repeat(70)));
+    all.push_str("set a 0 0 3\r\nabcd\r\nflush_all\r\n");
+    all.into_bytes()
+}
+
+#[test]
+fn a_conversation_is_answered() {
+    let replies = text(&converse(&[&conversation()], 20));
+    let start = "STORED\\r\\nSTORED\\r\\nVALUE a 1 3\\r\\nabc\\r\\nVALUE b 2 0\\r\\n\\r\\nEND\\r\\n\
+                 CLIENT_ERROR bad command line format\\r\\nCLIENT_ERROR bad command line format\\r\\n\
+                 CLIENT_ERROR bad command line format\\r\\nSTORED\\r\\nSTORED\\r\\nVALUE big 0 9003";
+    assert!(replies.starts_with(start), "{}", &replies[..600]);
+    let end = "SERVER_ERROR object too large for cache\\r\\nVERSION 1.6.45\\r\\nVALUE a 1 3\\r\\nabc\\r\\n\
+               END\\r\\nCLIENT_ERROR bad command line format\\r\\n\
+               CLIENT_ERROR bad data chunk\\r\\n<closed>";
+    assert!(replies.ends_with(end), "{}", &replies[replies.len() - 600..]);
+}
+
+#[test]
+fn cuts_and_turns_do_not_matter() {
+    let all = conversation();
+    let whole = converse(&[&all], 20);
+    for at in (0..1100).chain(all.len() - 1000..all.len()) {
+        let (one, two) = all.split_at(at);
+        assert_eq!(text(&converse(&[one, two], 20)), text(&whole), "cut at {at}");
+    }
+    for size in [1, 2, 3, 7, 1000, 2048, 65_536] {
+        let pieces: Vec<&[u8]> = all.chunks(size).collect();
+        assert_eq!(text(&converse(&pieces, 1)), text(&whole), "pieces of {size}");
+    }
+}
+
+#[test]
+fn long_lists_are_answered_right() {
+    let mut all = b"set here 0 0 1\r\nx\r\nget ".to_vec();
+    for idx in 0..70_000 {
+        let key = if idx % 7 == 0 { "here ".to_owned() } else { format!("missing{idx} ") };
+        all.extend_from_slice(key.as_bytes());
+    }
+    all.extend_from_slice(b"\r\nversion\r\n");
+    let mut expected = b"STORED\r\n".to_vec();
+    expected.extend_from_slice(&b"VALUE here 0 1\r\nx\r\n".repeat(10_000));
+    expected.extend_from_slice(b"END\r\nVERSION 1.6.45\r\n");
+    for size in [1000, 4099, 65_536, all.len()] {
+        let pieces: Vec<&[u8]> = all.chunks(size).collect();
+        assert!(converse(&pieces, 20) == expected, "pieces of {size}");
+    }
+}
+
+#[test]
+fn lines_without_end_are_closed() {
+    let endless = |start: &str, filler: &str, len: usize| {
+        let mut all = start.as_bytes().to_vec();
+        all.extend_from_slice(filler.repeat(len / filler.len()).as_bytes());
+        let pieces: Vec<&[u8]> = all.chunks(50_000).collect();
+        text(&converse(&pieces, 20))
+    };
+    assert_eq!(endless("set ", "k", 3000), "<closed>");
+    assert_eq!(endless("", " ", 3000), "<closed>");
+    assert_eq!(endless("\u{80}", "k", 10), "");
+    let bad = "CLIENT_ERROR bad command line format\\r\\n<closed>";
+    assert_eq!(endless("get ", "k", 3 << 20), bad);
+    assert_eq!(endless("get ", "k ", 3 << 20), bad);
+    assert_eq!(endless("gat 0 ", " ", 3 << 20), bad);
+    assert_eq!(text(&converse(&[b"\x80\x00\x00\x01"], 20)), "<closed>");
+}
+
+fn request() -> impl Strategy<Value = Vec<u8>> {
+    let key = "[a-d]{1,2}";
+    prop_oneof![
+        (key, any::<u8>(), prop::collection::vec(any::<u8>(), 0..40)).prop_map(
+            |(key, flags, value)| {
+                let mut all = format!("set {key} {flags} 0 {}\r\n", value.len()).into_bytes();
+                all.extend_from_slice(&value);
+                all.extend_from_slice(b"\r\n");
+                all
+            }
+        ),
+        prop::collection::vec(key, 0..9)
+            .prop_map(|keys| format!("gets {}\r\n", keys.join(" ")).into()),
+        prop::collection::vec(key, 0..90)
+            .prop_map(|keys| format!("gat 9 {}\n", keys.join(" ")).into()),
+        key.prop_map(|key| format!("get {key}\r\n").into()),
+        (key, any::<u32>()).prop_map(|(key, delta)| format!("incr {key} {delta}\r\n").into()),
+        key.prop_map(|key| format!("delete {key} noreply\r\n").into()),
+        Just(b"set x y 0 5\r\nquit\r\r\n".to_vec()),
+        Just(b"flush_all\r\n".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..20),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_cut_of_anything_gives_the_same_replies(
+        requests in prop::collection::vec(request(), 1..30),
+        cuts in prop::collection::vec(1usize..80, 1..60),
+        requests_per_turn in 1u32..30,
+    ) {
+        let all = requests.concat();
+        let mut rest = all.as_slice();
+        let mut pieces = Vec::new();
+        for cut in cuts.iter().cycle() {
+            let Some((piece, after)) = rest.split_at_checked(*cut) else { break };
+            pieces.push(piece);
+            rest = after;
+        }
+        pieces.push(rest);
+        let whole = text(&converse(&[&all], 20));
+        prop_assert_eq!(text(&converse(&pieces, requests_per_turn)), whole);
+    }
+}

@@ -1,0 +1,302 @@
+//! One worker: a thread with its own runtime, store access, buffers and connections. It owns the
+//! turn: one clock sample at its start, one quiesce at its end, before the thread may sleep.
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::command::counters::{Counter, Counters};
+use crate::command::execute::Executor;
+use crate::command::request::{Shutdown, StatsTopic};
+use crate::server::buffers::Pool;
+use crate::server::client;
+use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::server::listener::{Accepted, Door, accept};
+use crate::server::shared::{ConnectionInfo, Seat, Shared};
+use crate::server::socket::yield_turn;
+use crate::server::statistics;
+use crate::store;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::LocalSet;
+
+/// Looks at connections within one turn after which the turn ends though others are ready.
+const DRIVES_PER_TURN_MAX: u32 = 64;
+
+/// How often idle connections are looked for, and how often a worker without clients does the
+/// store's upkeep.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long a graceful stop waits for what is under way.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often a graceful stop looks whether it is over.
+const GRACE_STEP: Duration = Duration::from_millis(10);
+
+/// What a worker is told by other threads.
+#[derive(Debug)]
+pub enum Message {
+    /// Serve this connection.
+    Adopt(Accepted),
+    /// Reset the connections that the allowlist refuses, and say how many there were.
+    Enforce(mpsc::Sender<u64>),
+    /// End.
+    Stop(Shutdown),
+}
+
+/// What the tasks of a worker share. Never leaves its thread.
+pub struct Local {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's place in it.
+    pub seat_idx: usize,
+    /// All workers' ears.
+    pub mailboxes: Arc<[UnboundedSender<Message>]>,
+    /// Spare buffers.
+    pub pool: RefCell<Pool>,
+    store: RefCell<store::Worker>,
+    now: Cell<Now>,
+    /// Looks at connections since the turn began; 0 before it has.
+    drives: Cell<u32>,
+}
+
+thread_local! {
+    // The runtime calls the end of a turn through a plain function.
+    static LOCAL: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+}
+
+impl Local {
+    /// This worker's place.
+    #[must_use]
+    pub fn seat(&self) -> &Seat {
+        &self.shared.seats[self.seat_idx]
+    }
+
+    /// This worker's counters.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.seat().counters
+    }
+
+    /// The time of this turn.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        if self.drives.get() == 0 {
+            self.now.set(Now::sample());
+            self.drives.set(1);
+        }
+        self.now.get()
+    }
+
+    /// Gives a connection its part of the turn.
+    pub fn drive(&self, connection: &mut Connection, info: &ConnectionInfo) -> Step {
+        let _abort = AbortOnPanic;
+        if self.drives.get() > DRIVES_PER_TURN_MAX {
+            self.end_turn();
+        }
+        let now = self.now();
+        self.drives.set(self.drives.get() + 1);
+        info.active(now);
+        let mut store = self.store.borrow_mut();
+        let mut pool = self.pool.borrow_mut();
+        connection.drive(&mut Turn {
+            executor: Executor {
+                store: &mut store,
+                counters: self.counters(),
+                now,
+                flush_allowed: self.shared.config.flush_allowed,
+            },
+            pool: &mut pool,
+            services: self,
+            requests_left: self.shared.config.requests_per_turn,
+        })
+    }
+
+    /// Ends the turn: nothing of the store is held, and the time is no longer true.
+    fn end_turn(&self) {
+        if self.drives.replace(0) > 0 {
+            let mut store = self.store.borrow_mut();
+            store.maintain(self.now.get());
+            store.quiesce();
+        }
+    }
+}
+
+impl Services for Local {
+    fn stats(&self, topic: StatsTopic, out: &mut Vec<u8>) {
+        statistics::append(&self.shared, topic, self.now(), out);
+    }
+
+    fn stats_reset(&self) {
+        self.shared.seats.iter().for_each(|seat| seat.counters.reset());
+    }
+
+    fn verbosity(&self, level: u32) {
+        // Relaxed: only shown in `stats settings`.
+        self.shared.verbosity.store(level.min(VERBOSITY_MAX), Ordering::Relaxed);
+        log::set_max_level(log_level(level));
+    }
+
+    fn shutdown(&self, shutdown: Shutdown) -> bool {
+        let hook = self.shared.config.shutdown.as_ref();
+        hook.map(|hook| (hook.0)(shutdown)).is_some()
+    }
+}
+
+/// memcached's highest verbosity.
+const VERBOSITY_MAX: u32 = 3;
+
+/// The log level of a number of `-v`.
+#[must_use]
+pub fn log_level(verbosity: u32) -> log::LevelFilter {
+    match verbosity {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        2 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    }
+}
+
+/// A panic while a request is executed ends the process: the store may be half changed, and a
+/// supervisor's restart is better than a worker that is gone.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// The worker's runtime, made before its thread so that a failure can be told.
+///
+/// # Errors
+/// When the kernel gives no epoll descriptor.
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .on_thread_park(|| {
+            LOCAL.with_borrow(|local| {
+                if let Some(local) = local {
+                    local.end_turn();
+                }
+            });
+        })
+        .build()
+}
+
+/// Serves until told to stop.
+pub fn run(
+    runtime: &Runtime,
+    shared: Arc<Shared>,
+    seat_idx: usize,
+    store: store::Worker,
+    mailboxes: Arc<[UnboundedSender<Message>]>,
+    mailbox: UnboundedReceiver<Message>,
+    doors: Vec<Door>,
+) {
+    let local = Rc::new(Local {
+        shared,
+        seat_idx,
+        mailboxes,
+        pool: RefCell::default(),
+        store: RefCell::new(store),
+        now: Cell::default(),
+        drives: Cell::new(0),
+    });
+    LOCAL.set(Some(Rc::clone(&local)));
+    let tasks = LocalSet::new();
+    tasks.block_on(runtime, serve(Rc::clone(&local), mailbox, doors));
+    drop(tasks);
+    LOCAL.set(None);
+}
+
+async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, doors: Vec<Door>) {
+    let doors: Vec<_> = doors
+        .into_iter()
+        .map(|door| tokio::task::spawn_local(accept(Rc::clone(&local), door)))
+        .collect();
+    let upkeep = tokio::task::spawn_local(upkeep(Rc::clone(&local)));
+    while let Some(message) = mailbox.recv().await {
+        match message {
+            Message::Adopt(accepted) => client::begin(&local, accepted),
+            Message::Enforce(reply) => {
+                let count = enforce(&local).await;
+                // Nobody waits any more: then nobody needs the number.
+                let _ = reply.send(count);
+            }
+            Message::Stop(shutdown) => {
+                doors.iter().for_each(tokio::task::JoinHandle::abort);
+                upkeep.abort();
+                if shutdown == Shutdown::Graceful {
+                    finish(&local).await;
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Closes what is idle at once and waits a while for the rest.
+async fn finish(local: &Local) {
+    let give_up = tokio::time::Instant::now() + GRACE;
+    while tokio::time::Instant::now() < give_up {
+        let connections: Vec<_> = local.seat().connections().values().cloned().collect();
+        if connections.is_empty() {
+            return;
+        }
+        connections.iter().filter(|info| !info.is_busy()).for_each(|info| info.close());
+        tokio::time::sleep(GRACE_STEP).await;
+    }
+}
+
+/// Resets the connections whose clients the allowlist refuses by now.
+async fn enforce(local: &Local) -> u64 {
+    let now = Now::sample();
+    let refused: Vec<_> = local
+        .seat()
+        .connections()
+        .values()
+        .filter(|info| !local.shared.admits(&info.peer, now))
+        .cloned()
+        .collect();
+    refused.iter().for_each(|info| info.reset());
+    while refused.iter().any(|info| local.seat().connections().contains_key(&info.id)) {
+        yield_turn().await;
+    }
+    local.counters().add(Counter::ResetByList, refused.len() as u64);
+    refused.len() as u64
+}
+
+/// What is done once a second whether or not clients come.
+async fn upkeep(local: Rc<Local>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let now = local.now();
+        if let Some(timeout) = local.shared.config.idle_timeout {
+            let idle: Vec<_> = local
+                .seat()
+                .connections()
+                .values()
+                .filter(|info| info.idle_s(now) >= timeout.as_secs())
+                .cloned()
+                .collect();
+            local.counters().add(Counter::IdleKicks, idle.len() as u64);
+            idle.iter().for_each(|info| info.close());
+        }
+        loop {
+            let more = local.store.borrow_mut().maintain(local.now());
+            if !more {
+                break;
+            }
+            yield_turn().await;
+        }
+    }
+}
