@@ -1,0 +1,23 @@
+//! A load generator for memcached's protocols.
+//!
+//! Every value can be told from its key, so every reply is checked byte for byte. It measures
+//! throughput in a closed loop, and latency in an open loop from the instant at which a request
+//! was due. It never starts or stops a server.
+#![forbid(unsafe_code)]
+
+pub mod options;
+pub mod report;
+
+mod account;
+mod connection;
+mod fill;
+mod items;
+mod keys;
+mod run;
+mod sizes;
+mod tally;
+mod target;
+mod wire;
+mod worker;
+
+pub use run::run;
