@@ -111,7 +111,7 @@ impl Setup {
         Process::start(&mut self.command(), namespace, &self.scratch.join("log"))
     }
 
-    /// Starts the daemon and returns when it accepts on the loopback.
+    /// Starts the daemon and returns when it answers on the loopback.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -120,8 +120,12 @@ impl Setup {
     /// With its output, when it ends or does not come up.
     pub fn start<'a>(&'a self, namespace: Option<&'a Namespace>) -> Result<Sessiond<'a>> {
         let mut process = self.spawn(namespace)?;
-        process.until("connection to sessiond", || {
-            in_namespace(namespace, || Client::connect(Ipv4Addr::LOCALHOST.into(), self.port).ok())
+        process.until("answer of sessiond", || {
+            // The kernel accepts before the daemon does: only an answer says that it serves.
+            in_namespace(namespace, || {
+                let mut client = Client::connect(Ipv4Addr::LOCALHOST.into(), self.port).ok()?;
+                client.command("version").ok()
+            })
         });
         Ok(Sessiond { setup: self, namespace, process })
     }

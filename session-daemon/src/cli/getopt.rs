@@ -95,7 +95,7 @@ fn long_flag(
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (word, None),
     };
-    let row = named(table, name)?;
+    let row = named(table, name, word)?;
     match (row.argument, joined) {
         (Argument::None, Some(_)) => {
             Err(illegal(&format!("option '--{}' doesn't allow an argument", row.long)))
@@ -108,8 +108,9 @@ fn long_flag(
     }
 }
 
-/// The row whose long name is `name` or, if there is only one, begins with it.
-fn named<'t>(table: &'t [Row], name: &str) -> Result<&'t Row, UsageError> {
+/// The row whose long name is `name` or, if there is only one, begins with it. Messages repeat
+/// the whole `word`.
+fn named<'t>(table: &'t [Row], name: &str, word: &str) -> Result<&'t Row, UsageError> {
     let long = || table.iter().filter(|row| !row.long.is_empty());
     if let Some(exact) = long().find(|row| row.long == name) {
         return Ok(exact);
@@ -117,12 +118,12 @@ fn named<'t>(table: &'t [Row], name: &str) -> Result<&'t Row, UsageError> {
     let matching: Vec<&Row> = long().filter(|row| row.long.starts_with(name)).collect();
     match matching.as_slice() {
         [only] => Ok(only),
-        [] => Err(illegal(&format!("unrecognized option '--{name}'"))),
+        [] => Err(illegal(&format!("unrecognized option '--{word}'"))),
         several => {
             let names: Vec<String> =
                 several.iter().map(|row| format!("'--{}'", row.long)).collect();
             Err(illegal(&format!(
-                "option '--{name}' is ambiguous; possibilities: {}",
+                "option '--{word}' is ambiguous; possibilities: {}",
                 names.join(" ")
             )))
         }
@@ -187,7 +188,7 @@ mod tests {
             ),
             (
                 "--lis=1 --allow-=x",
-                "sessiond: option '--lis' is ambiguous; possibilities: '--listen' \
+                "sessiond: option '--lis=1' is ambiguous; possibilities: '--listen' \
                  '--listen-backlog'\nIllegal argument \"?\"",
             ),
         ] {

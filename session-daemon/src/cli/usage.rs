@@ -77,9 +77,10 @@ Who may reach the port (nobody but this host, until told otherwise):
     --guard=<kind>        xdp: drop in the driver (default); user: refuse at accept
                           only; off: serve everybody
     --guard-mode=<mode>   auto, native, tcx or generic (default: auto)
-    --control=<path>      socket of sessionctl (default: /run/sessiond/control.sock)
-    --state=<path>        what sessionctl changed, kept over restarts
-                          (default: /var/lib/sessiond/overlay.json)
+    --control=<path>      socket of sessionctl (default: /run/sessiond/control.sock,
+                          control-<port>.sock on another port than 11211)
+    --state=<path>        what sessionctl changed, kept over restarts (default:
+                          /var/lib/sessiond/overlay.json, overlay-<port>.json)
     --bpffs=<path>        where the guard is pinned (default: /sys/fs/bpf)
 ";
 

@@ -6,7 +6,7 @@ mod listen;
 mod suboptions;
 mod value;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -23,8 +23,8 @@ pub const EXIT_NO_USER: u8 = 67;
 /// `EX_OSERR`.
 pub const EXIT_OS: u8 = 71;
 
-/// Where `sessionctl` finds the daemon unless told otherwise.
-pub const CONTROL_PATH: &str = "/run/sessiond/control.sock";
+/// Directory of root's control sockets unless told otherwise.
+pub const CONTROL_DIR: &str = "/run/sessiond";
 /// Directory of the overlay of changes unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/sessiond";
 /// memcached's port.
@@ -151,9 +151,9 @@ pub struct Config {
     pub guard: GuardKind,
     /// `--guard-mode`.
     pub guard_mode: GuardMode,
-    /// `--control`.
-    pub control: PathBuf,
-    /// `--state`.
+    /// `--control`; none for the default, which [`Config::control_path`] knows.
+    pub control: Option<PathBuf>,
+    /// `--state`; none for the default, which [`Config::state_path`] knows.
     pub state: Option<PathBuf>,
     /// `--bpffs`.
     pub bpffs: PathBuf,
@@ -194,7 +194,7 @@ impl Default for Config {
             interfaces: Vec::new(),
             guard: GuardKind::Xdp,
             guard_mode: GuardMode::Auto,
-            control: PathBuf::from(CONTROL_PATH),
+            control: None,
             state: None,
             bpffs: PathBuf::from("/sys/fs/bpf"),
             remarks: Vec::new(),
@@ -266,7 +266,7 @@ impl Config {
             Flag::Interface => self.interfaces.extend(value::interfaces(argument)?),
             Flag::Guard => self.guard = value::guard(argument)?,
             Flag::GuardMode => self.guard_mode = value::guard_mode(argument)?,
-            Flag::Control => self.control = value::path("--control", argument)?,
+            Flag::Control => self.control = Some(value::path("--control", argument)?),
             Flag::State => self.state = Some(value::path("--state", argument)?),
             Flag::Bpffs => self.bpffs = value::path("--bpffs", argument)?,
             Flag::Unserved(flag) => return Err(value::unserved(flag)),
@@ -309,20 +309,83 @@ impl Config {
         self.allow.iter().map(|prefix| Entry::new(*prefix, Action::Allow, Origin::Config))
     }
 
-    /// Where the overlay of changes is, for a daemon whose first TCP port is `port`. A second
-    /// daemon on another port gets a file of its own.
+    /// `-p` as a number; none if TCP is off or any port will do.
     #[must_use]
-    pub fn state_path(&self, port: Option<u16>) -> PathBuf {
-        match (&self.state, port) {
-            (Some(path), _) => path.clone(),
-            (None, None | Some(PORT)) => PathBuf::from(STATE_DIR).join("overlay.json"),
-            (None, Some(port)) => PathBuf::from(STATE_DIR).join(format!("overlay-{port}.json")),
+    pub fn port_number(&self) -> Option<u16> {
+        match self.port {
+            Port::Number(number) => Some(number),
+            Port::Any | Port::Off => None,
         }
+    }
+
+    /// The words of `-l`, joined by commas; none for all addresses.
+    #[must_use]
+    pub fn listen_words(&self) -> Option<String> {
+        let words: Vec<&str> = self.listen.iter().map(|address| address.word.as_str()).collect();
+        (!words.is_empty()).then(|| words.join(","))
+    }
+
+    /// Makes every path absolute, so that a change of directory (`-d`) does not move it.
+    ///
+    /// # Errors
+    /// The current directory is gone.
+    pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
+        let optional =
+            [&mut self.unix_socket, &mut self.pidfile, &mut self.control, &mut self.state];
+        let named = optional.into_iter().flatten();
+        for path in named.chain(&mut self.allow_files).chain([&mut self.bpffs]) {
+            *path = std::path::absolute(&*path)?;
+        }
+        Ok(self)
+    }
+
+    /// Where the control socket is, for a daemon whose first TCP port is `port`.
+    #[must_use]
+    pub fn control_path(&self, port: Option<u16>, root: bool) -> Option<PathBuf> {
+        self.control.clone().or_else(|| default_control(port, root))
+    }
+
+    /// Where the overlay of changes is, for a daemon whose first TCP port is `port`.
+    #[must_use]
+    pub fn state_path(&self, port: Option<u16>, root: bool) -> Option<PathBuf> {
+        let directory = if root {
+            Some(PathBuf::from(STATE_DIR))
+        } else {
+            let home =
+                || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
+            user_directory("XDG_STATE_HOME").or_else(home).map(|home| home.join("sessiond"))
+        };
+        self.state.clone().or_else(|| Some(directory?.join(named("overlay", "json", port))))
     }
 
     fn remark(&mut self, text: &str) {
         self.remarks.push(format!("{text}; the flag changes nothing"));
     }
+}
+
+/// Where the control socket of the daemon on `port` is unless `--control` says otherwise. None for
+/// a user without `XDG_RUNTIME_DIR`.
+#[must_use]
+pub fn default_control(port: Option<u16>, root: bool) -> Option<PathBuf> {
+    let directory = if root {
+        Some(PathBuf::from(CONTROL_DIR))
+    } else {
+        user_directory("XDG_RUNTIME_DIR").map(|directory| directory.join("sessiond"))
+    };
+    Some(directory?.join(named("control", "sock", port)))
+}
+
+/// The name of a file of the daemon on `port`: without the port for memcached's.
+fn named(stem: &str, extension: &str, port: Option<u16>) -> String {
+    match port {
+        None | Some(PORT) => format!("{stem}.{extension}"),
+        Some(port) => format!("{stem}-{port}.{extension}"),
+    }
+}
+
+/// An absolute directory of the environment (XDG Base Directory Specification).
+fn user_directory(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 #[cfg(test)]

@@ -118,11 +118,17 @@ fn settled_options_say_why_they_change_nothing() {
 }
 
 #[test]
-fn state_has_the_port_in_its_name_unless_it_is_the_usual_one() {
+fn files_have_the_port_in_their_names_unless_it_is_the_usual_one() {
     let config = Config::default();
-    assert_eq!(config.state_path(Some(11211)), PathBuf::from("/var/lib/sessiond/overlay.json"));
-    assert_eq!(config.state_path(Some(5)), PathBuf::from("/var/lib/sessiond/overlay-5.json"));
-    assert_eq!(read("--state /x").unwrap().state_path(Some(5)), PathBuf::from("/x"));
+    let state = |port| config.state_path(port, true).unwrap();
+    assert_eq!(state(Some(11211)), PathBuf::from("/var/lib/sessiond/overlay.json"));
+    assert_eq!(state(Some(5)), PathBuf::from("/var/lib/sessiond/overlay-5.json"));
+    let control = |port| config.control_path(port, true).unwrap();
+    assert_eq!(control(None), PathBuf::from("/run/sessiond/control.sock"));
+    assert_eq!(control(Some(5)), PathBuf::from("/run/sessiond/control-5.sock"));
+    let named = read("--state /x --control /y").unwrap();
+    assert_eq!(named.state_path(Some(5), false), Some(PathBuf::from("/x")));
+    assert_eq!(named.control_path(Some(5), false), Some(PathBuf::from("/y")));
 }
 
 #[test]

@@ -38,6 +38,12 @@ impl ParentEnd {
         Ok(Self { stream: UnixStream::from_std(stream)?, out_of_step: false })
     }
 
+    /// Whether a request went without its answer, after which nothing is sent any more.
+    #[must_use]
+    pub fn is_out_of_step(&self) -> bool {
+        self.out_of_step
+    }
+
     /// Asks and expects [`Reply::Done`].
     ///
     /// # Errors

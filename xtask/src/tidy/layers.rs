@@ -21,7 +21,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("allowlist", &["clock"]),
     ("guard", &["allowlist", "clock", "sys"]),
     ("link", &["allowlist", "config", "server", "store", "clock"]),
-    ("control", &["allowlist", "config", "guard", "link", "clock"]),
+    ("control", &["allowlist", "config", "files", "guard", "link", "clock"]),
+    ("files", &[]),
     ("cli", &[]),
     ("config", &["cli", "allowlist", "guard", "server", "store"]),
 ];

@@ -1,0 +1,239 @@
+//! One connection of the control socket: who asks, lines in, lines out, all of it bounded.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
+
+use crate::allowlist::parse::parse_prefix;
+use crate::allowlist::{Entry, LIST_HOSTS_MAX, LIST_PREFIXES_MAX, Origin};
+use crate::control::protocol::{LINE_LEN_MAX, Peer, Request, SyncLine};
+use crate::control::server::Control;
+
+/// Longest wait for a whole line.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the other end to take what is written.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest comment of an entry in bytes.
+const COMMENT_LEN_MAX: usize = 512;
+/// Most entries of a `sync`: both kinds of both families, full.
+const SYNC_ENTRIES_MAX: usize = 2 * (LIST_HOSTS_MAX + LIST_PREFIXES_MAX);
+
+/// Serves one connection until it ends, is idle for too long, or breaks a bound.
+pub(crate) async fn serve(stream: UnixStream, control: Control) {
+    let peer = match peer(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            log::warn!("control: {error:#}");
+            let (_, writer) = stream.into_split();
+            let _ = Connection::write_only(writer).refuse(&error).await;
+            return;
+        }
+    };
+    let (reader, writer) = stream.into_split();
+    let mut connection = Connection { reader: Some(BufReader::new(reader)), writer, peer };
+    loop {
+        match connection.request(&control).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                // The frame of the conversation is lost: the reason is told, nothing more read.
+                let _ = connection.refuse(&error).await;
+                return;
+            }
+        }
+    }
+}
+
+/// The asking process, if it is root or runs as we do.
+fn peer(stream: &UnixStream) -> Result<Peer> {
+    let credentials = stream.peer_cred().context("asking for the peer's credentials")?;
+    let uid = credentials.uid();
+    let us = rustix::process::geteuid().as_raw();
+    ensure!(uid == 0 || uid == us, "uid {uid} may not change the list; only root and uid {us} may");
+    Ok(Peer { uid, pid: credentials.pid().unwrap_or(0) })
+}
+
+struct Connection {
+    reader: Option<BufReader<OwnedReadHalf>>,
+    writer: OwnedWriteHalf,
+    peer: Peer,
+}
+
+impl Connection {
+    fn write_only(writer: OwnedWriteHalf) -> Self {
+        Self { reader: None, writer, peer: Peer { uid: u32::MAX, pid: 0 } }
+    }
+
+    /// Serves one request; false at the end of the connection.
+    async fn request(&mut self, control: &Control) -> Result<bool> {
+        let Some(line) = self.line().await? else { return Ok(false) };
+        let request: Request = serde_json::from_str(&line).context("the request cannot be read")?;
+        let answer = match request {
+            Request::Watch => return self.watch(control).await.map(|()| false),
+            Request::List => return self.list(control).await.map(|()| true),
+            Request::Sync { count, dry_run, any } => {
+                let entries = self.sync_entries(count).await?;
+                match entries {
+                    Ok(entries) => control.sync(&entries, dry_run, any, self.peer).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Request::Status => control.status().await,
+            Request::Allow { prefixes, for_s, comment, any } => {
+                match checked(&prefixes, &comment) {
+                    Ok(prefixes) => control.allow(&prefixes, for_s, comment, any, self.peer).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Request::Deny { prefixes, comment } => match checked(&prefixes, &comment) {
+                Ok(prefixes) => control.deny(&prefixes, comment, self.peer).await,
+                Err(error) => Err(error),
+            },
+            Request::Remove { prefixes } => match checked(&prefixes, &None) {
+                Ok(prefixes) => control.remove(&prefixes, self.peer).await,
+                Err(error) => Err(error),
+            },
+        };
+        match answer {
+            Ok(value) => self.write(&value).await?,
+            Err(error) => self.refuse(&error).await?,
+        }
+        Ok(true)
+    }
+
+    /// The lines of a `sync`. The outer error ends the connection, the inner one is an answer.
+    async fn sync_entries(&mut self, count: usize) -> Result<Result<Vec<Entry>>> {
+        ensure!(
+            count <= SYNC_ENTRIES_MAX,
+            "{count} entries, the most is {SYNC_ENTRIES_MAX}; merge neighbours into prefixes"
+        );
+        let mut entries = Vec::new();
+        let mut fault = None;
+        for _ in 0..count {
+            let line = self.line().await?.context("the connection ended within a sync")?;
+            match sync_entry(&line) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => fault = fault.or(Some(error)),
+            }
+        }
+        Ok(fault.map_or(Ok(entries), Err))
+    }
+
+    /// The whole list: its head, then one line an entry.
+    async fn list(&mut self, control: &Control) -> Result<()> {
+        let (head, entries) = control.list().await;
+        self.write(&head).await?;
+        let mut text = Vec::new();
+        for entry in entries {
+            serde_json::to_writer(&mut text, &entry)?;
+            text.push(b'\n');
+            if text.len() >= LINE_LEN_MAX {
+                self.write_bytes(&text).await?;
+                text.clear();
+            }
+        }
+        self.write_bytes(&text).await
+    }
+
+    /// Events until the other end closes.
+    async fn watch(&mut self, control: &Control) -> Result<()> {
+        let mut events = control.subscribe();
+        self.write(&json!({"ok": true})).await?;
+        let mut reader = self.reader.take().context("watch needs both directions")?;
+        let mut byte = [0];
+        loop {
+            tokio::select! {
+                read = reader.read(&mut byte) => match read {
+                    Ok(0) | Err(_) => return Ok(()),
+                    Ok(_) => bail!("nothing is read while a watch runs; open another connection"),
+                },
+                event = events.recv() => match event {
+                    Ok(event) => self.write(&event).await?,
+                    Err(RecvError::Lagged(missed)) => {
+                        self.write(&json!({"event": "missed", "events": missed})).await?;
+                    }
+                    Err(RecvError::Closed) => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// The next line without its newline; None at the end of the connection.
+    async fn line(&mut self) -> Result<Option<String>> {
+        let reader = self.reader.as_mut().context("the connection is write-only")?;
+        let mut line = Vec::new();
+        let limit = LINE_LEN_MAX as u64 + 1;
+        let mut limited = reader.take(limit);
+        let read = timeout(READ_TIMEOUT, limited.read_until(b'\n', &mut line));
+        let len = match read.await {
+            Ok(result) => result?,
+            // Nobody is told anything who has not begun to ask.
+            Err(_) if line.is_empty() => return Ok(None),
+            Err(_) => bail!("no whole line within {READ_TIMEOUT:?}"),
+        };
+        if len == 0 {
+            return Ok(None);
+        }
+        if line.pop() != Some(b'\n') {
+            ensure!(
+                (len as u64) < limit,
+                "the line is longer than {LINE_LEN_MAX} bytes; use `sessionctl sync FILE` for \
+                 long lists"
+            );
+            bail!("the connection ended within a line");
+        }
+        Ok(Some(String::from_utf8(line).context("the line is not UTF-8")?))
+    }
+
+    async fn refuse(&mut self, error: &anyhow::Error) -> Result<()> {
+        self.write(&json!({"ok": false, "error": format!("{error:#}")})).await
+    }
+
+    async fn write(&mut self, value: &Value) -> Result<()> {
+        let mut text = serde_json::to_vec(value)?;
+        text.push(b'\n');
+        self.write_bytes(&text).await
+    }
+
+    async fn write_bytes(&mut self, text: &[u8]) -> Result<()> {
+        timeout(WRITE_TIMEOUT, self.writer.write_all(text))
+            .await
+            .map_err(|_| anyhow!("nothing is read within {WRITE_TIMEOUT:?}"))??;
+        Ok(())
+    }
+}
+
+/// The prefixes of a command, all of them or the first fault.
+fn checked(prefixes: &[String], comment: &Option<String>) -> Result<Vec<ipnet::IpNet>> {
+    ensure!(
+        !prefixes.is_empty(),
+        "no prefix given; write an address such as 198.18.0.1 or a prefix such as 198.18.0.0/24"
+    );
+    check_comment(comment.as_deref())?;
+    Ok(prefixes.iter().map(|prefix| parse_prefix(prefix)).collect::<Result<_, _>>()?)
+}
+
+fn sync_entry(line: &str) -> Result<Entry> {
+    let line: SyncLine = serde_json::from_str(line).context("an entry cannot be read")?;
+    check_comment(line.comment.as_deref())?;
+    let prefix = parse_prefix(&line.prefix)?;
+    Ok(Entry { comment: line.comment, ..Entry::new(prefix, line.action, Origin::Control) })
+}
+
+/// A comment goes into log lines and listings: one line, not too long.
+fn check_comment(comment: Option<&str>) -> Result<()> {
+    let comment = comment.unwrap_or_default();
+    ensure!(comment.len() <= COMMENT_LEN_MAX, "a comment has at most {COMMENT_LEN_MAX} bytes");
+    ensure!(
+        !comment.chars().any(|c| c.is_control() && c != '\t'),
+        "a comment is one line of plain text"
+    );
+    Ok(())
+}

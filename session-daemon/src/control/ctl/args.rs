@@ -1,0 +1,149 @@
+//! The command line of `sessionctl`.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::default_control;
+
+/// Steers sessiond: who may reach the cache, and how it is.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sessionctl",
+    version,
+    after_help = "Exit status: 0 done, 1 refused or failed, 2 wrong usage."
+)]
+pub(super) struct Arguments {
+    /// The daemon's control socket [default: /run/sessiond/control.sock]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(super) control: Option<PathBuf>,
+    /// The daemon on this port, if it is not 11211
+    #[arg(short, long, value_name = "PORT", global = true, conflicts_with = "control")]
+    pub(super) port: Option<u16>,
+    /// Print JSON: one object, for `watch` one a line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+impl Arguments {
+    /// Path of the control socket; none for a user without a place for one.
+    pub(super) fn control_path(&self) -> Option<PathBuf> {
+        let root = rustix::process::geteuid().is_root();
+        self.control.clone().or_else(|| default_control(self.port, root))
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Let addresses or prefixes in
+    Allow {
+        /// Addresses and prefixes, such as 198.18.0.7, 198.18.0.0/24 or 2001:db8::/64
+        #[arg(required = true, value_name = "PREFIX")]
+        prefixes: Vec<String>,
+        /// End the entries after this time, such as 90s, 15m, 1h or 7d
+        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        until: Option<Duration>,
+        #[command(flatten)]
+        note: Note,
+        /// Accept 0.0.0.0/0 or ::/0, which let everybody in
+        #[arg(long)]
+        any: bool,
+    },
+    /// Keep addresses or prefixes out, and reset their connections
+    Deny {
+        /// Addresses and prefixes
+        #[arg(required = true, value_name = "PREFIX")]
+        prefixes: Vec<String>,
+        #[command(flatten)]
+        note: Note,
+    },
+    /// Delete entries, and reset the connections that nothing allows then
+    Remove {
+        /// Prefixes exactly as `list` shows them
+        #[arg(required = true, value_name = "PREFIX")]
+        prefixes: Vec<String>,
+    },
+    /// Show all entries and where they come from
+    List,
+    /// Show what is served, how it is guarded, and what was refused
+    Status,
+    /// Make the list say exactly what a file says, at one instant
+    Sync {
+        /// One entry a line: allow or deny (allow if neither), a prefix, # and a comment
+        file: PathBuf,
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+        /// Accept 0.0.0.0/0 or ::/0, which let everybody in
+        #[arg(long)]
+        any: bool,
+    },
+    /// Show changes of the list, events of the guard and counters, until interrupted
+    Watch,
+    /// Take the guard off every interface and open the ports; refused while a daemon runs
+    Detach {
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
+        /// Where the guard is pinned
+        #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+        bpffs: PathBuf,
+    },
+}
+
+/// What is noted beside entries.
+#[derive(Debug, Args)]
+pub(super) struct Note {
+    /// Why, for whoever reads the list later
+    #[arg(long, value_name = "TEXT")]
+    pub(super) comment: Option<String>,
+}
+
+/// A number with s, m, h or d; several may follow each other (`1h30m`).
+fn duration(text: &str) -> Result<Duration, String> {
+    let fault = || format!("`{text}` is no time; write 90s, 15m, 1h or 7d");
+    let mut rest = text;
+    let mut seconds = 0_u64;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = rest[..digits].parse().map_err(|_| fault())?;
+        let unit = match rest.as_bytes().get(digits) {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 3_600,
+            Some(b'd') => 86_400,
+            _ => return Err(fault()),
+        };
+        let more = number.checked_mul(unit).ok_or_else(fault)?;
+        seconds = seconds.checked_add(more).ok_or_else(fault)?;
+        rest = &rest[digits + 1..];
+    }
+    if seconds == 0 { Err(fault()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h30m", 5_400), ("7d", 604_800)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "0s", "5", "h", "1w", "-1s", "1 h", "99999999999999999999s", "1hé"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `sessionctl`: asks the daemon and prints the answer.
+//! It owns no state; `detach` alone acts by itself, and only when no daemon runs.
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod render;
+
+use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde_json::{Value, json};
+
+use crate::allowlist::parse::{Any, read_file};
+use crate::control::ctl::args::{Arguments, Command};
+use crate::control::ctl::client::Client;
+use crate::control::protocol::{Request, SyncLine};
+use crate::guard::detach_all;
+
+/// Exit status of a request that was refused or failed.
+const EXIT_FAILED: u8 = 1;
+/// Exit status of a wrong command line, as clap has it.
+const EXIT_USAGE: u8 = 2;
+
+/// Runs `sessionctl` with `arguments` (the program's name first); the result is the exit status.
+#[must_use]
+pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nobody is left to be told of a closed output.
+            let _ = error.print();
+            return if error.use_stderr() { EXIT_USAGE } else { 0 };
+        }
+    };
+    match run(&arguments) {
+        Ok(()) => 0,
+        Err(error) if is_closed_output(&error) => 0,
+        Err(error) => {
+            let text = format!("{error:#}");
+            if arguments.json {
+                println!("{}", json!({"ok": false, "error": text}));
+            }
+            eprintln!("sessionctl: {text}");
+            EXIT_FAILED
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let request = match &arguments.command {
+        Command::Detach { yes, bpffs } => return detach(arguments, *yes, bpffs),
+        Command::Sync { file, dry_run, any } => return sync(arguments, file, *dry_run, *any),
+        Command::List => return list(arguments),
+        Command::Watch => return watch(arguments),
+        Command::Status => Request::Status,
+        Command::Allow { prefixes, until, note, any } => Request::Allow {
+            prefixes: split(prefixes),
+            for_s: until.map(|until| until.as_secs()),
+            comment: note.comment.clone(),
+            any: *any,
+        },
+        Command::Deny { prefixes, note } => {
+            Request::Deny { prefixes: split(prefixes), comment: note.comment.clone() }
+        }
+        Command::Remove { prefixes } => Request::Remove { prefixes: split(prefixes) },
+    };
+    let answer = connect(arguments)?.ask([&request])?;
+    let text = match &request {
+        Request::Status => render::status(&answer),
+        _ => render::changed(&answer),
+    };
+    print(arguments, &answer, &text)
+}
+
+/// Commas separate prefixes as they do behind `--allow`.
+fn split(prefixes: &[String]) -> Vec<String> {
+    prefixes.iter().flat_map(|word| word.split(',')).map(str::to_owned).collect()
+}
+
+fn connect(arguments: &Arguments) -> Result<Client> {
+    let path = arguments
+        .control_path()
+        .context("no control socket to be found: name it with --control, or set XDG_RUNTIME_DIR")?;
+    Client::connect(&path)
+}
+
+fn print(arguments: &Arguments, answer: &Value, text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{answer}")?
+    } else {
+        out.write_all(text.as_bytes())?
+    }
+    Ok(out.flush()?)
+}
+
+fn list(arguments: &Arguments) -> Result<()> {
+    let mut client = connect(arguments)?;
+    let mut head = client.ask([&Request::List])?;
+    let count = head["count"].as_u64().context("the answer has no count")?;
+    let mut entries = Vec::new();
+    for _ in 0..count {
+        entries.push(client.line()?.context("the daemon ended within its answer")?);
+    }
+    let text = render::list(&head, &entries);
+    head["entries"] = Value::Array(entries);
+    print(arguments, &head, &text)
+}
+
+fn sync(arguments: &Arguments, file: &Path, dry_run: bool, any: bool) -> Result<()> {
+    let permission = if any { Any::Permitted } else { Any::Refused };
+    let entries =
+        read_file(file, permission).with_context(|| format!("reading {}", file.display()))?;
+    let request = Request::Sync { count: entries.len(), dry_run, any };
+    let lines = entries.into_iter().map(|entry| SyncLine {
+        prefix: entry.prefix.to_string(),
+        action: entry.action,
+        comment: entry.comment,
+    });
+    let lines = lines.map(|line| serde_json::to_value(line).unwrap_or_default());
+    let request = serde_json::to_value(request)?;
+    let answer = connect(arguments)?.ask(std::iter::once(request).chain(lines))?;
+    print(arguments, &answer, &render::changed(&answer))
+}
+
+fn watch(arguments: &Arguments) -> Result<()> {
+    let mut client = connect(arguments)?;
+    client.ask([&Request::Watch])?;
+    client.wait_for_ever()?;
+    while let Some(event) = client.line()? {
+        print(arguments, &event, &render::event(&event))?;
+    }
+    bail!("the daemon has ended")
+}
+
+fn detach(arguments: &Arguments, yes: bool, bpffs: &Path) -> Result<()> {
+    if !yes {
+        bail!(
+            "detaching the guard opens its ports to everybody who can reach this host; \
+             add --yes if that is meant"
+        );
+    }
+    let detached = detach_all(bpffs)?;
+    let answer = json!({"ok": true, "links": detached.links});
+    let text = match detached.links {
+        0 => "no guard was attached\n".to_owned(),
+        links => format!("the guard is off: {links} interfaces are open\n"),
+    };
+    print(arguments, &answer, &text)
+}
+
+/// `sessionctl list | head` is no error.
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}

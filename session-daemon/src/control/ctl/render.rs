@@ -1,0 +1,260 @@
+//! Answers for people. Pure: JSON in, text out.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::allowlist::Diff;
+use crate::control::server::diff_lines;
+
+/// The answer to a change: `-` what went, `+` what came.
+pub(super) fn changed(answer: &Value) -> String {
+    let lines = diff(&answer["diff"]);
+    let mut text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    if lines.is_empty() {
+        text.push_str("nothing to change\n");
+    }
+    let reset = answer["reset"].as_u64().unwrap_or(0);
+    if reset > 0 {
+        let _ = writeln!(text, "{reset} {} reset", plural(reset, "connection"));
+    }
+    if let Some(warning) = answer["warning"].as_str() {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn diff(value: &Value) -> Vec<String> {
+    serde_json::from_value::<Diff>(value.clone()).map(|diff| diff_lines(&diff)).unwrap_or_default()
+}
+
+/// The list: prefix, action, origin, what is left of it, comment.
+pub(super) fn list(head: &Value, entries: &[Value]) -> String {
+    let mut text = String::new();
+    for entry in entries {
+        let word = |name: &str| entry[name].as_str().unwrap_or_default();
+        let _ = write!(text, "{:5} {:24} {:7}", word("action"), word("prefix"), word("origin"));
+        if let Some(left) = entry["left_s"].as_u64() {
+            let _ = write!(text, " {} left", span(left));
+        }
+        if !word("comment").is_empty() {
+            let _ = write!(text, " # {}", word("comment"));
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    for prefix in words(&head["taken_out"]) {
+        let _ = writeln!(text, "-     {prefix:24} taken out of the configuration by sessionctl");
+    }
+    if text.is_empty() {
+        text.push_str("the list is empty: every source but this host is refused\n");
+    }
+    if head["enforced"] == "off" {
+        text.push_str("warning: --guard=off: everybody is served, whatever the list says\n");
+    }
+    text
+}
+
+/// The state on about a screen.
+pub(super) fn status(answer: &Value) -> String {
+    let mut text = String::new();
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let _ = writeln!(
+        text,
+        "sessiond {} (memcached {}), pid {} and {}, up {}",
+        word(&answer["version"]),
+        word(&answer["memcached_version"]),
+        number(&answer["pid"]),
+        number(&answer["child_pid"]),
+        span(number(&answer["uptime_s"])),
+    );
+    let mut serving = words(&answer["serving"]["tcp"]);
+    serving.extend(answer["serving"]["unix"].as_str().map(str::to_owned));
+    let _ = writeln!(text, "serving      {}", serving.join(", "));
+    let _ = writeln!(text, "guard        {}", guard_line(answer));
+    guard(&mut text, &answer["guard"]);
+    let list = &answer["list"];
+    let _ = writeln!(
+        text,
+        "list         {} entries: {} allow, {} deny; {} taken out of the configuration",
+        number(&list["entries"]),
+        number(&list["allow"]),
+        number(&list["deny"]),
+        number(&list["taken_out"]),
+    );
+    let statistics = &answer["statistics"];
+    let figure = |name: &str| match &statistics[name] {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let _ = writeln!(
+        text,
+        "items        {} in {} of {} bytes, {} evicted",
+        figure("curr_items"),
+        figure("bytes"),
+        figure("limit_maxbytes"),
+        figure("evictions"),
+    );
+    let _ = writeln!(
+        text,
+        "connections  {} open, {} in all",
+        figure("curr_connections"),
+        figure("total_connections"),
+    );
+    text
+}
+
+fn guard_line(answer: &Value) -> &'static str {
+    match answer["enforced"].as_str() {
+        Some("xdp") if answer["guard"]["complete"] == true => {
+            "attached to every interface that it should be on"
+        }
+        Some("xdp") => "NOT attached to every interface that it should be on",
+        Some("user") => "none; strangers are refused at accept (--guard=user)",
+        Some("loopback") => "none needed: nobody but this host reaches the addresses",
+        _ => "OFF: everybody is served (--guard=off)",
+    }
+}
+
+/// One line an interface, one a reason with packets, one a warning.
+fn guard(text: &mut String, guard: &Value) {
+    let items = |name: &str| guard[name].as_array().cloned().unwrap_or_default();
+    for interface in items("interfaces") {
+        let how = interface["mode"].as_str().or(interface["state"].as_str()).unwrap_or("unknown");
+        let pinned = if interface["pinned"] == true { ", pinned" } else { "" };
+        let name = interface["name"].as_str().unwrap_or_default();
+        let _ = write!(text, "  {name:16} {how}{pinned}");
+        if let Some(warning) = interface["warning"].as_str() {
+            let _ = write!(text, "; {warning}");
+        }
+        text.push('\n');
+    }
+    for count in items("reasons") {
+        let packets = count["packets"].as_u64().unwrap_or(0);
+        if packets > 0 {
+            let fate = if count["dropped"] == true { "dropped" } else { "passed" };
+            let reason = count["reason"].as_str().unwrap_or_default();
+            let _ = writeln!(text, "  {fate:8} {packets:>12} packets: {reason}");
+        }
+    }
+    for warning in words(&guard["warnings"]) {
+        let _ = writeln!(text, "  warning: {warning}");
+    }
+}
+
+/// One event of `watch`.
+pub(super) fn event(event: &Value) -> String {
+    match event["event"].as_str() {
+        Some("list") => {
+            let by = format!("uid {} pid {}", event["by"]["uid"], event["by"]["pid"]);
+            let command = event["command"].as_str().unwrap_or_default();
+            let lines = diff(&event["diff"]);
+            let mut text: String =
+                lines.iter().map(|line| format!("list: {line} ({command} by {by})\n")).collect();
+            let reset = event["reset"].as_u64().unwrap_or(0);
+            if reset > 0 {
+                let _ = writeln!(text, "list: {reset} {} reset", plural(reset, "connection"));
+            }
+            text
+        }
+        Some("guard") => format!("guard: {}\n", event["text"].as_str().unwrap_or_default()),
+        Some("counters") => counters(event),
+        Some("missed") => format!("missed {} events: this end reads too slowly\n", event["events"]),
+        _ => format!("{event}\n"),
+    }
+}
+
+/// What grew since a second ago, the packets first.
+fn counters(event: &Value) -> String {
+    let grown = |name: &str| event["grown"][name].as_u64().unwrap_or(0);
+    let packets = |dropped: bool| -> u64 {
+        use session_common::guard::Reason;
+        let reasons = Reason::ALL.iter().filter(|reason| reason.drops() == dropped);
+        reasons.map(|reason| grown(&format!("guard.{}", reason.name()))).sum()
+    };
+    let connections = &event["statistics"]["curr_connections"];
+    format!(
+        "in a second: {} packets passed, {} dropped; {} gets, {} sets; {} connections\n",
+        packets(false),
+        packets(true),
+        grown("cmd_get"),
+        grown("cmd_set"),
+        connections.as_str().map_or_else(|| connections.to_string(), str::to_owned),
+    )
+}
+
+fn words(value: &Value) -> Vec<String> {
+    let items = value.as_array().into_iter().flatten();
+    items.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn plural(count: u64, noun: &str) -> String {
+    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
+}
+
+/// Seconds as people say them: two units at most.
+fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_change_shows_what_went_and_what_came() {
+        let entry = |prefix: &str, action: &str| {
+            json!({"prefix": prefix, "action": action, "origin": "control",
+                   "deadline_ns": null, "comment": "why"})
+        };
+        let answer = json!({"ok": true, "reset": 2, "diff": {
+            "added": [entry("198.18.0.1/32", "allow")],
+            "removed": [entry("198.18.1.0/24", "deny")],
+            "changed": [],
+        }});
+        assert_eq!(
+            changed(&answer),
+            "- deny 198.18.1.0/24 # why\n+ allow 198.18.0.1/32 # why\n2 connections reset\n"
+        );
+        let nothing = json!({"diff": {"added": [], "removed": [], "changed": []}, "reset": 0});
+        assert_eq!(changed(&nothing), "nothing to change\n");
+    }
+
+    #[test]
+    fn a_list_has_a_line_an_entry() {
+        let head = json!({"taken_out": ["198.18.5.0/24"], "enforced": "xdp"});
+        let entries = [
+            json!({"prefix": "198.18.0.0/24", "action": "allow", "origin": "config",
+                   "comment": null, "left_s": null}),
+            json!({"prefix": "2001:db8::7/128", "action": "deny", "origin": "control",
+                   "comment": "loud", "left_s": 3_700}),
+        ];
+        assert_eq!(
+            list(&head, &entries),
+            "allow 198.18.0.0/24            config\n\
+             deny  2001:db8::7/128          control 1h 1m left # loud\n\
+             -     198.18.5.0/24            taken out of the configuration by sessionctl\n"
+        );
+        assert!(list(&json!({"taken_out": []}), &[]).contains("the list is empty"));
+    }
+
+    #[test]
+    fn spans_are_short() {
+        for (seconds, text) in
+            [(0, "0s"), (61, "1m 1s"), (3_600, "1h 0m"), (90_061, "1d 1h"), (59, "59s")]
+        {
+            assert_eq!(span(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The keeper of the list: every change, in its order, whole or not at all.
+//!
+//! Allow: user side, then kernel. Deny and remove: kernel, then user side, then the live
+//! connections are reset. The overlay is on disk beside its place before anything changes and
+//! is renamed after everything has; a failure on the way puts the old list back.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, anyhow, ensure};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::allowlist::parse::{Any, check_any};
+use crate::allowlist::{Action, Allowlist, Diff, Entry, Origin};
+use crate::clock::Now;
+use crate::control::overlay::{Overlay, OverlayFile};
+
+/// The list in the kernel.
+pub(crate) trait Kernel {
+    /// Inserts an entry or replaces that of the same prefix.
+    fn insert(&mut self, entry: &Entry) -> Result<()>;
+    /// Removes the entry of a prefix.
+    fn remove(&mut self, prefix: IpNet) -> Result<()>;
+    /// Replaces the whole list at one instant.
+    fn replace(&mut self, list: &Allowlist) -> Result<()>;
+}
+
+/// The list of the serving process.
+pub(crate) trait UserSide {
+    /// Inserts and removes entries at one instant.
+    async fn change(&mut self, insert: Vec<Entry>, remove: Vec<IpNet>) -> Result<()>;
+    /// Replaces the whole list at one instant.
+    async fn replace(&mut self, list: &Allowlist) -> Result<()>;
+    /// Resets the connections that the list refuses; returns how many.
+    async fn enforce(&mut self) -> Result<u64>;
+}
+
+/// What a command changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Changed {
+    /// How the list before differs from the list after.
+    pub(crate) diff: Diff,
+    /// Live connections that were reset.
+    pub(crate) reset: u64,
+}
+
+/// In which order the two sides learn of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// More may come in: user side first.
+    Opening,
+    /// Less may come in: kernel first, and live connections are looked through.
+    Closing,
+    /// Both: the whole list at one instant, kernel first, and live connections are looked through.
+    Whole,
+}
+
+/// The list in force and everything that has to agree with it.
+pub(crate) struct Keeper<K, U> {
+    base: Allowlist,
+    overlay: Overlay,
+    list: Allowlist,
+    file: Option<OverlayFile>,
+    kernel: K,
+    user: U,
+}
+
+impl<K: Kernel, U: UserSide> Keeper<K, U> {
+    /// Takes over what the start made: `base` with `overlay` is in force on both sides.
+    pub(crate) fn new(
+        base: Allowlist,
+        overlay: Overlay,
+        file: Option<OverlayFile>,
+        kernel: K,
+        user: U,
+    ) -> Self {
+        let list = overlay.over(&base);
+        Self { base, overlay, list, file, kernel, user }
+    }
+
+    /// The list in force.
+    pub(crate) fn list(&self) -> &Allowlist {
+        &self.list
+    }
+
+    /// Prefixes that the configuration names and `sessionctl` took out.
+    pub(crate) fn taken_out(&self) -> Vec<IpNet> {
+        self.overlay.taken_out().collect()
+    }
+
+    /// Allows prefixes, until `deadline_ns` (`CLOCK_BOOTTIME`) if there is one.
+    pub(crate) async fn allow(
+        &mut self,
+        prefixes: &[IpNet],
+        deadline_ns: Option<u64>,
+        comment: Option<String>,
+        any: Any,
+        now: Now,
+    ) -> Result<Changed> {
+        let mut overlay = self.overlay.clone();
+        for prefix in prefixes {
+            check_any(*prefix, Action::Allow, any)?;
+            let entry = Entry {
+                deadline_ns,
+                comment: comment.clone(),
+                ..Entry::new(*prefix, Action::Allow, Origin::Control)
+            };
+            if !self.says_already(&entry) {
+                overlay.put(entry);
+            }
+        }
+        self.bring_into_force(None, overlay, Order::Opening, now).await
+    }
+
+    /// Denies prefixes.
+    pub(crate) async fn deny(
+        &mut self,
+        prefixes: &[IpNet],
+        comment: Option<String>,
+        now: Now,
+    ) -> Result<Changed> {
+        let mut overlay = self.overlay.clone();
+        for prefix in prefixes {
+            let entry = Entry {
+                comment: comment.clone(),
+                ..Entry::new(*prefix, Action::Deny, Origin::Control)
+            };
+            if !self.says_already(&entry) {
+                overlay.put(entry);
+            }
+        }
+        self.bring_into_force(None, overlay, Order::Closing, now).await
+    }
+
+    /// Removes the entries of exactly these prefixes, wherever they come from.
+    pub(crate) async fn remove(&mut self, prefixes: &[IpNet], now: Now) -> Result<Changed> {
+        let mut overlay = self.overlay.clone();
+        for prefix in prefixes {
+            ensure!(
+                self.list.get(*prefix).is_some(),
+                "{prefix} is not on the list; `sessionctl list` shows what is, and \
+                 `sessionctl deny` refuses a part of a larger prefix"
+            );
+            overlay.take_out(*prefix, &self.base);
+        }
+        self.bring_into_force(None, overlay, Order::Closing, now).await
+    }
+
+    /// What would change if the list said exactly `entries`.
+    pub(crate) fn sync_diff(&self, entries: &[Entry], any: Any) -> Result<(Allowlist, Diff)> {
+        let mut wanted = Allowlist::new();
+        for entry in entries {
+            check_any(entry.prefix, entry.action, any)?;
+            let entry = Entry { origin: Origin::Control, ..entry.clone() };
+            let kept = self.list.get(entry.prefix).filter(|_| self.says_already(&entry));
+            wanted.insert(kept.cloned().unwrap_or(entry));
+        }
+        wanted.check_size()?;
+        let diff = self.list.diff(&wanted);
+        Ok((wanted, diff))
+    }
+
+    /// Makes the list say exactly `entries`, at one instant.
+    pub(crate) async fn sync(&mut self, entries: &[Entry], any: Any, now: Now) -> Result<Changed> {
+        let (wanted, _) = self.sync_diff(entries, any)?;
+        let overlay = Overlay::between(&self.base, &wanted);
+        self.bring_into_force(None, overlay, Order::Whole, now).await
+    }
+
+    /// Takes a new configuration and the overlay as it is on disk, at one instant.
+    pub(crate) async fn reload(&mut self, base: Allowlist, now: Now) -> Result<Changed> {
+        let overlay = match &self.file {
+            Some(file) => file.read(now)?,
+            None => self.overlay.clone(),
+        };
+        self.bring_into_force(Some(base), overlay, Order::Whole, now).await
+    }
+
+    /// Removes entries whose deadline has passed; both sides refuse them already. What an entry
+    /// with a deadline stood in place of does not come back: a source that was let in for an
+    /// hour is out after it.
+    pub(crate) async fn expire(&mut self, now: Now) -> Result<Changed> {
+        let over = |entry: &&Entry| entry.is_over(now.boottime_ns);
+        let prefixes: Vec<IpNet> =
+            self.list.entries().filter(over).map(|entry| entry.prefix).collect();
+        if prefixes.is_empty() {
+            return Ok(Changed::default());
+        }
+        self.remove(&prefixes, now).await
+    }
+
+    /// Whether the list says the same of the same prefix, so that nothing has to change.
+    fn says_already(&self, wanted: &Entry) -> bool {
+        self.list.get(wanted.prefix).is_some_and(|entry| {
+            entry.action == wanted.action
+                && entry.deadline_ns == wanted.deadline_ns
+                && (wanted.comment.is_none() || entry.comment == wanted.comment)
+        })
+    }
+
+    async fn bring_into_force(
+        &mut self,
+        base: Option<Allowlist>,
+        overlay: Overlay,
+        order: Order,
+        now: Now,
+    ) -> Result<Changed> {
+        let list = overlay.over(base.as_ref().unwrap_or(&self.base));
+        list.check_size()?;
+        let diff = self.list.diff(&list);
+        if diff.is_empty() && overlay == self.overlay {
+            self.base = base.unwrap_or_else(|| std::mem::take(&mut self.base));
+            return Ok(Changed::default());
+        }
+        let prepared = match &self.file {
+            Some(file) => Some(file.prepare(&overlay, now)?),
+            None => None,
+        };
+        let done = match self.apply(&diff, &list, order).await {
+            Ok(reset) => prepared.map_or(Ok(()), |prepared| prepared.commit()).map(|()| reset),
+            Err(error) => Err(error),
+        };
+        let reset = match done {
+            Ok(reset) => reset,
+            Err(error) => return Err(self.roll_back(error, now).await),
+        };
+        if let Some(base) = base {
+            self.base = base;
+        }
+        self.overlay = overlay;
+        self.list = list;
+        Ok(Changed { diff, reset })
+    }
+
+    /// Brings both sides from the list in force to `list`; returns how many connections ended.
+    async fn apply(&mut self, diff: &Diff, list: &Allowlist, order: Order) -> Result<u64> {
+        if diff.is_empty() {
+            return Ok(0);
+        }
+        let changed = diff.changed.iter().map(|(_, entry)| entry);
+        let insert: Vec<Entry> = diff.added.iter().chain(changed).cloned().collect();
+        let remove: Vec<IpNet> = diff.removed.iter().map(|entry| entry.prefix).collect();
+        match order {
+            Order::Opening => {
+                self.user.change(insert.clone(), remove.clone()).await.context(USER_SIDE)?;
+                self.change_kernel(&insert, &remove)?;
+                Ok(0)
+            }
+            Order::Closing => {
+                self.change_kernel(&insert, &remove)?;
+                self.user.change(insert, remove).await.context(USER_SIDE)?;
+                self.user.enforce().await.context("resetting live connections")
+            }
+            Order::Whole => {
+                self.kernel.replace(list).context(KERNEL)?;
+                self.user.replace(list).await.context(USER_SIDE)?;
+                self.user.enforce().await.context("resetting live connections")
+            }
+        }
+    }
+
+    fn change_kernel(&mut self, insert: &[Entry], remove: &[IpNet]) -> Result<()> {
+        for entry in insert {
+            self.kernel.insert(entry).context(KERNEL)?;
+        }
+        for prefix in remove {
+            self.kernel.remove(*prefix).context(KERNEL)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the list in force back on both sides and on disk; returns the error to be told.
+    async fn roll_back(&mut self, error: anyhow::Error, now: Now) -> anyhow::Error {
+        let mut failures = Vec::new();
+        if let Err(error) = self.kernel.replace(&self.list) {
+            failures.push(format!("{KERNEL}: {error:#}"));
+        }
+        if let Err(error) = self.user.replace(&self.list).await {
+            failures.push(format!("{USER_SIDE}: {error:#}"));
+        }
+        let restored = self.file.as_ref().map(|file| -> Result<()> {
+            // Untouched unless the failure came after the rename.
+            if file.read(now)? == self.overlay { Ok(()) } else { self.rewrite(file, now) }
+        });
+        if let Some(Err(error)) = restored {
+            failures.push(format!("the overlay: {error:#}"));
+        }
+        if failures.is_empty() {
+            return error.context("nothing was changed");
+        }
+        anyhow!(
+            "{error:#}; and the old list could not be put back everywhere ({}); \
+             restart sessiond to make both sides agree",
+            failures.join("; ")
+        )
+    }
+
+    fn rewrite(&self, file: &OverlayFile, now: Now) -> Result<()> {
+        file.prepare(&self.overlay, now)?.commit()
+    }
+}
+
+const KERNEL: &str = "changing the list in the kernel";
+const USER_SIDE: &str = "changing the list of the serving process";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,408 @@
+//! What `sessionctl` changed, kept over restarts: entries put in, prefixes taken out.
+//!
+//! The list in force is configuration and allow files with the overlay on top. The file has two
+//! lines: a head with a checksum and the changes as JSON. It is written beside its place, synced
+//! and renamed. A file that cannot be read whole is an error and never an empty overlay, because
+//! a lost denial would open the port.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::allowlist::{Allowlist, Entry};
+use crate::clock::Now;
+use crate::files::UNTRUSTED;
+
+/// First word of the file, with the version of its format.
+const HEAD: &str = "session-overlay-1";
+/// Longest file: a million entries with comments.
+const LEN_MAX: u64 = 512 << 20;
+
+/// What was done to one prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It has this entry, whatever the configuration says.
+    Put(Entry),
+    /// It has no entry, whatever the configuration says.
+    Out,
+}
+
+/// Changes by prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Overlay {
+    changes: BTreeMap<IpNet, Change>,
+}
+
+impl Overlay {
+    /// The list in force: `base` with the changes.
+    pub(crate) fn over(&self, base: &Allowlist) -> Allowlist {
+        let mut list = base.clone();
+        for (prefix, change) in &self.changes {
+            match change {
+                Change::Put(entry) => drop(list.insert(entry.clone())),
+                Change::Out => drop(list.remove(*prefix)),
+            }
+        }
+        list
+    }
+
+    /// Puts an entry on top.
+    pub(crate) fn put(&mut self, entry: Entry) {
+        self.changes.insert(entry.prefix, Change::Put(entry));
+    }
+
+    /// Takes a prefix out; the record stays only if `base` has an entry to be hidden.
+    pub(crate) fn take_out(&mut self, prefix: IpNet, base: &Allowlist) {
+        if base.get(prefix).is_some() {
+            self.changes.insert(prefix, Change::Out);
+        } else {
+            self.changes.remove(&prefix);
+        }
+    }
+
+    /// Makes the changes that turn `base` into `wanted`.
+    pub(crate) fn between(base: &Allowlist, wanted: &Allowlist) -> Self {
+        let mut overlay = Self::default();
+        for entry in wanted.entries() {
+            if base.get(entry.prefix) != Some(entry) {
+                overlay.put(entry.clone());
+            }
+        }
+        for entry in base.entries() {
+            if wanted.get(entry.prefix).is_none() {
+                overlay.changes.insert(entry.prefix, Change::Out);
+            }
+        }
+        overlay
+    }
+
+    /// Prefixes that the configuration names and the overlay takes out.
+    pub(crate) fn taken_out(&self) -> impl Iterator<Item = IpNet> {
+        self.changes
+            .iter()
+            .filter(|(_, change)| matches!(change, Change::Out))
+            .map(|(prefix, _)| *prefix)
+    }
+}
+
+/// One change as the file has it. Deadlines are on the boot clock, which ends with the boot: the
+/// wall clock time stands beside it for the first start after a boot.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    prefix: IpNet,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<Entry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_realtime_ns: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    boot_id: String,
+    records: Vec<Record>,
+}
+
+/// The overlay's place on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct OverlayFile {
+    path: PathBuf,
+}
+
+/// A new overlay on disk beside the old one.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl OverlayFile {
+    /// The overlay at `path`; nothing is read or made.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the overlay; a file that is not there is an empty one.
+    ///
+    /// # Errors
+    /// A symbolic link, a file that others could have written, a torn or altered one.
+    pub(crate) fn read(&self, now: Now) -> Result<Overlay> {
+        let Some(bytes) = self.bytes()? else { return Ok(Overlay::default()) };
+        decode(&bytes, &boot_id(), now).with_context(|| {
+            format!(
+                "{0} is damaged; what sessionctl changed is not known, so sessiond does not start. \
+                 Put a copy back, or list what it should say in an --allow-file and remove {0}",
+                self.path.display()
+            )
+        })
+    }
+
+    fn bytes(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.path.display();
+        let mut options = OpenOptions::new();
+        let mut file = match options.read(true).custom_flags(UNTRUSTED).open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ELOOP as i32) => {
+                bail!("{path} is a symbolic link; name the file itself with --state");
+            }
+            Err(error) => return Err(error).with_context(|| format!("reading {path}")),
+        };
+        let found = file.metadata()?;
+        ensure!(found.is_file(), "{path} is not a regular file; name another with --state");
+        let us = rustix::process::geteuid().as_raw();
+        ensure!(
+            found.uid() == 0 || found.uid() == us,
+            "{path} belongs to uid {}; run: chown {us} {path}",
+            found.uid()
+        );
+        ensure!(
+            found.mode() & 0o022 == 0,
+            "{path} can be written by its group or by others; run: chmod go-w {path}"
+        );
+        ensure!(found.len() <= LEN_MAX, "{path} is longer than {LEN_MAX} bytes");
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(|| format!("reading {path}"))?;
+        Ok(Some(bytes))
+    }
+
+    /// Writes the overlay beside its place and syncs it.
+    ///
+    /// # Errors
+    /// Those of the file system; the old overlay is untouched.
+    pub(crate) fn prepare(&self, overlay: &Overlay, now: Now) -> Result<Prepared> {
+        let mut temporary = self.path.as_os_str().to_owned();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let what = || format!("writing {}", temporary.display());
+        let text = encode(overlay, &boot_id(), now)?;
+        // What an interrupted run left, or a trap; either way it is not written through.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(what);
+            }
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(UNTRUSTED)
+            .open(&temporary)
+            .with_context(what)?;
+        let prepared = Prepared { temporary: temporary.clone(), path: self.path.clone() };
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(what)?;
+        Ok(prepared)
+    }
+}
+
+impl Prepared {
+    /// Puts the new overlay into its place, on disk when this returns.
+    ///
+    /// # Errors
+    /// Those of the file system; the old overlay is in its place then.
+    pub(crate) fn commit(self) -> Result<()> {
+        let what = || format!("replacing {}", self.path.display());
+        fs::rename(&self.temporary, &self.path).with_context(what)?;
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = File::open(parent.unwrap_or(Path::new("."))).with_context(what)?;
+        directory.sync_all().with_context(what)
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // Gone already if it was committed.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn encode(overlay: &Overlay, boot_id: &str, now: Now) -> Result<String> {
+    let record = |(prefix, change): (&IpNet, &Change)| {
+        let entry = match change {
+            Change::Put(entry) => Some(entry.clone()),
+            Change::Out => None,
+        };
+        let deadline = entry.as_ref().and_then(|entry| entry.deadline_ns);
+        let deadline_realtime_ns =
+            deadline.map(|deadline| now.realtime_ns + deadline.saturating_sub(now.boottime_ns));
+        Record { prefix: *prefix, entry, deadline_realtime_ns }
+    };
+    let body =
+        Body { boot_id: boot_id.to_owned(), records: overlay.changes.iter().map(record).collect() };
+    let json = serde_json::to_string(&body).context("encoding the overlay")?;
+    Ok(format!("{HEAD} {:016x}\n{json}\n", checksum(json.as_bytes())))
+}
+
+fn decode(bytes: &[u8], boot_id: &str, now: Now) -> Result<Overlay> {
+    let text = std::str::from_utf8(bytes).context("it is not UTF-8 text")?;
+    let (head, rest) = text.split_once('\n').context("it has no second line")?;
+    let sum = head
+        .strip_prefix(HEAD)
+        .and_then(|rest| rest.strip_prefix(' '))
+        .with_context(|| format!("it does not begin with `{HEAD}`"))?;
+    let json = rest.strip_suffix('\n').context("its end is missing")?;
+    ensure!(sum == format!("{:016x}", checksum(json.as_bytes())), "its checksum is wrong");
+    let body: Body = serde_json::from_str(json)?;
+    let mut overlay = Overlay::default();
+    for record in body.records {
+        let Some(mut entry) = record.entry else {
+            overlay.changes.insert(record.prefix, Change::Out);
+            continue;
+        };
+        ensure!(entry.prefix == record.prefix, "an entry of {} is {}", record.prefix, entry.prefix);
+        if entry.deadline_ns.is_some() && body.boot_id != boot_id {
+            let deadline = record.deadline_realtime_ns.context("a deadline has no wall clock")?;
+            let left = deadline.saturating_sub(now.realtime_ns);
+            // One that passed while the machine was down is over at once, by the entry's rules.
+            entry.deadline_ns = Some(if left == 0 { 1 } else { now.boottime_ns + left });
+        }
+        overlay.put(entry);
+    }
+    Ok(overlay)
+}
+
+/// FNV-1a, 64 bits: against torn and flipped bytes, not against people; the file is root's.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::allowlist::parse::parse_prefix;
+    use crate::allowlist::{Action, Origin};
+
+    const NOW: Now = Now { realtime_ns: 1_000_000, boottime_ns: 1_000 };
+
+    fn entry(prefix: &str, action: Action, origin: Origin) -> Entry {
+        Entry::new(parse_prefix(prefix).unwrap(), action, origin)
+    }
+
+    fn base() -> Allowlist {
+        [
+            entry("198.18.0.0/24", Action::Allow, Origin::Config),
+            entry("2001:db8::/32", Action::Allow, Origin::File),
+        ]
+        .into_iter()
+        .collect()
+    }
+
+    fn sample() -> Overlay {
+        let mut overlay = Overlay::default();
+        overlay.put(Entry {
+            deadline_ns: Some(5_000),
+            comment: Some("a, \"b\"\n# c".to_owned()),
+            ..entry("198.18.7.7", Action::Allow, Origin::Control)
+        });
+        overlay.put(entry("198.18.0.128/25", Action::Deny, Origin::Control));
+        overlay.take_out(parse_prefix("2001:db8::/32").unwrap(), &base());
+        overlay
+    }
+
+    fn prefixes(list: &Allowlist) -> Vec<String> {
+        let mut prefixes: Vec<_> =
+            list.entries().map(|entry| (entry.prefix, entry.action)).collect();
+        prefixes.sort_by_key(|(prefix, _)| *prefix);
+        prefixes.iter().map(|(prefix, action)| format!("{action:?} {prefix}")).collect()
+    }
+
+    #[test]
+    fn changes_lie_over_the_configuration() {
+        let list = sample().over(&base());
+        assert_eq!(
+            prefixes(&list),
+            ["Allow 198.18.0.0/24", "Deny 198.18.0.128/25", "Allow 198.18.7.7/32"]
+        );
+        assert_eq!(Overlay::between(&base(), &list), sample());
+    }
+
+    #[test]
+    fn taking_out_what_the_configuration_does_not_name_leaves_no_record() {
+        let mut overlay = sample();
+        overlay.take_out(parse_prefix("198.18.7.7").unwrap(), &base());
+        assert_eq!(overlay.taken_out().count(), 1);
+        assert_eq!(overlay.changes.len(), 2);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = OverlayFile::new(directory.path().join("overlay.json"));
+        assert_eq!(file.read(NOW).unwrap(), Overlay::default());
+        file.prepare(&sample(), NOW).unwrap().commit().unwrap();
+        assert_eq!(file.read(NOW).unwrap(), sample());
+        let mode = fs::metadata(file.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // One that is not committed leaves the old one and nothing beside it.
+        drop(file.prepare(&Overlay::default(), NOW).unwrap());
+        assert_eq!(file.read(NOW).unwrap(), sample());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn every_torn_or_flipped_byte_is_noticed() {
+        let text = encode(&sample(), "boot", NOW).unwrap();
+        assert_eq!(decode(text.as_bytes(), "boot", NOW).unwrap(), sample());
+        for len in 0..text.len() {
+            assert!(decode(&text.as_bytes()[..len], "boot", NOW).is_err(), "cut at {len}");
+        }
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            assert!(decode(&bytes, "boot", NOW).is_err(), "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn deadlines_move_to_the_boot_clock_of_another_boot() {
+        let text = encode(&sample(), "boot", NOW).unwrap();
+        let deadline = |now| {
+            let list = decode(text.as_bytes(), "other", now).unwrap().over(&Allowlist::new());
+            list.get(parse_prefix("198.18.7.7").unwrap()).unwrap().deadline_ns.unwrap()
+        };
+        // 4,000 ns were left; 1,000 of them passed while the machine was down.
+        assert_eq!(deadline(Now { realtime_ns: 1_001_000, boottime_ns: 50 }), 3_050);
+        assert_eq!(deadline(Now { realtime_ns: 9_000_000, boottime_ns: 50 }), 1);
+    }
+
+    #[test]
+    fn links_and_files_of_others_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = OverlayFile::new(directory.path().join("overlay.json"));
+        let target = directory.path().join("target");
+        fs::write(&target, "kept").unwrap();
+        symlink(&target, file.path()).unwrap();
+        assert!(file.read(NOW).unwrap_err().to_string().contains("symbolic link"));
+        fs::remove_file(file.path()).unwrap();
+        // A link in the place of the temporary file is removed, not followed.
+        let temporary = directory.path().join("overlay.json.new");
+        symlink(&target, &temporary).unwrap();
+        file.prepare(&sample(), NOW).unwrap().commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"kept");
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(file.read(NOW).unwrap_err().to_string().contains("chmod go-w"));
+    }
+}

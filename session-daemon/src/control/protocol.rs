@@ -1,0 +1,116 @@
+//! What goes over the control socket: one JSON object a line, described in docs/operations.md.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::allowlist::Action;
+
+/// Longest request line in bytes, without its newline.
+pub(crate) const LINE_LEN_MAX: usize = 64 << 10;
+
+/// A request; `sync` is followed by as many [`SyncLine`]s as it announces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Request {
+    /// Let sources in.
+    Allow {
+        /// Addresses and prefixes.
+        prefixes: Vec<String>,
+        /// Seconds after which the entries end; for ever if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_s: Option<u64>,
+        /// What the operator notes beside them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        comment: Option<String>,
+        /// Whether a prefix may stand for every address.
+        #[serde(default)]
+        any: bool,
+    },
+    /// Keep sources out, whatever larger prefix lets them in.
+    Deny {
+        /// Addresses and prefixes.
+        prefixes: Vec<String>,
+        /// What the operator notes beside them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        comment: Option<String>,
+    },
+    /// Delete the entries of exactly these prefixes.
+    Remove {
+        /// Addresses and prefixes.
+        prefixes: Vec<String>,
+    },
+    /// All entries: a line with their count, then one line each.
+    List,
+    /// One line that says how the daemon is.
+    Status,
+    /// Make the list say exactly what the following lines say.
+    Sync {
+        /// How many lines follow.
+        count: usize,
+        /// Only tell what would change.
+        #[serde(default)]
+        dry_run: bool,
+        /// Whether a prefix may stand for every address.
+        #[serde(default)]
+        any: bool,
+    },
+    /// One line an event until the connection ends.
+    Watch,
+}
+
+/// One entry of a `sync`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SyncLine {
+    /// Address or prefix.
+    pub(crate) prefix: String,
+    /// `allow` or `deny`.
+    pub(crate) action: Action,
+    /// What the file notes beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) comment: Option<String>,
+}
+
+/// Who asked, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Peer {
+    /// User of the asking process.
+    pub(crate) uid: u32,
+    /// Its pid, 0 if it is in another pid namespace.
+    pub(crate) pid: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_read_as_documented() {
+        for (line, request) in [
+            (
+                r#"{"command":"allow","prefixes":["198.18.0.1"],"for_s":60}"#,
+                Request::Allow {
+                    prefixes: vec!["198.18.0.1".to_owned()],
+                    for_s: Some(60),
+                    comment: None,
+                    any: false,
+                },
+            ),
+            (r#"{"command":"list"}"#, Request::List),
+            (
+                r#"{"command":"sync","count":2,"dry_run":true}"#,
+                Request::Sync { count: 2, dry_run: true, any: false },
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);
+        }
+        for bad in [
+            "{}",
+            r#"{"command":"drop"}"#,
+            r#"{"command":"deny"}"#,
+            r#"{"command":"deny","prefixes":["198.18.0.1"],"for_s":60}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The serving process: no capability, no signal of its own, everything from the parent.
+//!
+//! Its main thread blocks on the socket pair. When the parent is gone the read ends, and so does
+//! the process, with every connection and listening socket.
+#![forbid(unsafe_code)]
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use arc_swap::ArcSwap;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::process::DumpableBehavior;
+use serde_json::Value;
+
+use crate::allowlist::{Allowlist, Entry};
+use crate::command::request::Shutdown;
+use crate::config::{Config, EXIT_USAGE, GuardKind};
+use crate::link::{ChildEnd, ListenerKind, Reply, Request};
+use crate::server::Server;
+use crate::server::config::{Listener, ServerConfig, ShutdownHook, WRITE_TIMEOUT};
+use crate::startup::{logger, privileges};
+use crate::store::Store;
+use crate::store::types::StoreConfig;
+
+/// How long workers may take to stop when the parent is gone.
+const ORPHAN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Runs the serving process to its end; the result is the exit status.
+pub(super) fn run() -> u8 {
+    match serve() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("sessiond: serving process: {error:#}");
+            1
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let Some(stream) = socket_pair()? else {
+        eprintln!("sessiond: this flag is for sessiond's own second process");
+        std::process::exit(i32::from(EXIT_USAGE));
+    };
+    ignore_signals()?;
+    privileges::lower_child()?;
+    abort_on_panic();
+    let mut end = ChildEnd::new(stream);
+    let mut child = Child::default();
+    loop {
+        let Some((request, sockets)) = end.receive()? else {
+            // The parent has said why, or was killed and could not.
+            log::warn!("the parent is gone: connections and port are closed");
+            child.orphaned();
+        };
+        let stop = matches!(request, Request::Stop { .. });
+        let reply = child.handle(request, sockets);
+        end.answer(&reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}"))))?;
+        if stop {
+            std::process::exit(0);
+        }
+    }
+}
+
+/// Standard input, if it is a socket, taken off its usual number.
+fn socket_pair() -> Result<Option<UnixStream>> {
+    let stdin = std::io::stdin();
+    if rustix::net::sockopt::socket_type(&stdin).is_err() {
+        return Ok(None);
+    }
+    let stream = UnixStream::from(stdin.as_fd().try_clone_to_owned()?);
+    let null = std::fs::File::open("/dev/null").context("opening /dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(Some(stream))
+}
+
+/// A terminal's Ctrl-C and a service manager's SIGTERM reach both processes; only the parent
+/// acts on them. Threads that start later inherit the mask.
+fn ignore_signals() -> Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("blocking signals")
+}
+
+/// A worker that panicked would leave its connections unanswered for ever: end at once, so that
+/// the parent ends and the service manager starts both again.
+fn abort_on_panic() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        hook(panic);
+        std::process::abort();
+    }));
+}
+
+/// What the parent has sent so far.
+#[derive(Default)]
+struct Child {
+    config: Option<Box<Config>>,
+    listeners: Vec<Listener>,
+    parts: Vec<Entry>,
+    list: Arc<ArcSwap<Allowlist>>,
+    server: SharedServer,
+}
+
+/// The server, for the main thread and for a client's `shutdown`.
+type SharedServer = Arc<Mutex<Option<Server>>>;
+
+impl Child {
+    fn handle(&mut self, request: Request, sockets: Vec<OwnedFd>) -> Result<Reply> {
+        match request {
+            Request::Configure(config) => {
+                self.configure(config)?;
+            }
+            Request::Listeners(kinds) => {
+                ensure!(kinds.len() == sockets.len(), "listening sockets were lost on the way");
+                let listeners = kinds.into_iter().zip(sockets);
+                self.listeners.extend(listeners.map(|(kind, socket)| match kind {
+                    ListenerKind::Tcp => Listener::Tcp(TcpListener::from(socket)),
+                    ListenerKind::Unix => Listener::Unix(UnixListener::from(socket)),
+                }));
+            }
+            Request::ListPart(entries) => self.parts.extend(entries),
+            Request::ListReplace => {
+                let list = std::mem::take(&mut self.parts).into_iter().collect();
+                self.list.store(Arc::new(list));
+            }
+            Request::ListChange { insert, remove } => {
+                let mut list = Allowlist::clone(&self.list.load());
+                list.extend(insert);
+                for prefix in remove {
+                    list.remove(prefix);
+                }
+                self.list.store(Arc::new(list));
+            }
+            Request::Serve => self.serve()?,
+            Request::Enforce => return self.with_server(Server::enforce).map(Reply::Enforced),
+            Request::Statistics => {
+                let named = self.with_server(Server::snapshot)?.into_iter();
+                let values = named.map(|(name, value)| (name, Value::String(value)));
+                return Ok(Reply::Statistics(Value::Object(values.collect())));
+            }
+            Request::Stop { graceful } => {
+                stop(&self.server, if graceful { Shutdown::Graceful } else { Shutdown::Now });
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    fn configure(&mut self, config: Box<Config>) -> Result<()> {
+        ensure!(self.config.is_none(), "configured twice");
+        logger::start(config.verbosity);
+        // Without -r nobody but root may look into this process: it holds everybody's values.
+        let dumpable = if config.core_dumps {
+            DumpableBehavior::Dumpable
+        } else {
+            DumpableBehavior::NotDumpable
+        };
+        rustix::process::set_dumpable_behavior(dumpable).context("PR_SET_DUMPABLE")?;
+        if config.lock_memory
+            && let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
+        {
+            log::warn!("-k: failed to lock memory: {error}");
+        }
+        self.config = Some(config);
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let Some(config) = &self.config else { bail!("not configured") };
+        let mut server = lock(&self.server);
+        ensure!(server.is_none(), "serving already");
+        let store = Store::create(&store_config(config)?)?;
+        let listeners = std::mem::take(&mut self.listeners);
+        let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
+        let config = server_config(config, hook)?;
+        let started = Server::start(config, listeners, store, Arc::clone(&self.list));
+        *server = Some(started.context("starting the workers")?);
+        Ok(())
+    }
+
+    /// Ends the process. The port is closed first: the kernel would do it only after it has taken
+    /// the store's memory apart, and a restarted daemon wants the port meanwhile.
+    fn orphaned(&self) -> ! {
+        std::thread::spawn(|| {
+            std::thread::sleep(ORPHAN_TIMEOUT);
+            std::process::exit(1);
+        });
+        stop(&self.server, Shutdown::Now);
+        std::process::exit(1);
+    }
+
+    fn with_server<T>(&self, work: impl FnOnce(&Server) -> T) -> Result<T> {
+        lock(&self.server).as_ref().map(work).ok_or_else(|| anyhow!("not serving"))
+    }
+}
+
+fn lock(server: &SharedServer) -> MutexGuard<'_, Option<Server>> {
+    server.lock().expect("a panic ends the process, so nobody panicked with the lock")
+}
+
+fn stop(server: &SharedServer, shutdown: Shutdown) {
+    let taken = lock(server).take();
+    if let Some(server) = taken {
+        server.stop(shutdown);
+    }
+}
+
+/// What a client's `shutdown` does: the process ends with status 0, and the parent with it. On a
+/// thread of its own, because the caller is one of the workers that are to end.
+fn shutdown_hook(server: SharedServer) -> ShutdownHook {
+    ShutdownHook(Arc::new(move |shutdown| {
+        let server = Arc::clone(&server);
+        std::thread::spawn(move || {
+            stop(&server, shutdown);
+            std::process::exit(0);
+        });
+    }))
+}
+
+fn store_config(config: &Config) -> Result<StoreConfig> {
+    let defaults = Config::default();
+    Ok(StoreConfig {
+        memory_limit: usize::try_from(config.memory_limit)?,
+        item_size_max: usize::try_from(config.item_size_max)?,
+        evictions: config.evictions,
+        cas: config.cas,
+        // memcached's own defaults mean nothing to the store's classes; a value that was asked
+        // for does.
+        growth_factor: Some(config.growth_factor)
+            .filter(|factor| (factor - defaults.growth_factor).abs() > f64::EPSILON),
+        chunk_min: Some(usize::try_from(config.chunk_min)?)
+            .filter(|_| config.chunk_min != defaults.chunk_min),
+        workers: usize::from(config.threads),
+    })
+}
+
+fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<ServerConfig> {
+    let idle = u64::from(config.idle_timeout_s);
+    Ok(ServerConfig {
+        threads: usize::from(config.threads),
+        conns_max: usize::try_from(config.connections_max)?,
+        maxconns_fast: config.maxconns_fast,
+        requests_per_turn: config.requests_per_turn,
+        idle_timeout: (idle > 0).then(|| Duration::from_secs(idle)),
+        write_timeout: WRITE_TIMEOUT,
+        flush_allowed: config.flush_all,
+        shutdown,
+        judge_sources: config.guard != GuardKind::Off,
+        verbosity: u32::from(config.verbosity),
+        tcp_port: config.port_number().unwrap_or(0),
+        inter: config.listen_words(),
+        unix_path: config.unix_socket.as_ref().map(|path| path.display().to_string()),
+        unix_mask: config.unix_mask,
+        backlog: config.backlog,
+    })
+}

@@ -1,0 +1,98 @@
+//! Locks that a daemon holds while it lives: one a guarded port, one for its overlay.
+//!
+//! The guard judges by (network namespace, port), so two daemons on different addresses of one
+//! port would overwrite each other's list; the socket itself cannot tell them that.
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::files::{UNTRUSTED, directory};
+
+/// Where the locks of guarded ports are: the same for every daemon of the machine.
+const DIRECTORY: &str = "/run/sessiond";
+
+/// A lock that is held until this is dropped or the process ends.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: Flock<File>,
+}
+
+/// Takes the lock of a guarded TCP port of this network namespace. None: another daemon has it.
+///
+/// # Errors
+/// The lock file cannot be made or is not a file of ours.
+pub(super) fn endpoint(port: u16) -> Result<Option<Lock>> {
+    directory(Path::new(DIRECTORY))?;
+    take(&Path::new(DIRECTORY).join(format!("{}-tcp-{port}.lock", namespace()?)))
+}
+
+/// Takes the lock of the overlay at `path`. None: another daemon has it.
+///
+/// # Errors
+/// As [`endpoint`].
+pub(super) fn overlay(path: &Path) -> Result<Option<Lock>> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    take(Path::new(&name))
+}
+
+fn take(path: &Path) -> Result<Option<Lock>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(UNTRUSTED)
+        .open(path)
+        .with_context(|| format!("opening the lock {}", path.display()))?;
+    if !file.metadata()?.is_file() {
+        bail!("{} is not a regular file; remove it", path.display());
+    }
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(Some(Lock { _file: file })),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => {
+            Err(io::Error::from(error)).with_context(|| format!("locking {}", path.display()))
+        }
+    }
+}
+
+/// Inode of the network namespace, its name in lock files.
+fn namespace() -> Result<u64> {
+    let found = fs::metadata("/proc/self/ns/net").context("/proc/self/ns/net")?;
+    Ok(found.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_is_taken_once_and_free_again_after_its_holder() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overlay.json");
+        let held = overlay(&path).unwrap().unwrap();
+        assert!(overlay(&path).unwrap().is_none());
+        drop(held);
+        assert!(overlay(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_symlink_in_the_place_of_a_lock_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        fs::write(&target, "kept").unwrap();
+        symlink(&target, directory.path().join("o.lock")).unwrap();
+        assert!(overlay(&directory.path().join("o")).is_err());
+        assert_eq!(fs::read(&target).unwrap(), b"kept");
+    }
+}

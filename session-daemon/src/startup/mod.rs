@@ -1,0 +1,75 @@
+//! The one place that wires everything: from the command line to two processes that serve.
+//!
+//! | file | does |
+//! |---|---|
+//! | `parent` | the order of the start: list, locks, control socket, guard, sockets, child |
+//! | `run` | the parent's life: signals, child, guard, control |
+//! | `child` | the serving process |
+//! | `daemonize` | `-d` |
+//! | `sockets`, `lock`, `pidfile`, `privileges`, `lists`, `logger`, `notify` | one part each |
+#![forbid(unsafe_code)]
+
+mod child;
+mod daemonize;
+mod lists;
+mod lock;
+mod logger;
+mod notify;
+mod parent;
+mod pidfile;
+mod privileges;
+mod run;
+mod sockets;
+
+use std::ffi::OsString;
+
+use crate::cli::{self, DETACHED_MARKER, Flag, SERVE_MARKER};
+use crate::config::{Config, Refusal};
+use crate::startup::daemonize::Detached;
+
+/// Runs `sessiond` with `arguments` (without the program's name); the result is the exit status.
+#[must_use]
+pub fn sessiond(arguments: Vec<OsString>) -> u8 {
+    let marker = arguments.first().and_then(|first| first.to_str());
+    if marker == Some(SERVE_MARKER) {
+        return child::run();
+    }
+    let detached = marker == Some(DETACHED_MARKER);
+    let words = if detached { &arguments[1..] } else { &arguments[..] };
+    let flags = match cli::parse(words.iter().cloned()) {
+        Ok(flags) => flags,
+        Err(error) => {
+            eprintln!("{error}");
+            return if error.0.contains("Illegal argument") {
+                1
+            } else {
+                crate::config::EXIT_USAGE
+            };
+        }
+    };
+    for (flag, _) in &flags {
+        let text = match flag {
+            Flag::Help => cli::usage(),
+            Flag::Version => cli::version(),
+            Flag::License => cli::license(),
+            _ => continue,
+        };
+        print!("{text}");
+        return 0;
+    }
+    let outcome = Config::from_flags(flags).map_err(anyhow::Error::new).and_then(|config| {
+        let config = config.with_absolute_paths()?;
+        logger::start(config.verbosity);
+        // Told here as well, so that -d fails in the foreground and at once.
+        let identity = privileges::identity(&config)?;
+        if config.daemonize && !detached {
+            return daemonize::launch(words);
+        }
+        let detached = if detached { Some(Detached::begin(config.verbosity > 0)?) } else { None };
+        parent::run(&config, identity, detached)
+    });
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        error.downcast_ref::<Refusal>().map_or(1, |refusal| refusal.status)
+    })
+}

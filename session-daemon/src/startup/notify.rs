@@ -1,0 +1,48 @@
+//! `sd_notify`: one datagram to the service manager, if there is one.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// Tells the service manager `state`, such as `READY=1`, if `NOTIFY_SOCKET` names its socket.
+pub(super) fn notify(state: &str) {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(&name, state) {
+        log::warn!("the service manager cannot be told {state}: {error}");
+    }
+}
+
+fn send(name: &OsStr, state: &str) -> std::io::Result<()> {
+    let address = match name.as_bytes() {
+        // An abstract name is written with an @ in the place of its NUL.
+        [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
+        _ => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.send_to_addr(state.as_bytes(), &address)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_arrives_at_a_path_and_at_an_abstract_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let name = format!("session-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        for (manager, target) in [
+            (UnixDatagram::bind(&path).unwrap(), path.into_os_string()),
+            (UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}").into()),
+        ] {
+            send(&target, "READY=1").unwrap();
+            let mut buffer = [0; 16];
+            let len = manager.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], b"READY=1");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Who runs what: `-u`, resource limits, and the capabilities that each process keeps.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result};
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::User;
+
+use crate::config::{Config, EXIT_NO_USER, EXIT_OS, EXIT_USAGE, Refusal};
+
+/// Descriptors beside the clients' connections: listening sockets, epoll and event descriptors
+/// of the workers, the socket pair, standard streams.
+const DESCRIPTORS_BESIDE: u64 = 64;
+/// Descriptors that each worker has beside its connections.
+const DESCRIPTORS_PER_WORKER: u64 = 16;
+
+/// Capabilities that the parent uses: load and attach the guard, follow the interfaces.
+const IN_USE: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+/// Capabilities that the parent can take up again: to mount an unmounted bpffs, and to end a
+/// child of another user that does not answer.
+const IN_RESERVE: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_KILL];
+
+/// The user that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// Whether this process runs as root.
+pub(super) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The user of `-u`. None when not root: then every process stays the caller.
+pub(super) fn identity(config: &Config) -> Result<Option<Identity>, Refusal> {
+    if !is_root() {
+        return Ok(None);
+    }
+    let name = config
+        .user
+        .as_deref()
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| Refusal::new(EXIT_USAGE, "must add '-u root' to start as root"))?;
+    match User::from_name(name) {
+        Ok(Some(user)) => Ok(Some(Identity { uid: user.uid.as_raw(), gid: user.gid.as_raw() })),
+        _ => Err(Refusal::new(EXIT_NO_USER, format!("can't find the user {name} to switch to"))),
+    }
+}
+
+/// Raises the limits that the child inherits: descriptors for `-c`, core files for `-r`, locked
+/// memory for `-k`.
+pub(super) fn raise_limits(config: &Config) -> Result<(), Refusal> {
+    if config.core_dumps {
+        raise(Resource::RLIMIT_CORE, u64::MAX)
+            .map_err(|_| Refusal::new(EXIT_OS, "failed to ensure corefile creation"))?;
+    }
+    if config.lock_memory && raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_err() {
+        log::warn!("-k: the limit on locked memory cannot be raised; start as root");
+    }
+    let sockets = (config.listen.len() as u64 + 2) * u64::from(config.threads);
+    let descriptors = u64::from(config.connections_max)
+        + u64::from(config.threads) * DESCRIPTORS_PER_WORKER
+        + sockets
+        + DESCRIPTORS_BESIDE;
+    raise(Resource::RLIMIT_NOFILE, descriptors).map_err(|_| {
+        Refusal::new(
+            EXIT_OS,
+            "failed to set rlimit for open files. \
+             Try starting as root or requesting smaller maxconns value.",
+        )
+    })
+}
+
+/// Sets the soft limit to at least `need`, and the hard one if it is lower.
+fn raise(resource: Resource, need: u64) -> nix::Result<()> {
+    let (soft, hard) = getrlimit(resource)?;
+    if soft >= need {
+        return Ok(());
+    }
+    setrlimit(resource, need, hard.max(need))
+}
+
+/// What the parent does without from now on: everything but the guard's two capabilities (none
+/// if there is no guard) in effect, and two in reserve.
+pub(super) fn lower_parent(guarded: bool) -> Result<()> {
+    let held = caps::read(None, CapSet::Permitted).context("reading the capabilities")?;
+    let keep = |wanted: &[Capability]| -> CapsHashSet {
+        wanted.iter().copied().filter(|capability| held.contains(capability)).collect()
+    };
+    let in_use = if guarded { keep(&IN_USE) } else { CapsHashSet::new() };
+    let reserve = if guarded { keep(&IN_RESERVE) } else { keep(&[Capability::CAP_KILL]) };
+    caps::clear(None, CapSet::Ambient).context("clearing the ambient capabilities")?;
+    caps::clear(None, CapSet::Inheritable).context("clearing the inheritable capabilities")?;
+    caps::set(None, CapSet::Effective, &in_use).context("lowering the capabilities in effect")?;
+    let permitted = in_use.union(&reserve).copied().collect();
+    caps::set(None, CapSet::Permitted, &permitted).context("lowering the capabilities")?;
+    rustix::thread::set_no_new_privs(true).context("setting no_new_privs")
+}
+
+/// Leaves a process no capability and no way to one, whatever user it runs as.
+pub(super) fn lower_child() -> Result<()> {
+    clear_bounding()?;
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).with_context(|| format!("clearing the {set:?} capabilities"))?;
+    }
+    rustix::thread::set_no_new_privs(true).context("setting no_new_privs")
+}
+
+/// Empties the bounding set, before the serving process is started: not even `-u root` gets a
+/// capability from the exec then. Without CAP_SETPCAP it stays, and there is no capability that
+/// an exec could bring back under `no_new_privs` either.
+pub(super) fn clear_bounding() -> Result<()> {
+    let permitted = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP);
+    if permitted.context("reading the capabilities")? {
+        caps::clear(None, CapSet::Bounding).context("clearing the bounding set")?;
+    }
+    Ok(())
+}
+
+/// Runs `work` with one capability of the reserve in effect.
+pub(super) fn with_capability<T>(capability: Capability, work: impl FnOnce() -> T) -> T {
+    let raised = caps::raise(None, CapSet::Effective, capability).is_ok();
+    let result = work();
+    if raised && caps::drop(None, CapSet::Effective, capability).is_err() {
+        log::error!("{capability} stays in effect: it cannot be lowered");
+    }
+    result
+}
