@@ -87,8 +87,9 @@ pub(super) fn stand(
     for mode in ladder(choice, interface) {
         let program = match programs.for_mode(*mode) {
             Ok(program) => program,
-            Err(error) => {
-                tries.0.push((*mode, error));
+            Err(refusal) if refusal.not_permitted => return Err(not_permitted(interface)),
+            Err(refusal) => {
+                tries.0.push((*mode, refusal.text));
                 continue;
             }
         };
@@ -125,10 +126,7 @@ pub(super) fn stand(
                 return Err(GuardError::Busy { interface, owner });
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(GuardError::NotPermitted {
-                    what: format!("attaching the guard to {}", interface.name),
-                    capabilities: "CAP_BPF and CAP_NET_ADMIN",
-                });
+                return Err(not_permitted(interface));
             }
             Err(error) => tries.0.push((*mode, error.to_string())),
         }
@@ -162,6 +160,13 @@ fn create(
     let fd = sys::link_create(program, interface.ifindex, hook(mode))?;
     let id = sys::link_facts(fd.as_fd())?.id;
     Ok(Link { fd, id, program_id, mode, warning: None })
+}
+
+fn not_permitted(interface: &Interface) -> GuardError {
+    GuardError::NotPermitted {
+        what: format!("attaching the guard to {}", interface.name),
+        capabilities: "CAP_BPF and CAP_NET_ADMIN",
+    }
 }
 
 fn no_mode(choice: ModeChoice, interface: &Interface, mut tries: Tries) -> GuardError {

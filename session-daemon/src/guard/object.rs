@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use rustix::io::Errno;
 
 use crate::guard::Mode;
 use crate::guard::error::GuardError;
@@ -29,12 +30,26 @@ impl Loaded {
     }
 }
 
+/// Why the kernel does not take a program.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) text: String,
+    /// It takes a capability more. (What the verifier refuses is EACCES, not EPERM.)
+    pub(super) not_permitted: bool,
+}
+
+impl From<&str> for Refusal {
+    fn from(text: &str) -> Self {
+        Self { text: text.to_owned(), not_permitted: false }
+    }
+}
+
 /// The guard's programs.
 #[derive(Debug)]
 pub(super) struct Programs {
     object: Ebpf,
     /// By name in the object; an error is kept, because the kernel's answer will not change.
-    loaded: BTreeMap<&'static str, Result<Loaded, String>>,
+    loaded: BTreeMap<&'static str, Result<Loaded, Refusal>>,
 }
 
 /// Opens the object over the pinned maps, or makes new ones that are not pinned yet.
@@ -57,7 +72,7 @@ pub(super) fn open(pins: &Pins, pinned: Option<&[u32]>) -> Result<(Programs, Map
 
 impl Programs {
     /// The program for a mode, loaded on first use; else why the kernel refuses it.
-    pub(super) fn for_mode(&mut self, mode: Mode) -> Result<&Loaded, String> {
+    pub(super) fn for_mode(&mut self, mode: Mode) -> Result<&Loaded, Refusal> {
         let name = program_name(mode);
         if !self.loaded.contains_key(name) {
             let outcome = load(&mut self.object, name);
@@ -81,15 +96,16 @@ pub(super) const fn program_name(mode: Mode) -> &'static str {
     }
 }
 
-fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, String> {
+fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
     let program = object.program_mut(name).ok_or("not in the object")?;
     let fd = match program {
         Program::Xdp(program) => program.load().and_then(|()| clone(program.fd()?)),
         Program::SchedClassifier(program) => program.load().and_then(|()| clone(program.fd()?)),
-        _ => return Err("of another type in the object".to_owned()),
+        _ => return Err("of another type in the object".into()),
     };
     let fd = fd.map_err(|error| program_error(&error))?;
-    let (id, _) = sys::program_facts(fd.as_fd()).map_err(|error| error.to_string())?;
+    let (id, _) = sys::program_facts(fd.as_fd())
+        .map_err(|error| Refusal { text: error.to_string(), not_permitted: false })?;
     Ok(Loaded { id, fd })
 }
 
@@ -98,14 +114,17 @@ fn clone(fd: &aya::programs::ProgramFd) -> Result<OwnedFd, ProgramError> {
 }
 
 /// The end of the verifier's log says why.
-fn program_error(error: &ProgramError) -> String {
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            let last = log.lines().rev().find(|line| !line.starts_with("processed ")).unwrap_or("");
-            format!("load: {io_error} {last}").trim_end().to_owned()
-        }
-        error => format!("load: {error}"),
+fn program_error(error: &ProgramError) -> Refusal {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return Refusal { text: format!("load: {error}"), not_permitted: false };
+    };
+    let log = verifier_log.to_string();
+    let statistics = ["processed ", "stack depth ", "verification time "];
+    let last = log.lines().rev().find(|line| !statistics.iter().any(|word| line.starts_with(word)));
+    let last = last.unwrap_or("");
+    Refusal {
+        text: format!("load: {io_error} {last}").trim_end().to_owned(),
+        not_permitted: io_error.raw_os_error() == Some(Errno::PERM.raw_os_error()),
     }
 }
 
