@@ -26,7 +26,7 @@ macro_rules! skip {
 #[macro_export]
 macro_rules! require_root {
     () => {
-        if !$crate::skip::is_root() {
+        if !$crate::skip::can_make_namespaces() {
             $crate::skip!("needs root, to make network namespaces");
         }
     };
@@ -91,6 +91,17 @@ pub fn record(module: &str, reason: &str) {
 #[must_use]
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// Whether this process is root and may make network namespaces: in a container it may not.
+#[must_use]
+pub fn can_make_namespaces() -> bool {
+    // CAP_NET_ADMIN and CAP_SYS_ADMIN, linux/capability.h.
+    const NEEDED: u64 = 1 << 12 | 1 << 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    is_root() && effective.is_some_and(|bits| bits & NEEDED == NEEDED)
 }
 
 /// Whether `program` is in one of the directories of `PATH` or in `/usr/sbin` or `/sbin`.
