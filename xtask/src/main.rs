@@ -41,14 +41,24 @@ enum Bench {
     Guard(bench_guard::Options),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Command::parse() {
-        Command::Run(options) => return run::run(&options),
-        Command::Test(options) => return test::run(&options),
+fn main() -> ExitCode {
+    match run(&Command::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(options) => return run::run(options),
+        Command::Test(options) => return test::run(options),
         Command::Ci => return ci::run(),
         Command::Tidy => return tidy::run(),
-        Command::BuildEbpf(options) => build_ebpf::run(&options)?,
-        Command::Bench(Bench::Guard(options)) => bench_guard::run(&options)?,
+        Command::BuildEbpf(options) => build_ebpf::run(options)?,
+        Command::Bench(Bench::Guard(options)) => bench_guard::run(options)?,
     }
     Ok(ExitCode::SUCCESS)
 }
