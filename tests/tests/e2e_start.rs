@@ -56,10 +56,11 @@ fn during_a_start(topology: &Topology, setup: &Setup) -> (Vec<Attempts>, Attempt
             })
             .into();
         let allowed = scope.spawn(|| knock(&topology.allowed[0], cache.v4.into(), &end));
-        // The first answers must come before the daemon does.
-        let closed =
-            || topology.stranger.run(|| attempt(cache.v4.into()).is_err_and(|e| is_refusal(&e)));
-        assert!(closed(), "the port is closed before the start");
+        // The closed port must have answered before the daemon comes.
+        wait::until("a reset of the closed port", || {
+            let refused = topology.stranger.run(|| attempt(cache.v4.into()));
+            refused.is_err_and(|error| is_refusal(&error)).then_some(())
+        });
         let daemon = setup.start(Some(&cache.namespace)).unwrap();
         // It serves; the stranger goes on until the guard has counted more of its attempts.
         let before = daemon.dropped().unwrap();
