@@ -57,7 +57,8 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-fn pause(duration: Duration) {
+/// Does nothing for a while: the pace of a loop, never the way to wait for an event.
+pub fn pause(duration: Duration) {
     // An empty poll can be interrupted by a signal, which only makes the next look come sooner.
     let _ = poll(&mut [], Some(&timespec(duration)));
 }

@@ -17,6 +17,9 @@ use session_tests::wait::{self, EndOnDrop};
 /// One attempt; short, so that many fall into the moments around the opening of the port.
 const ATTEMPT: Duration = Duration::from_millis(40);
 
+/// Between two attempts that were answered at once.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// What became of the attempts to connect.
 #[derive(Debug, Default)]
 struct Attempts {
@@ -79,7 +82,11 @@ fn knock(host: &Host, address: IpAddr, end: &AtomicBool) -> Attempts {
         while !end.load(Ordering::Relaxed) {
             match attempt(address) {
                 Ok(_) => attempts.connected += 1,
-                Err(error) if is_refusal(&error) => attempts.refused += 1,
+                Err(error) if is_refusal(&error) => {
+                    attempts.refused += 1;
+                    // Resets come at once: without a pause this loop keeps the daemon off the CPU.
+                    wait::pause(PAUSE);
+                }
                 Err(_) => attempts.silent += 1,
             }
         }
