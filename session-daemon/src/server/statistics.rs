@@ -37,8 +37,8 @@ fn list(shared: &Shared, topic: StatsTopic, now: Now, sink: &mut Sink<'_>) {
     match topic {
         StatsTopic::General => general(shared, now, sink),
         StatsTopic::Settings => settings(shared, sink),
-        StatsTopic::Items => items(&shared.store.classes(now), sink),
-        StatsTopic::Slabs => slabs(&shared.store.classes(now), &shared.store.totals(), sink),
+        StatsTopic::Items => items(&shared.store.classes(), sink),
+        StatsTopic::Slabs => slabs(&shared.store.classes(), &shared.store.totals(), sink),
         // As memcached without -o track_sizes.
         StatsTopic::Sizes => sink("sizes_status", &"disabled"),
         StatsTopic::Conns => conns(shared, now, sink),

@@ -8,17 +8,226 @@
 //!        worker.get / get_batch   -> Item<'_>, borrows the worker
 //!        ... replies are copied or written from the items ...
 //!        worker.set / delete / …  (need &mut, so no Item is alive)
-//!        worker.quiesce()         once at the end of the turn, before the thread may sleep
+//!        worker.maintain(now), worker.quiesce()
+//!                                 at the end of the turn, before the thread may sleep
 //! ```
 //! Memory that others removed is reused only after every worker that is in a turn has ended it.
 //! A worker is in a turn from its first operation to its next [`Worker::quiesce`]: one that
 //! sleeps without having called it holds all reuse of memory back. There is nothing else to call
-//! before or after sleeping.
+//! before or after sleeping. docs/store.md describes the protocols.
+#![allow(unsafe_code)]
 
-mod simple;
+use crate::clock::Now;
+use crate::store::classes::Classes;
+use crate::store::counters::Counters;
+use crate::store::epoch::Epochs;
+use crate::store::hash::HashSecret;
+use crate::store::layout::{LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState};
+use crate::store::pages::{Magazines, TakenPage};
+use crate::store::reader::second;
+use crate::store::region::Region;
+use crate::store::sync::{AtomicBool, AtomicI64, AtomicU64, Ordering, Padded, SpinMutex};
+use crate::store::types::{ClientFlags, StoreConfig, StoreError};
+use std::sync::Arc;
+
+mod arithmetic;
+mod classes;
+mod commands;
+mod counters;
+mod draft;
+mod epoch;
+mod evict;
+mod growth;
+mod hash;
+mod index;
+mod item;
+mod layout;
+mod lookup;
+mod pages;
+mod publish;
+mod reader;
+mod region;
 pub mod stats;
+mod sync;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod upload;
+mod validate;
+mod worker;
 
-pub use simple::{Item, Store, Upload, ValueSlices, Worker};
+pub use reader::{Item, ValueSlices};
+pub use upload::Upload;
+pub use validate::{Census, Violation};
+pub use worker::Worker;
+
+/// Most workers: their number has 8 bits in a cas unique.
+pub const WORKERS_MAX: usize = 255;
+/// Least `item_size_max`, memcached's.
+const ITEM_SIZE_MAX_LEAST: usize = 1024;
+/// Largest `item_size_max`, memcached's.
+const ITEM_SIZE_MAX_MOST: usize = 1 << 30;
+/// What memcached adds to key and value when it compares an item with `-I`: header, cas, two
+/// bytes behind the value and one behind the key.
+const ITEM_OVERHEAD: usize = 48 + 8 + 2 + 1;
+/// What it adds for client flags that are not 0.
+const FLAGS_OVERHEAD: usize = 4;
+
+/// What the store keeps of one worker outside the region: nothing that a restart would need.
+#[derive(Debug)]
+struct WorkerShared {
+    taken: AtomicBool,
+    /// Stamp of the version made last.
+    stamp: Padded<AtomicU64>,
+    magazines: Magazines,
+    counters: Counters,
+}
+
+/// The store, shared by all workers.
+#[derive(Debug)]
+pub struct Store {
+    region: Region,
+    layout: Layout,
+    classes: Classes,
+    config: StoreConfig,
+    secret: HashSecret,
+    epochs: Epochs,
+    workers: Box<[WorkerShared]>,
+    /// Keys in the index, as far as the workers have told.
+    keys: Padded<AtomicI64>,
+    /// Pages that drain.
+    draining: SpinMutex<Vec<u32>>,
+    /// Pages that the sweep has begun.
+    swept: Padded<AtomicU64>,
+    /// The sweep skips no page before it has begun this many.
+    sweep_forced: AtomicU64,
+    /// The delayed flush for which the sweep has been told.
+    flush_noted_s: AtomicU64,
+    /// Counts at the last reset of statistics.
+    baseline: SpinMutex<Vec<u64>>,
+}
+
+impl Store {
+    /// A store of this configuration.
+    ///
+    /// # Errors
+    /// When a limit is out of range or the memory cannot be mapped.
+    pub fn create(config: &StoreConfig) -> Result<Arc<Self>, StoreError> {
+        if !(1..=WORKERS_MAX).contains(&config.workers) {
+            return Err(StoreError::Workers { workers: config.workers, most: WORKERS_MAX });
+        }
+        let page_len = Layout::page_len_for(config.memory_limit);
+        let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
+        let layout = Layout::new(config.memory_limit, classes.count())?;
+        let most = (config.memory_limit / 2).min(ITEM_SIZE_MAX_MOST);
+        if !(ITEM_SIZE_MAX_LEAST..=most).contains(&config.item_size_max) {
+            let (limit, least) = (config.item_size_max, ITEM_SIZE_MAX_LEAST);
+            return Err(StoreError::ItemSizeMax { limit, least, most });
+        }
+        let len = layout.region_len();
+        let region = Region::map(len).map_err(|source| StoreError::Map { len, source })?;
+        let workers = (0..config.workers).map(|_| WorkerShared {
+            taken: AtomicBool::new(false),
+            stamp: Padded::default(),
+            magazines: Magazines::new(classes.count()),
+            counters: Counters::new(classes.count()),
+        });
+        let store = Self {
+            workers: workers.collect(),
+            epochs: Epochs::new(config.workers),
+            region,
+            layout,
+            classes,
+            config: *config,
+            secret: HashSecret::random(),
+            keys: Padded::default(),
+            draining: SpinMutex::new(Vec::new()),
+            swept: Padded::default(),
+            sweep_forced: AtomicU64::new(0),
+            flush_noted_s: AtomicU64::new(0),
+            baseline: SpinMutex::new(Vec::new()),
+        };
+        store.format();
+        Ok(Arc::new(store))
+    }
+
+    /// Writes the fixed parts of a region of zeros, and the first page of buckets.
+    fn format(&self) {
+        // Relaxed throughout: no other thread has the store yet.
+        let relaxed = Ordering::Relaxed;
+        let superblock = self.superblock();
+        superblock.layout_version.store(LAYOUT_VERSION, relaxed);
+        superblock.page_shift.store(self.layout.page_shift, relaxed);
+        superblock.memory_limit.store(self.config.memory_limit as u64, relaxed);
+        superblock.item_size_max.store(self.config.item_size_max as u64, relaxed);
+        superblock.pages.store(self.layout.pages, relaxed);
+        superblock.classes.store(self.classes.count(), relaxed);
+        superblock.pool_head.store(NO_PAGE, relaxed);
+        for (word, secret) in superblock.secret.iter().zip(self.secret.words()) {
+            word.store(*secret, relaxed);
+        }
+        for class in 0..self.classes.count() {
+            let meta = self.class_meta(class);
+            meta.ring.store(NO_PAGE, relaxed);
+            meta.partial.store(NO_PAGE, relaxed);
+            meta.hand_page.store(NO_PAGE, relaxed);
+        }
+        let first = self.pool_take().expect("a layout has pages");
+        self.prepare_index_page(first);
+        self.index_format(first.page);
+        superblock.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// Makes a page from the pool a page of empty buckets that nobody knows yet.
+    fn prepare_index_page(&self, taken: TakenPage) {
+        if !taken.fresh {
+            // SAFETY: the page comes from the pool: no turn is left that knows it as anything.
+            unsafe { self.region.clear(self.layout.page(taken.page), self.layout.page_len()) };
+        }
+        self.set_page_state(taken.page, PageState::Index);
+    }
+
+    /// The configuration the store was made from.
+    #[must_use]
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
+    }
+
+    /// Whether an item of these lengths is within `item_size_max`, counted as memcached does.
+    #[must_use]
+    pub fn fits(&self, key_len: usize, flags: ClientFlags, value_len: usize) -> bool {
+        let flags_len = if flags.0 == 0 { 0 } else { FLAGS_OVERHEAD };
+        let len = value_len.saturating_add(ITEM_OVERHEAD + key_len + flags_len);
+        len <= self.config.item_size_max
+    }
+
+    /// The page that the sweep looks at next.
+    fn next_swept_page(&self) -> u32 {
+        // Relaxed: a cursor; two workers on one page do no harm.
+        let swept = self.swept.0.fetch_add(1, Ordering::Relaxed);
+        (swept % u64::from(self.layout.pages)) as u32
+    }
+
+    /// Whether the sweep must look at its next page although nothing expires there.
+    fn sweep_is_forced(&self) -> bool {
+        // Relaxed: a hint, as the cursor.
+        self.swept.0.load(Ordering::Relaxed) < self.sweep_forced.load(Ordering::Relaxed)
+    }
+
+    /// Makes the sweep look at every page once.
+    fn force_sweep(&self) {
+        let all = self.swept.0.load(Ordering::Relaxed) + u64::from(self.layout.pages);
+        self.sweep_forced.fetch_max(all, Ordering::Relaxed);
+    }
+
+    /// Forces a sweep when a delayed flush has come.
+    fn note_flush(&self, now: Now) {
+        let at = self.superblock().flush_at_s.load(Ordering::Acquire);
+        if at != 0
+            && u64::from(second(now)) >= at
+            && self.flush_noted_s.swap(at, Ordering::Relaxed) != at
+        {
+            self.force_sweep();
+        }
+    }
+}

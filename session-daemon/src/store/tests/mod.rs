@@ -1,7 +1,14 @@
 //! The store's commands, one by one, through its public interface.
 
+mod model;
+mod pressure;
+mod stress;
+
 use crate::clock::Now;
-use crate::store::types::*;
+use crate::store::types::{
+    Arithmetic, CasUnique, ClientFlags, Counted, Deleted, Flush, Key, Lifetime, Mode, StoreConfig,
+    Stored, UploadError,
+};
 use crate::store::{Store, Worker};
 use std::sync::Arc;
 

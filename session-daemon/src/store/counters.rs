@@ -1,0 +1,192 @@
+//! What each worker counts: one row of numbers for each class, written by that worker alone.
+//! It owns the counters and their sums.
+#![forbid(unsafe_code)]
+
+use crate::store::Store;
+use crate::store::classes::ITEM_CLASS_FIRST;
+use crate::store::layout::PageState;
+use crate::store::stats::{ClassStats, Totals};
+use crate::store::sync::{AtomicU64, Ordering};
+
+/// What is counted for a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Count {
+    Linked,
+    Unlinked,
+    BytesLinked,
+    BytesUnlinked,
+    Evicted,
+    EvictedNonzero,
+    EvictedUnfetched,
+    EvictedActive,
+    OutOfMemory,
+    Reclaimed,
+    ExpiredUnfetched,
+    CrawlerChecked,
+    CrawlerReclaimed,
+    GetHits,
+    CmdSet,
+    DeleteHits,
+    IncrHits,
+    DecrHits,
+    CasHits,
+    CasBadval,
+    TouchHits,
+    PagesMoved,
+}
+
+const COUNTS: usize = Count::PagesMoved as usize + 1;
+/// Counts up to here are gauges' halves, which `stats reset` leaves alone.
+const GAUGES: usize = Count::BytesUnlinked as usize + 1;
+
+/// One worker's counters.
+#[derive(Debug)]
+pub(super) struct Counters {
+    rows: Box<[AtomicU64]>,
+}
+
+impl Counters {
+    pub(super) fn new(classes: u32) -> Self {
+        Self { rows: (0..classes as usize * COUNTS).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Adds to a count. Only the worker whose counters these are may call it.
+    pub(super) fn add(&self, class: u32, count: Count, by: u64) {
+        let cell = &self.rows[class as usize * COUNTS + count as usize];
+        // Relaxed load and store: one writer; readers want no order with anything else.
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    }
+}
+
+/// Sums of all workers' counters.
+struct Sums(Vec<u64>);
+
+impl Sums {
+    fn of(&self, class: u32, count: Count) -> u64 {
+        self.0[class as usize * COUNTS + count as usize]
+    }
+
+    fn total(&self, count: Count) -> u64 {
+        self.0.iter().skip(count as usize).step_by(COUNTS).fold(0, |sum, n| sum.wrapping_add(*n))
+    }
+}
+
+impl Store {
+    /// Puts the counts of events back to 0; what is there stays counted.
+    pub fn reset_stats(&self) {
+        let sums = self.raw_sums();
+        *self.baseline.lock() = sums;
+    }
+
+    fn raw_sums(&self) -> Vec<u64> {
+        let mut sums = vec![0_u64; self.classes.count() as usize * COUNTS];
+        for shared in &self.workers {
+            for (sum, cell) in sums.iter_mut().zip(&shared.counters.rows) {
+                *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+            }
+        }
+        sums
+    }
+
+    fn sums(&self) -> (Sums, u64) {
+        let mut sums = self.raw_sums();
+        let baseline = self.baseline.lock();
+        let mut linked_before = 0_u64;
+        for (idx, (sum, base)) in sums.iter_mut().zip(baseline.iter()).enumerate() {
+            if idx % COUNTS >= GAUGES {
+                *sum = sum.wrapping_sub(*base);
+            } else if idx % COUNTS == Count::Linked as usize {
+                linked_before = linked_before.wrapping_add(*base);
+            }
+        }
+        (Sums(sums), linked_before)
+    }
+
+    /// Figures of the whole store.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let (sums, linked_before) = self.sums();
+        let linked = sums.total(Count::Linked);
+        let page_len = self.layout.page_len() as u64;
+        let (mut index, mut items) = (0, 0);
+        for page in 0..self.layout.pages {
+            match self.page_state(page) {
+                PageState::Free => {}
+                PageState::Index | PageState::Slab(0) | PageState::Draining(0) => index += 1,
+                _ => items += 1,
+            }
+        }
+        let gauge = |up, down| sums.total(up).wrapping_sub(sums.total(down));
+        Totals {
+            curr_items: gauge(Count::Linked, Count::Unlinked),
+            total_items: linked.wrapping_sub(linked_before),
+            bytes: gauge(Count::BytesLinked, Count::BytesUnlinked),
+            limit_maxbytes: self.config.memory_limit as u64,
+            evictions: sums.total(Count::Evicted),
+            reclaimed: sums.total(Count::Reclaimed),
+            expired_unfetched: sums.total(Count::ExpiredUnfetched),
+            evicted_unfetched: sums.total(Count::EvictedUnfetched),
+            evicted_active: sums.total(Count::EvictedActive),
+            outofmemory: sums.total(Count::OutOfMemory),
+            slabs_moved: sums.total(Count::PagesMoved),
+            crawler_items_checked: sums.total(Count::CrawlerChecked),
+            crawler_reclaimed: sums.total(Count::CrawlerReclaimed),
+            hash_bytes: index * page_len,
+            hash_power_level: (self.bucket_count() * 8).ilog2(),
+            pages_used: index + items,
+            pages_free: u64::from(self.layout.pages) - index - items,
+            page_len,
+            total_malloced: items * page_len,
+        }
+    }
+
+    /// Figures of each slab class that has pages or has had items, in order.
+    #[must_use]
+    pub fn classes(&self) -> Vec<ClassStats> {
+        let (sums, _) = self.sums();
+        (ITEM_CLASS_FIRST..self.classes.count())
+            .map(|class| self.class_stats(class, &sums))
+            .filter(|stats| stats.total_pages > 0 || stats.total_items > 0)
+            .collect()
+    }
+
+    fn class_stats(&self, class: u32, sums: &Sums) -> ClassStats {
+        let meta = self.class_meta(class);
+        // Relaxed: figures for people, not decisions.
+        let pages = u64::from(meta.pages.load(Ordering::Relaxed));
+        let free = u64::from(meta.free.load(Ordering::Relaxed));
+        let per_page = u64::from(self.chunks_per_page(class));
+        let of = |count| sums.of(class, count);
+        ClassStats {
+            class,
+            chunk_size: self.classes.size(class) as u64,
+            chunks_per_page: per_page,
+            total_pages: pages,
+            total_chunks: pages * per_page,
+            used_chunks: (pages * per_page).saturating_sub(free),
+            free_chunks: free,
+            mem_requested: of(Count::BytesLinked).wrapping_sub(of(Count::BytesUnlinked)),
+            number: of(Count::Linked).wrapping_sub(of(Count::Unlinked)),
+            total_items: of(Count::Linked),
+            evicted_time: u64::from(meta.age_s_x8.load(Ordering::Relaxed) / 8),
+            evicted: of(Count::Evicted),
+            evicted_nonzero: of(Count::EvictedNonzero),
+            evicted_unfetched: of(Count::EvictedUnfetched),
+            evicted_active: of(Count::EvictedActive),
+            outofmemory: of(Count::OutOfMemory),
+            reclaimed: of(Count::Reclaimed),
+            expired_unfetched: of(Count::ExpiredUnfetched),
+            crawler_items_checked: of(Count::CrawlerChecked),
+            crawler_reclaimed: of(Count::CrawlerReclaimed),
+            get_hits: of(Count::GetHits),
+            cmd_set: of(Count::CmdSet),
+            delete_hits: of(Count::DeleteHits),
+            incr_hits: of(Count::IncrHits),
+            decr_hits: of(Count::DecrHits),
+            cas_hits: of(Count::CasHits),
+            cas_badval: of(Count::CasBadval),
+            touch_hits: of(Count::TouchHits),
+        }
+    }
+}

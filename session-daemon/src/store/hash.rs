@@ -1,0 +1,98 @@
+//! The keyed hash of keys. It owns the keys' secret, and nothing else.
+//!
+//! NH over the zero-padded 8-byte words of a key and its length: with random secret words, two
+//! different keys have the same sum with probability 2^-32, whoever chose them. A fixed mixer of
+//! multiplies and shifts spreads the sum over 64 bits. Little-endian 64-bit integer arithmetic
+//! only, so that a BPF program can compute the same.
+#![forbid(unsafe_code)]
+
+use crate::store::types::KEY_LEN_MAX;
+use std::hash::{BuildHasher, Hasher};
+
+/// Words of the longest key.
+const WORDS: usize = KEY_LEN_MAX.div_ceil(8);
+
+/// Secret words: one for each word of a key, one for its length.
+pub(super) const SECRET_WORDS: usize = WORDS + 1;
+
+/// The secret of one store.
+#[derive(Clone, Debug)]
+pub(super) struct HashSecret([u64; SECRET_WORDS]);
+
+impl HashSecret {
+    /// A secret from the system's randomness.
+    pub(super) fn random() -> Self {
+        Self(std::array::from_fn(|idx| {
+            let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+            hasher.write_usize(idx);
+            hasher.finish()
+        }))
+    }
+
+    /// The words, to be kept in the superblock.
+    pub(super) fn words(&self) -> &[u64; SECRET_WORDS] {
+        &self.0
+    }
+
+    /// The hash of a key of at most [`KEY_LEN_MAX`] bytes.
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+        let mut sum = product(key.len() as u64, self.0[WORDS]);
+        let (words, tail) = key.as_chunks::<8>();
+        for (word, secret) in words.iter().zip(&self.0) {
+            sum = sum.wrapping_add(product(u64::from_le_bytes(*word), *secret));
+        }
+        if !tail.is_empty() {
+            let mut word = [0; 8];
+            word[..tail.len()].copy_from_slice(tail);
+            sum = sum.wrapping_add(product(u64::from_le_bytes(word), self.0[words.len()]));
+        }
+        mix(sum)
+    }
+}
+
+fn product(word: u64, secret: u64) -> u64 {
+    let low = (word as u32).wrapping_add(secret as u32);
+    let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
+    u64::from(low).wrapping_mul(u64::from(high))
+}
+
+/// MurmurHash3's 64-bit finalizer.
+fn mix(mut x: u64) -> u64 {
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ (x >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn length_and_padding_count() {
+        let secret = HashSecret::random();
+        let zeros = [0; KEY_LEN_MAX];
+        let hashes: HashSet<u64> = (1..=KEY_LEN_MAX).map(|n| secret.hash(&zeros[..n])).collect();
+        assert_eq!(hashes.len(), KEY_LEN_MAX);
+    }
+
+    #[test]
+    fn low_and_high_bits_spread() {
+        let secret = HashSecret::random();
+        let mut low = [0_u32; 64];
+        let mut high = [0_u32; 64];
+        for i in 0..64_000_u32 {
+            let hash = secret.hash(format!("key:{i:012}").as_bytes());
+            low[(hash & 63) as usize] += 1;
+            high[(hash >> 58) as usize] += 1;
+        }
+        assert!(low.iter().chain(&high).all(|&n| (700..1300).contains(&n)), "{low:?} {high:?}");
+    }
+
+    #[test]
+    fn two_secrets_differ() {
+        assert_ne!(HashSecret::random().hash(b"a"), HashSecret::random().hash(b"a"));
+    }
+}

@@ -1,0 +1,270 @@
+//! The bytes of an item: its words, and where key and value stand.
+//! It owns the drawing of an item; it never decides about one.
+//!
+//! ```text
+//!  0        8        16       24                        24 or 32
+//! +--------+--------+--------+- - - - - - - - - - - - -+-------+----------------+------------+
+//! | state  | times  |  cas   |  link (EXTENT only)     |  key  | flags (CFLAGS) | value tail |
+//! +--------+--------+--------+- - - - - - - - - - - - -+-------+----------------+------------+
+//!
+//! state  63    56 55      48 47                18 17         6   5   4   3   2   1   0
+//!       | class  | key_len  |     value_len     |  0  | CF  | EX | FREQ  | FE | PI | LI |
+//! times  63                32 31                0
+//!       |  last access, s    |  exptime, s      |       exptime 0: never, 1: past
+//! cas    63                             8 7     0
+//!       |  stamp                         | worker|
+//! link   63  56 55            40 39             0
+//!       |   0  |  tail_len      | first piece  |        in 8-byte units
+//! ```
+//! A value that does not fit into one chunk is a chain of pieces followed by the tail in the head
+//! chunk. A piece is a page or a chunk:
+//!
+//! ```text
+//!  0        8        16
+//! +--------+--------+-----------------+   word  63 ... 24      23 ... 7   1   0
+//! |  word  | owner  |  value bytes    |        |  next piece  |   len   | PI| 0 |
+//! +--------+--------+-----------------+   owner: offset of the head, 0 while it is not linked
+//!                                         PI: 0 from before the piece is retired
+//! ```
+//! The first word of a free chunk is 0. A chunk is read as an item only while LINKED is set.
+#![forbid(unsafe_code)]
+
+use crate::store::types::Lifetime;
+
+/// Offsets of the words.
+pub(super) const TIMES: u64 = 8;
+pub(super) const CAS: u64 = 16;
+pub(super) const LINK: u64 = 24;
+/// Bytes of the link word.
+pub(super) const LINK_LEN: usize = 8;
+/// Bytes of a piece before its part of the value.
+pub(super) const PIECE_HEADER_LEN: usize = 16;
+/// Offset of a piece's owner word.
+pub(super) const PIECE_OWNER: u64 = 8;
+
+/// Highest count of accesses that a state word holds.
+pub(super) const FREQ_MAX: u64 = 3;
+
+/// Set while the item is in the index.
+pub(super) const LINKED: u64 = 1;
+const PIECE: u64 = 1 << 1;
+const FETCHED: u64 = 1 << 2;
+const FREQ_SHIFT: u32 = 3;
+const EXTENT: u64 = 1 << 5;
+const CFLAGS: u64 = 1 << 6;
+const VALUE_LEN_SHIFT: u32 = 18;
+const VALUE_LEN_MASK: u64 = (1 << 30) - 1;
+
+/// The state word of an item: everything that decides about it in one compare-and-swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State(pub(super) u64);
+
+impl State {
+    pub(super) fn new(
+        class: u32,
+        key_len: usize,
+        value_len: usize,
+        extent: bool,
+        flags: bool,
+    ) -> Self {
+        let mut word =
+            u64::from(class) << 56 | (key_len as u64) << 48 | (value_len as u64) << VALUE_LEN_SHIFT;
+        if extent {
+            word |= EXTENT;
+        }
+        if flags {
+            word |= CFLAGS;
+        }
+        Self(word)
+    }
+
+    pub(super) fn class(self) -> u32 {
+        (self.0 >> 56) as u32
+    }
+
+    pub(super) fn key_len(self) -> usize {
+        (self.0 >> 48 & 0xff) as usize
+    }
+
+    pub(super) fn value_len(self) -> usize {
+        (self.0 >> VALUE_LEN_SHIFT & VALUE_LEN_MASK) as usize
+    }
+
+    pub(super) fn is_linked(self) -> bool {
+        self.0 & LINKED != 0
+    }
+
+    pub(super) fn is_piece(self) -> bool {
+        self.0 & (LINKED | PIECE) == PIECE
+    }
+
+    pub(super) fn is_fetched(self) -> bool {
+        self.0 & FETCHED != 0
+    }
+
+    pub(super) fn is_extent(self) -> bool {
+        self.0 & EXTENT != 0
+    }
+
+    pub(super) fn has_flags(self) -> bool {
+        self.0 & CFLAGS != 0
+    }
+
+    pub(super) fn freq(self) -> u64 {
+        self.0 >> FREQ_SHIFT & FREQ_MAX
+    }
+
+    pub(super) fn linked(self) -> Self {
+        Self(self.0 | LINKED)
+    }
+
+    /// After one more access.
+    pub(super) fn accessed(self) -> Self {
+        let step = u64::from(self.freq() < FREQ_MAX) << FREQ_SHIFT;
+        Self((self.0 | FETCHED) + step)
+    }
+
+    /// After the clock's hand has passed: one access less. Only for `freq() > 0`.
+    pub(super) fn aged(self) -> Self {
+        Self(self.0 - (1 << FREQ_SHIFT))
+    }
+
+    /// Offset of the key in the chunk.
+    pub(super) fn key_offset(self) -> u64 {
+        LINK + if self.is_extent() { LINK_LEN as u64 } else { 0 }
+    }
+
+    /// Offset of the client flags.
+    pub(super) fn flags_offset(self) -> u64 {
+        self.key_offset() + self.key_len() as u64
+    }
+
+    /// Offset of the value's tail.
+    pub(super) fn tail_offset(self) -> u64 {
+        self.flags_offset() + if self.has_flags() { 4 } else { 0 }
+    }
+
+    /// Bytes of header, key, flags and value together.
+    pub(super) fn item_len(self) -> usize {
+        self.tail_offset() as usize + self.value_len()
+    }
+}
+
+/// The times word of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times(pub(super) u64);
+
+/// The exptime that has passed at any time.
+const EXPTIME_PAST: u32 = 1;
+
+impl Times {
+    pub(super) fn new(lifetime: Lifetime, last_access_s: u32) -> Self {
+        let exptime = match lifetime {
+            Lifetime::Never => 0,
+            Lifetime::Past => EXPTIME_PAST,
+            Lifetime::Until(second) => second.max(EXPTIME_PAST),
+        };
+        Self(u64::from(last_access_s) << 32 | u64::from(exptime))
+    }
+
+    pub(super) fn exptime_s(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub(super) fn lifetime(self) -> Lifetime {
+        match self.exptime_s() {
+            0 => Lifetime::Never,
+            EXPTIME_PAST => Lifetime::Past,
+            second => Lifetime::Until(second),
+        }
+    }
+
+    pub(super) fn last_access_s(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub(super) fn is_expired(self, now_s: u32) -> bool {
+        self.exptime_s() != 0 && (self.exptime_s() <= now_s || self.exptime_s() == EXPTIME_PAST)
+    }
+}
+
+/// The link word of an item with pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link(pub(super) u64);
+
+impl Link {
+    pub(super) fn new(first: u64, tail_len: usize) -> Self {
+        Self((first / 8) | ((tail_len as u64) << 40))
+    }
+
+    /// Offset of the first piece; 0 for none.
+    pub(super) fn first(self) -> u64 {
+        (self.0 & ((1 << 40) - 1)) * 8
+    }
+
+    pub(super) fn tail_len(self) -> usize {
+        (self.0 >> 40) as usize
+    }
+}
+
+/// The first word of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece(pub(super) u64);
+
+impl Piece {
+    pub(super) fn new(len: usize, next: u64) -> Self {
+        Self((next / 8) << 24 | (len as u64) << 7 | PIECE)
+    }
+
+    /// The same without the mark of a piece: nobody who finds it may look for its owner.
+    pub(super) fn disowned(self) -> Self {
+        Self(self.0 & !PIECE)
+    }
+
+    /// Bytes of the value in this piece.
+    pub(super) fn len(self) -> usize {
+        (self.0 >> 7 & 0x1_ffff) as usize
+    }
+
+    /// Offset of the next piece; 0 for none.
+    pub(super) fn next(self) -> u64 {
+        (self.0 >> 24) * 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_words_keep_their_fields() {
+        for (class, key_len, value_len) in [(1, 1, 0), (254, 250, (1 << 30) - 1), (77, 9, 4096)] {
+            for (extent, flags) in [(false, false), (true, false), (false, true), (true, true)] {
+                let state = State::new(class, key_len, value_len, extent, flags).linked();
+                assert_eq!((state.class(), state.key_len()), (class, key_len));
+                assert_eq!((state.value_len(), state.is_extent()), (value_len, extent));
+                assert_eq!((state.has_flags(), state.freq()), (flags, 0));
+                assert!(state.is_linked() && !state.is_piece() && !state.is_fetched());
+                let often = state.accessed().accessed().accessed().accessed();
+                assert_eq!((often.freq(), often.aged().freq(), often.is_fetched()), (3, 2, true));
+                assert_eq!(often.aged().aged().aged().value_len(), value_len);
+            }
+        }
+    }
+
+    #[test]
+    fn times_links_and_pieces_keep_their_fields() {
+        let times = Times::new(Lifetime::Until(u32::MAX), 5);
+        assert_eq!((times.exptime_s(), times.last_access_s()), (u32::MAX, 5));
+        assert!(Times::new(Lifetime::Past, 0).is_expired(0));
+        assert!(!Times::new(Lifetime::Never, 0).is_expired(u32::MAX));
+        assert!(Times::new(Lifetime::Until(7), 0).is_expired(7));
+        assert!(!Times::new(Lifetime::Until(7), 0).is_expired(6));
+        let link = Link::new(8 * ((1 << 40) - 1), 8191);
+        assert_eq!((link.first(), link.tail_len()), (8 * ((1 << 40) - 1), 8191));
+        let piece = Piece::new(65_520, 8 * ((1 << 40) - 1));
+        assert_eq!((piece.len(), piece.next()), (65_520, 8 * ((1 << 40) - 1)));
+        assert!(State(piece.0).is_piece() && !State(piece.disowned().0).is_piece());
+        assert_eq!((piece.disowned().len(), piece.disowned().next()), (piece.len(), piece.next()));
+    }
+}

@@ -1,0 +1,163 @@
+//! Publishing: the moment at which an item becomes what its key has, and ceases to be it.
+//! It owns the order of words, slot and commit bit, and the making of versions.
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::store::counters::Count;
+use crate::store::draft::Draft;
+use crate::store::item::{CAS, LINKED, PIECE_OWNER, State, TIMES, Times};
+use crate::store::reader::{CAS_WORKER_BITS, second, stamp_at, stamp_of};
+use crate::store::sync::Ordering;
+use crate::store::types::{CasUnique, Key, Lifetime, Stored};
+use crate::store::{Store, Worker};
+
+/// What must be in the index for an item to be published.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Expect {
+    Anything,
+    Nothing,
+    Something,
+    Version(CasUnique),
+    /// This very item, found in the same turn. Its lifetime goes over.
+    Same(u64),
+}
+
+/// Why an item was not published.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refused {
+    Because(Stored),
+    /// The item of [`Expect::Same`] is not there any more.
+    Changed,
+}
+
+impl Worker {
+    /// Whether an expectation holds for the item that was found, if any.
+    pub(super) fn check(&self, expect: Expect, found: Option<u64>) -> Result<(), Stored> {
+        match (expect, found) {
+            (Expect::Nothing, Some(_)) | (Expect::Something, None) => Err(Stored::NotStored),
+            (Expect::Version(_), None) => Err(Stored::NotFound),
+            (Expect::Version(cas), Some(item)) if self.shared().version(item) != cas => {
+                Err(Stored::Exists)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the commit bit from an item whose slot is gone. Under the bucket's lock.
+    pub(super) fn unlink(&self, item: u64) -> State {
+        let word = self.shared().region.word(item);
+        // Release: scans that see the bit gone see the slot gone.
+        let state = State(word.fetch_and(!LINKED, Ordering::Release));
+        debug_assert!(state.is_linked(), "an item in the index is linked");
+        self.count(state.class(), Count::Unlinked, 1);
+        self.count(state.class(), Count::BytesUnlinked, state.item_len() as u64);
+        state
+    }
+
+    /// Publishes a draft in place of what is there, if that is as expected. Discards it if not.
+    pub(super) fn publish(
+        &mut self,
+        hash: u64,
+        key: Key<'_>,
+        draft: Draft,
+        expect: Expect,
+        lifetime: Lifetime,
+        now: Now,
+    ) -> Result<CasUnique, Refused> {
+        let line = self.lines.pop().expect("lines_at_hand was called in this command");
+        let mut bucket = self.shared().lock_bucket(hash);
+        let found = bucket.find(hash, key.bytes());
+        let alive = found.map(|(_, item)| item).filter(|&item| !self.shared().is_dead(item, now));
+        let verdict = match expect {
+            Expect::Same(item) if alive != Some(item) => Err(Refused::Changed),
+            _ => self.check(expect, alive).map_err(Refused::Because),
+        };
+        if let Err(refused) = verdict {
+            drop(bucket);
+            self.lines.push(line);
+            self.discard(draft);
+            return Err(refused);
+        }
+        let old = found.map(|(_, item)| item);
+        let mut times = Times::new(lifetime, second(now));
+        if let Expect::Same(old) = expect {
+            times = Times::new(self.shared().item_times(old).lifetime(), second(now));
+        }
+        let cas = self.next_cas(old, now);
+        self.commit(&draft, times, cas);
+        let mut line_used = false;
+        match found {
+            Some((slot, _)) => bucket.replace(slot, hash, draft.head),
+            None => line_used = bucket.insert(hash, draft.head, line),
+        }
+        if let Some(old) = old {
+            self.unlink(old);
+        }
+        drop(bucket);
+        if !line_used {
+            self.lines.push(line);
+        }
+        match old {
+            Some(old) => self.retire_item(old),
+            None => self.keys_added.set(self.keys_added.get() + 1),
+        }
+        self.note_deadline(draft.head, times);
+        Ok(self.shared().shown(cas))
+    }
+
+    /// Makes a draft a whole item. It is found once its slot is written.
+    fn commit(&self, draft: &Draft, times: Times, cas: CasUnique) {
+        let region = &self.shared().region;
+        // Relaxed: published by the state word.
+        region.word(draft.head + TIMES).store(times.0, Ordering::Relaxed);
+        region.word(draft.head + CAS).store(cas.0, Ordering::Relaxed);
+        // Release: the item's bytes are complete; pairs with the Acquire in `item_state`.
+        region.word(draft.head).store(draft.state.linked().0, Ordering::Release);
+        let mut piece = draft.first;
+        while piece != 0 {
+            // Release: who finds the piece finds a whole item; pairs with `owner`.
+            region.word(piece + PIECE_OWNER).store(draft.head, Ordering::Release);
+            piece = self.piece(piece).next();
+        }
+        self.count(draft.state.class(), Count::Linked, 1);
+        self.count(draft.state.class(), Count::BytesLinked, draft.state.item_len() as u64);
+    }
+
+    /// A version above the old item's, above this worker's last one, and above every flush.
+    fn next_cas(&self, old: Option<u64>, now: Now) -> CasUnique {
+        let store = self.shared();
+        let after_old = old.map_or(0, |old| stamp_of(store.item_cas(old)) + 1);
+        let stamp = stamp_at(now.boottime_ns)
+            .max(self.stamp.get() + 1)
+            .max(after_old)
+            .max(store.stamp_least(now));
+        // Release: a flush that starts later covers this version; pairs with `flush_all`.
+        store.workers[self.id].stamp.0.store(stamp, Ordering::Release);
+        self.stamp.set(stamp);
+        CasUnique(stamp << CAS_WORKER_BITS | self.id as u64)
+    }
+
+    /// Lowers the deadline of an item's page to that of the item. After the item is linked.
+    pub(super) fn note_deadline(&self, item: u64, times: Times) {
+        if times.exptime_s() == 0 {
+            return;
+        }
+        let page = self.shared().layout.page_of(item);
+        let deadline = &self.shared().page_meta(page).deadline_s;
+        // AcqRel: pairs with the swap in `remove_dead`.
+        if deadline.load(Ordering::Acquire) > times.exptime_s() {
+            deadline.fetch_min(times.exptime_s(), Ordering::AcqRel);
+        }
+    }
+}
+
+impl Store {
+    /// The version that clients see.
+    fn shown(&self, cas: CasUnique) -> CasUnique {
+        if self.config.cas { cas } else { CasUnique(0) }
+    }
+
+    pub(super) fn version(&self, item: u64) -> CasUnique {
+        self.shown(self.item_cas(item))
+    }
+}

@@ -1,0 +1,143 @@
+//! The one mapping that holds everything, and typed access to it by offset.
+//! It owns the memory; it never knows what the bytes mean.
+
+use crate::store::sync::{AtomicU32, AtomicU64};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use std::io;
+use std::ptr::{NonNull, null_mut};
+
+/// A cache line of words: the unit in which the mapping is addressed.
+#[repr(C, align(64))]
+pub(super) struct Line([AtomicU64; 8]);
+
+const _: () = assert!(size_of::<Line>() == 64);
+
+/// Types that are nothing but atomics, at most 64-byte aligned, valid for every bit pattern.
+///
+/// # Safety
+/// The type must be exactly that: a shared reference to any bytes of the region is made of it.
+pub(super) unsafe trait Shared {}
+
+/// An anonymous mapping, reserved whole and backed as it is touched.
+#[derive(Debug)]
+pub(super) struct Region {
+    base: NonNull<Line>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to no thread; shared access is by atomics, or by the rules of
+// `bytes` and `write`.
+unsafe impl Send for Region {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps `len` zero bytes.
+    pub(super) fn map(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
+        let base =
+            unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+        let base = NonNull::new(base.cast::<Line>()).expect("mmap does not return null");
+        Ok(Self { base, len })
+    }
+
+    /// Bytes of the mapping.
+    pub(super) fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    fn line(&self, offset: u64) -> NonNull<Line> {
+        assert!(offset < self.len(), "offset is inside the region");
+        // SAFETY: the line starts inside the mapping, as asserted; the mapping is page aligned.
+        unsafe { self.base.add((offset / 64) as usize) }
+    }
+
+    /// The word at an 8-byte aligned offset.
+    pub(super) fn word(&self, offset: u64) -> &AtomicU64 {
+        debug_assert!(offset.is_multiple_of(8), "words are aligned");
+        // SAFETY: `line` is inside the mapping, which lives as long as `self`, and is atomics.
+        let line = unsafe { self.line(offset).as_ref() };
+        &line.0[(offset % 64 / 8) as usize]
+    }
+
+    /// The half word at a 4-byte aligned offset.
+    pub(super) fn half(&self, offset: u64) -> &AtomicU32 {
+        let start = self.line(offset).cast::<AtomicU32>();
+        // SAFETY: `offset % 64 / 4` is below the 16 half words of the line.
+        let half = unsafe { start.add((offset % 64 / 4) as usize) };
+        // SAFETY: inside the mapping, aligned to 4, lives as long as `self`, only used atomically.
+        unsafe { half.as_ref() }
+    }
+
+    /// A structure of atomics at a 64-byte aligned offset.
+    pub(super) fn shared<T: Shared>(&self, offset: u64) -> &T {
+        const { assert!(align_of::<T>() <= 64) };
+        assert!(offset.is_multiple_of(64) && offset + size_of::<T>() as u64 <= self.len());
+        // SAFETY: inside the mapping, aligned, lives as long as `self`; `Shared` allows any bytes.
+        unsafe { self.line(offset).cast::<T>().as_ref() }
+    }
+
+    /// The address of an offset, for prefetching.
+    pub(super) fn prefetch(&self, offset: u64) {
+        let line = self.line(offset);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint without effect on memory; the address is inside the mapping.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast::<i8>());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+
+    /// Bytes that nobody writes now.
+    ///
+    /// # Safety
+    /// While the slice lives, nobody may write these bytes: they belong to a published item that the caller's
+    /// turn protects from reuse, or to memory that the caller owns privately.
+    pub(super) unsafe fn bytes(&self, offset: u64, len: usize) -> &[u8] {
+        assert!(offset + len as u64 <= self.len(), "bytes are inside the region");
+        let base = self.base.as_ptr().cast::<u8>();
+        // SAFETY: inside the mapping, as asserted.
+        let start = unsafe { base.add(offset as usize) };
+        // SAFETY: inside the mapping, initialised by the kernel or by us, and unwritten while
+        // the slice lives by the caller's promise.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    /// Copies `bytes` to an offset.
+    ///
+    /// # Safety
+    /// The caller must own the target privately: nobody else reads or writes it now. `bytes` must
+    /// not overlap it.
+    pub(super) unsafe fn write(&self, offset: u64, bytes: &[u8]) {
+        assert!(offset + bytes.len() as u64 <= self.len(), "bytes are inside the region");
+        let base = self.base.as_ptr().cast::<u8>();
+        // SAFETY: inside the mapping, as asserted.
+        let start = unsafe { base.add(offset as usize) };
+        // SAFETY: the caller owns the target, and it does not overlap the source.
+        unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Sets `len` bytes to zero.
+    ///
+    /// # Safety
+    /// As for [`Region::write`].
+    pub(super) unsafe fn clear(&self, offset: u64, len: usize) {
+        assert!(offset + len as u64 <= self.len(), "bytes are inside the region");
+        let base = self.base.as_ptr().cast::<u8>();
+        // SAFETY: inside the mapping, as asserted.
+        let start = unsafe { base.add(offset as usize) };
+        // SAFETY: the caller owns the target.
+        unsafe { start.write_bytes(0, len) };
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this length, and no reference outlives `self`.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "a mapping of ours can be unmapped");
+    }
+}
