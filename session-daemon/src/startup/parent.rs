@@ -164,7 +164,7 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         if guarded { outside.map(SocketAddr::port).collect() } else { BTreeSet::new() };
     let mut locks = Vec::new();
     for port in &guarded_ports {
-        let lock = lock::endpoint(*port)?.ok_or_else(|| {
+        let lock = lock::endpoint(*port).context(NO_LOCK)?.ok_or_else(|| {
             let text = format!("failed to listen on TCP port {port}: Address already in use");
             Refusal::new(EXIT_OS, text)
         })?;
@@ -314,6 +314,9 @@ fn spawn(
     })?;
     Ok((child, ParentEnd::new(ours).context("the socket pair")?))
 }
+
+/// Root is not named by the system's reason, and is what is missing most often.
+const NO_LOCK: &str = "a guarded port needs root; without it use -l 127.0.0.1 or --guard=user";
 
 const NOT_STARTED: &str = "the serving process did not start";
 
