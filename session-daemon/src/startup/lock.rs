@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -20,7 +20,17 @@ const DIRECTORY: &str = "/run/sessiond";
 /// A lock that is held until this is dropped or the process ends.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: Flock<File>,
+    file: Option<Flock<File>>,
+    path: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Removed while it is held: whoever opened it before finds out in `take` that it is no
+        // longer the file of this name.
+        let _ = fs::remove_file(&self.path);
+        drop(self.file.take());
+    }
 }
 
 /// Takes the lock of a guarded TCP port of this network namespace. None: another daemon has it.
@@ -43,23 +53,30 @@ pub(super) fn overlay(path: &Path) -> Result<Option<Lock>> {
 }
 
 fn take(path: &Path) -> Result<Option<Lock>> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(UNTRUSTED)
-        .open(path)
-        .with_context(|| format!("opening the lock {}", path.display()))?;
-    if !file.metadata()?.is_file() {
-        bail!("{} is not a regular file; remove it", path.display());
-    }
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(file) => Ok(Some(Lock { _file: file })),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, error)) => {
-            Err(io::Error::from(error)).with_context(|| format!("locking {}", path.display()))
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(UNTRUSTED)
+            .open(path)
+            .with_context(|| format!("opening the lock {}", path.display()))?;
+        if !file.metadata()?.is_file() {
+            bail!("{} is not a regular file; remove it", path.display());
+        }
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, error)) => {
+                let what = || format!("locking {}", path.display());
+                return Err(io::Error::from(error)).with_context(what);
+            }
+        };
+        let named = fs::symlink_metadata(path).map(|named| named.ino());
+        if named.is_ok_and(|named| file.metadata().is_ok_and(|locked| locked.ino() == named)) {
+            return Ok(Some(Lock { file: Some(file), path: path.to_owned() }));
         }
     }
 }
@@ -83,6 +100,7 @@ mod tests {
         let held = overlay(&path).unwrap().unwrap();
         assert!(overlay(&path).unwrap().is_none());
         drop(held);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing stays behind");
         assert!(overlay(&path).unwrap().is_some());
     }
 
