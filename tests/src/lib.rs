@@ -8,6 +8,8 @@
 
 pub mod binaries;
 pub mod client;
+#[cfg(feature = "daemon")]
+pub mod conversation;
 pub mod flood;
 #[cfg(feature = "daemon")]
 pub mod guard_bed;
@@ -20,6 +22,7 @@ pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod scratch;
+pub mod script;
 pub mod sessiond;
 pub mod skip;
 pub mod topology;
