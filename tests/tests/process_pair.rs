@@ -164,6 +164,30 @@ fn sigterm_and_sigint_and_sigusr1_end_both_with_status_0() {
 }
 
 #[test]
+fn a_child_that_does_not_answer_is_ended_with_its_parent() {
+    // As root the child runs as nobody and the parent has given up every way but one to end it.
+    let setup = Setup::loopback().unwrap();
+    let mut daemon = setup.start(None).unwrap();
+    let child = child_of(&daemon);
+    signal(child, Signal::SIGSTOP);
+    daemon.process.signal(Signal::SIGTERM);
+    let status = daemon.process.wait(Duration::from_secs(15)).expect("it ends nevertheless");
+    assert_eq!(status.code(), Some(0));
+    gone(child);
+
+    let mut daemon = setup.start(None).unwrap();
+    let child = child_of(&daemon);
+    signal(child, Signal::SIGSTOP);
+    // Nobody asked for the end this time: the command fails, and then the daemon.
+    assert!(daemon.ctl(&["allow", "198.18.0.1"]).is_err());
+    let status = daemon.process.wait(Duration::from_secs(15)).expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    let log = daemon.process.log();
+    assert!(log.contains("the serving process does not answer"), "{log}");
+    gone(child);
+}
+
+#[test]
 fn a_port_is_refused_to_a_second_daemon_and_to_one_beside_another_server() {
     let first = Setup::loopback().unwrap();
     let _daemon = first.start(None).unwrap();

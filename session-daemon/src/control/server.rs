@@ -242,11 +242,7 @@ impl Control {
             Ok(base) => self.shared.keeper.lock().await.reload(base, Now::sample()).await,
             Err(error) => Err(error),
         };
-        let us = Peer {
-            uid: rustix::process::geteuid().as_raw(),
-            pid: std::process::id().try_into().unwrap_or(0),
-        };
-        if let Err(error) = self.tell("reload", us, result) {
+        if let Err(error) = self.tell("reload", ourselves(), result) {
             log::error!("reload: the old list stays in force: {error:#}");
         }
     }
@@ -257,8 +253,7 @@ impl Control {
         match keeper.expire(Now::sample()).await {
             Ok(changed) if changed.diff.is_empty() => {}
             result => {
-                let us = Peer { uid: 0, pid: std::process::id().try_into().unwrap_or(0) };
-                if let Err(error) = self.tell("expire", us, result) {
+                if let Err(error) = self.tell("expire", ourselves(), result) {
                     log::error!("an entry that is over stays listed: {error:#}");
                 }
             }
@@ -337,6 +332,14 @@ impl Control {
                 Err(error)
             }
         }
+    }
+}
+
+/// Who asked when nobody did: the daemon itself.
+fn ourselves() -> Peer {
+    Peer {
+        uid: rustix::process::geteuid().as_raw(),
+        pid: std::process::id().try_into().unwrap_or(0),
     }
 }
 

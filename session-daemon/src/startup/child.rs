@@ -23,7 +23,7 @@ use crate::config::{Config, EXIT_USAGE, GuardKind};
 use crate::link::{ChildEnd, ListenerKind, Reply, Request};
 use crate::server::Server;
 use crate::server::config::{Listener, ServerConfig, ShutdownHook, WRITE_TIMEOUT};
-use crate::startup::{logger, privileges};
+use crate::startup::{abort_on_panic, logger, privileges};
 use crate::store::Store;
 use crate::store::types::StoreConfig;
 
@@ -86,16 +86,6 @@ fn ignore_signals() -> Result<()> {
         signals.add(signal);
     }
     signals.thread_block().context("blocking signals")
-}
-
-/// A worker that panicked would leave its connections unanswered for ever: end at once, so that
-/// the parent ends and the service manager starts both again.
-fn abort_on_panic() {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        hook(panic);
-        std::process::abort();
-    }));
 }
 
 /// What the parent has sent so far.

@@ -73,3 +73,14 @@ pub fn sessiond(arguments: Vec<OsString>) -> u8 {
         error.downcast_ref::<Refusal>().map_or(1, |refusal| refusal.status)
     })
 }
+
+/// Ends the process at once when any thread or task panics: a worker that is gone would leave its
+/// connections unanswered for ever, a task of the parent its chore undone. The other process ends
+/// with this one, and the service manager starts both again.
+fn abort_on_panic() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        hook(panic);
+        std::process::abort();
+    }));
+}

@@ -36,7 +36,7 @@ use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
-use crate::startup::{lists, notify};
+use crate::startup::{abort_on_panic, lists, notify};
 
 /// Told whenever the daemon ends with its guard attached.
 const GUARD_STAYS: &str = "the guard stays attached: the port is closed until sessiond runs \
@@ -51,6 +51,7 @@ pub(super) fn run(
     identity: Option<Identity>,
     detached: Option<Detached>,
 ) -> Result<u8> {
+    abort_on_panic();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -63,13 +63,17 @@ pub(super) fn raise_limits(config: &Config) -> Result<(), Refusal> {
         + u64::from(config.threads) * DESCRIPTORS_PER_WORKER
         + sockets
         + DESCRIPTORS_BESIDE;
-    raise(Resource::RLIMIT_NOFILE, descriptors).map_err(|_| {
-        Refusal::new(
-            EXIT_OS,
-            "failed to set rlimit for open files. \
-             Try starting as root or requesting smaller maxconns value.",
-        )
-    })
+    // A user's hard limit may be exactly -c: then a few connections fewer fit.
+    let connections = u64::from(config.connections_max);
+    raise(Resource::RLIMIT_NOFILE, descriptors)
+        .or_else(|_| raise(Resource::RLIMIT_NOFILE, connections))
+        .map_err(|_| {
+            Refusal::new(
+                EXIT_OS,
+                "failed to set rlimit for open files. \
+                 Try starting as root or requesting smaller maxconns value.",
+            )
+        })
 }
 
 /// Sets the soft limit to at least `need`, and the hard one if it is lower.
