@@ -200,6 +200,11 @@ impl RuleCounters {
         self.free.extend(self.by_prefix.remove(&prefix));
     }
 
+    /// Entries with a counter of their own, and its index.
+    pub(super) fn all(&self) -> impl Iterator<Item = (IpNet, u32)> {
+        self.by_prefix.iter().map(|(prefix, idx)| (*prefix, *idx))
+    }
+
     /// The entry's own counter.
     pub(super) fn get(&self, prefix: IpNet) -> Option<u32> {
         self.by_prefix.get(&prefix).copied()

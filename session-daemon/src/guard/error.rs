@@ -30,6 +30,17 @@ pub enum GuardError {
         /// What the system said.
         error: io::Error,
     },
+    /// The guard's directory cannot be made in the bpffs.
+    #[error(
+        "creating {path}: {error}; sessiond must be able to write the bpffs: run it as root, or mount a bpffs for its user, chown it to that user and name it with --bpffs",
+        path = path.display()
+    )]
+    Create {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Somebody else could put objects into the guard's directory.
     #[error(
         "{path} belongs to or can be written by somebody else; run: rm -r {path}, once no daemon uses it",

@@ -265,7 +265,7 @@ fn names(directory: &Path) -> Vec<String> {
 fn make_directory(path: &Path) -> Result<(), GuardError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(GuardError::io(format!("creating {}", path.display()), error))
+            Err(GuardError::Create { path: path.to_owned(), error })
         }
         _ => Ok(()),
     }

@@ -197,18 +197,17 @@ impl Guard {
         counts.collect()
     }
 
+    /// Sorted by prefix.
     fn counts(&self) -> Vec<EntryCount> {
-        let counts = self.list.entries().filter_map(|entry| {
-            let idx = self.counters.get(entry.prefix)?;
+        let counts = self.counters.all().filter_map(|(prefix, idx)| {
+            let entry = self.list.get(prefix)?;
             let counter = maps::sum(&self.maps.rules.get(&idx, 0).ok()?);
-            Some(EntryCount {
-                prefix: entry.prefix,
-                action: entry.action,
-                packets: counter.packets,
-                bytes: counter.bytes,
-            })
+            let (packets, bytes) = (counter.packets, counter.bytes);
+            Some(EntryCount { prefix, action: entry.action, packets, bytes })
         });
-        counts.collect()
+        let mut counts: Vec<EntryCount> = counts.collect();
+        counts.sort_by_key(|count| count.prefix);
+        counts
     }
 
     /// Number of the program that a link runs, if the link lives.

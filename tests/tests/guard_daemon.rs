@@ -1,0 +1,86 @@
+//! The daemon itself, with the capabilities that it lowers itself to, mends its guard.
+#![forbid(unsafe_code)]
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use session_tests::client::{Client, REFUSAL_TIMEOUT};
+use session_tests::sessiond::{Sessiond, Setup};
+use session_tests::topology::Topology;
+use session_tests::{require_program, require_root, wait};
+
+/// How soon the daemon must have noticed and mended.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The guard's part of `sessionctl status`.
+fn guard(daemon: &Sessiond<'_>) -> Result<Value> {
+    Ok(daemon.ctl_json(&["status"])?["guard"].clone())
+}
+
+fn interface(daemon: &Sessiond<'_>, name: &str) -> Result<Value> {
+    let guard = guard(daemon)?;
+    let interfaces = guard["interfaces"].as_array().context("no interfaces")?;
+    let found = interfaces.iter().find(|one| one["name"] == name);
+    found.cloned().with_context(|| format!("no {name} in {guard}"))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Waits for words in the daemon's log.
+fn logged(daemon: &Sessiond<'_>, words: &str, since: Instant) {
+    wait::until(words, || daemon.process.log().contains(words).then_some(()));
+    assert!(since.elapsed() <= SOON, "`{words}` took {:?}", since.elapsed());
+}
+
+fn assert_guarded(topology: &Topology) {
+    for address in topology.cache.addresses() {
+        let reach = |host: &session_tests::topology::Host, limit| {
+            host.run(|| Client::connect_within(address, session_tests::sessiond::PORT, limit))
+        };
+        let mut client = reach(&topology.allowed[0], Duration::from_secs(10)).expect("allowed");
+        assert!(client.command("version").expect("served").starts_with("VERSION"));
+        let error = reach(&topology.stranger, REFUSAL_TIMEOUT).expect_err("a stranger");
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    }
+}
+
+#[test]
+fn the_daemon_mends_what_others_break() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let topology = Topology::new(1)?;
+    let setup = Setup::guarded()?.args(["--allow", &topology.allow_argument()]);
+    let mut daemon = setup.start(Some(&topology.cache.namespace))?;
+    assert_guarded(&topology);
+    let before = interface(&daemon, "eth0")?;
+    assert_eq!((&before["state"], &before["pinned"]), (&"guarded".into(), &true.into()));
+
+    let since = Instant::now();
+    run(Command::new("bpftool").args(["link", "detach", "id", &before["link_id"].to_string()]))?;
+    logged(&daemon, "the guard was detached from eth0", since);
+    assert_ne!(interface(&daemon, "eth0")?["link_id"], before["link_id"]);
+    assert_guarded(&topology);
+
+    // The parent has CAP_SYS_ADMIN in reserve only, and takes it up for the mount.
+    let since = Instant::now();
+    run(Command::new("umount").arg("--lazy").arg(setup.bpffs()))?;
+    logged(&daemon, "the bpffs was unmounted", since);
+    assert_eq!(interface(&daemon, "eth0")?["pinned"], true);
+
+    let since = Instant::now();
+    topology.cache.namespace.ip("link add later0 type veth peer name later1")?;
+    logged(&daemon, "interface later0 is guarded now", since);
+
+    let program = interface(&daemon, "eth0")?["program_id"].clone();
+    daemon.process.kill();
+    let after = topology.cache.namespace.ip("-json -details link show dev eth0")?;
+    let after: Value = serde_json::from_str(&after)?;
+    assert_eq!(after[0]["xdp"]["prog"]["id"], program, "the guard outlives the daemon");
+    Ok(())
+}
