@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, ensure};
 use session_common::guard::{ACTION_ALLOW, ListWord, Reason, Rule};
-use session_tests::guard_program::{GuardProgram, Hook, Outcome};
+use session_tests::guard_program::{GuardProgram, Hook, Outcome, shortest};
 use session_tests::netns::Namespace;
 use session_tests::packet::{
     AUTHENTICATION, FRAGMENT, IPV4, IPV6, MORE_FRAGMENTS, TCP, UDP, authentication, ethernet,
@@ -413,17 +413,6 @@ fn cut<Address: Copy>(
         }
     }
     Ok(())
-}
-
-/// Test runs refuse frames without an Ethernet header, and at tcx also those with a part of an IP
-/// header that follows it at once.
-fn shortest(hook: Hook, frame: &[u8]) -> usize {
-    match (hook, u16::from_be_bytes([frame[12], frame[13]])) {
-        (Hook::Native | Hook::NativeFrags, _) => 14,
-        (Hook::Tcx, IPV4) => 34,
-        (Hook::Tcx, IPV6) => 54,
-        (Hook::Tcx, _) => 15,
-    }
 }
 
 /// Everything that is not for a guarded port of this host.
