@@ -89,7 +89,8 @@ pub struct EndpointValue {
 pub struct ListWord(pub u32);
 
 impl ListWord {
-    /// No list: every source is refused.
+    /// No list: every source is refused. A list is registered while its word is another one, so
+    /// its first word is stored before its endpoints are, even when it has no entries.
     pub const NONE: Self = Self(0);
 
     /// The word of `list` (below [`LISTS_MAX`]) in `generation` (1 to 2^24 - 1).
@@ -171,7 +172,8 @@ pub const ACTION_ALLOW: u32 = 1;
 pub struct Counter {
     /// Packets.
     pub packets: u64,
-    /// Bytes from the start of the link-layer header, as the IP length field claims them.
+    /// Bytes from the start of the link-layer header, as the IP length field claims them; at tcx,
+    /// which may have no such header, it counts as 14.
     pub bytes: u64,
 }
 

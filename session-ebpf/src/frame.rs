@@ -5,6 +5,12 @@
 pub trait Frame {
     /// The `N` bytes that begin at `offset`, or `None` when the packet ends before their end.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The same, for a header that few packets have: short code goes before speed.
+    #[inline(always)]
+    fn load_rare<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.load(offset)
+    }
 }
 
 impl Frame for [u8] {

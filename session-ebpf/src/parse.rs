@@ -161,7 +161,7 @@ pub fn parse_from<F: Frame + ?Sized>(frame: &F, link: Link) -> Headers {
         if !is_vlan_tag(ethertype) {
             break;
         }
-        let Some(tag) = frame.load::<TAG_LEN>(at) else {
+        let Some(tag) = frame.load_rare::<TAG_LEN>(at) else {
             return unread(Target::Unresolved(Reason::Truncated), before_len + at);
         };
         ethertype = u16::from_be_bytes([tag[2], tag[3]]);
@@ -241,7 +241,7 @@ fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize) -> Ta
         if !is_extension::<V6>(next) {
             break;
         }
-        let Some(header) = frame.load::<EXTENSION_LEN>(at) else {
+        let Some(header) = frame.load_rare::<EXTENSION_LEN>(at) else {
             return Target::Unresolved(Reason::Truncated);
         };
         let len = usize::from(header[1]);

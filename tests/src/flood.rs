@@ -13,6 +13,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::Array;
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use session_common::flood::{FRAME_LEN, Flood as Order};
 
 use crate::netns::Namespace;
@@ -95,6 +97,16 @@ impl Flood {
         let generate: &Xdp = self.ebpf.program("generate").context("no generator")?.try_into()?;
         Ok(generate.test_run(options)?.duration)
     }
+}
+
+/// Keeps the calling thread on one CPU: sources are counted through on each CPU by itself.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn stay_on_this_cpu() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
 /// The first frame, with valid checksums.

@@ -5,7 +5,6 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
@@ -17,6 +16,7 @@ use session_common::guard::{
     PrefixKey6, Reason, Rule, SCHEMA,
 };
 
+use crate::attach::{self, Attachment, Mode};
 use crate::packet::{IPV4, IPV6};
 
 /// Where a packet meets the guard.
@@ -231,7 +231,7 @@ impl GuardProgram {
         frame: &[u8],
         context: Option<&[u8]>,
     ) -> Result<Outcome> {
-        let (action, _) = run(&self.ebpf, hook, frame, context, 1)?;
+        let action = run(&self.ebpf, hook, frame, context)?;
         let passes = match (hook, action) {
             // XDP_DROP, TC_ACT_SHOT
             (Hook::Native | Hook::NativeFrags, 1) | (Hook::Tcx, 2) => false,
@@ -254,12 +254,12 @@ impl GuardProgram {
         }
     }
 
-    /// Mean time of one of `repeat` runs of the same packet, without counting.
+    /// Attaches the program of a hook, as [`attach::attach`] does.
     ///
     /// # Errors
-    /// When the kernel refuses the packet.
-    pub fn time(&self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Duration> {
-        Ok(run(&self.ebpf, hook, frame, None, repeat)?.1)
+    /// When the kernel refuses.
+    pub fn attach(&mut self, hook: Hook, interface: &str, mode: Mode) -> Result<Attachment> {
+        attach::attach(&mut self.ebpf, hook.program(), interface, mode)
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -272,23 +272,16 @@ impl GuardProgram {
     }
 }
 
-fn run(
-    ebpf: &Ebpf,
-    hook: Hook,
-    frame: &[u8],
-    context: Option<&[u8]>,
-    repeat: u32,
-) -> Result<(u32, Duration), ProgramError> {
+fn run(ebpf: &Ebpf, hook: Hook, frame: &[u8], context: Option<&[u8]>) -> Result<u32, ProgramError> {
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
     options.ctx_in = context;
-    options.repeat = repeat;
     let program = ebpf.program(hook.program()).ok_or(ProgramError::NotLoaded)?;
     let result = match hook {
         Hook::Native | Hook::NativeFrags => <&Xdp>::try_from(program)?.test_run(options)?,
         Hook::Tcx => <&SchedClassifier>::try_from(program)?.test_run(options)?,
     };
-    Ok((result.return_value, result.duration))
+    Ok(result.return_value)
 }
 
 fn read(ebpf: &Ebpf, name: &str, index: u32) -> Result<Counter> {

@@ -6,6 +6,7 @@
 //! when the next run starts.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod binaries;
 pub mod client;
 #[cfg(feature = "daemon")]

@@ -4,11 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::EbpfLoader;
-use aya::programs::Xdp;
-use aya::programs::xdp::XdpMode;
-use session_tests::flood::{Flood, Packet, object_path};
+use session_tests::attach::{Attachment, Mode, attach};
+use session_tests::flood::{self, Flood, Packet, object_path};
 use session_tests::netns::Namespace;
 use session_tests::packet::UDP;
 use session_tests::require_root;
@@ -30,12 +29,9 @@ fn pair() -> Result<(Namespace, Namespace)> {
 }
 
 /// A program that passes everything makes the veth end receive redirected frames.
-fn receive(host: &Namespace) -> Result<aya::Ebpf> {
+fn receive(host: &Namespace) -> Result<Attachment> {
     let mut ebpf = EbpfLoader::new().load_file(object_path())?;
-    let pass: &mut Xdp = ebpf.program_mut("bare_pass").context("no program")?.try_into()?;
-    pass.load()?;
-    host.run(|| pass.attach("eth0", XdpMode::Driver))?;
-    Ok(ebpf)
+    host.run(|| attach(&mut ebpf, "bare_pass", "eth0", Mode::Native))
 }
 
 #[test]
@@ -55,17 +51,21 @@ fn every_packet_reaches_the_socket() -> Result<()> {
     };
     let flood = Flood::new(from.ifindex("far0")?, &packet)?;
     let mut arrived = [0; 64];
-    // Few enough at a time for the socket's receive buffer.
-    for _ in 0..16 {
-        flood.send(&from, 16)?;
+    from.run(|| -> Result<()> {
+        flood::stay_on_this_cpu()?;
+        // Few enough at a time for the socket's receive buffer.
         for _ in 0..16 {
-            let mut buffer = [0; 64];
-            let (len, source) = socket.recv_from(&mut buffer)?;
-            ensure!(len == 18, "a datagram of {len} bytes");
-            let IpAddr::V4(source) = source.ip() else { unreachable!("an IPv4 socket") };
-            arrived[usize::from(source.octets()[3])] += 1;
+            flood.send_here(16)?;
+            for _ in 0..16 {
+                let mut buffer = [0; 64];
+                let (len, source) = socket.recv_from(&mut buffer)?;
+                ensure!(len == 18, "a datagram of {len} bytes");
+                let IpAddr::V4(source) = source.ip() else { unreachable!("an IPv4 socket") };
+                arrived[usize::from(source.octets()[3])] += 1;
+            }
         }
-    }
+        Ok(())
+    })?;
     assert_eq!(arrived, [4; 64], "each source sends each 64th packet");
     Ok(())
 }
