@@ -5,7 +5,8 @@
 use super::counters::{Counter, Counters};
 use super::expiry;
 use super::request::{
-    Direction, Exptime, Fetch, Key, Outcome, Request, Shutdown, StatsTopic, Store, StoreMode,
+    Counting, Direction, Exptime, Fetch, Key, Outcome, Request, Shutdown, StatsTopic, Store,
+    StoreMode, Versioned,
 };
 use crate::clock::Now;
 use crate::store::types::{
@@ -45,6 +46,12 @@ pub fn count_fetch(counters: &Counters, fetch: Fetch, found: bool) {
     }
 }
 
+/// Counts one key that was touched by a command that memcached does not count as a fetch.
+pub fn count_touch(counters: &Counters, found: bool) {
+    counters.add_one(Counter::CmdTouch);
+    counters.add_one(if found { Counter::TouchHits } else { Counter::TouchMisses });
+}
+
 /// Looks up the keys of one fetch: all of them first, so that their memory is on its way while
 /// the next is asked for. `items` is as long as `keys`.
 pub fn fetch<'w>(
@@ -80,8 +87,10 @@ impl Executor<'_> {
     /// Executes a request that carries no value and is no fetch.
     pub fn execute(&mut self, request: Request<'_>) -> Answer {
         Answer::Line(match request {
-            Request::Delete { key } => self.delete(key),
-            Request::Arithmetic { key, direction, delta } => self.arithmetic(key, direction, delta),
+            Request::Delete { key } => self.delete(key, None),
+            Request::Arithmetic { key, direction, delta } => {
+                self.count(&Counting { key, direction, delta, cas: None, create: None }).outcome
+            }
             Request::Touch { key, exptime } => self.touch(key, exptime),
             Request::FlushAll { at } => self.flush_all(at),
             Request::Version => Outcome::Version,
@@ -92,25 +101,51 @@ impl Executor<'_> {
         })
     }
 
-    fn delete(&mut self, key: Key<'_>) -> Outcome {
-        match self.store.delete(store_key(key), None, self.now) {
+    /// Removes an item; with `cas`, only if it has this version.
+    pub fn delete(&mut self, key: Key<'_>, cas: Option<u64>) -> Outcome {
+        match self.store.delete(store_key(key), cas.map(CasUnique), self.now) {
             Deleted::Deleted => self.counted(Counter::DeleteHits, Outcome::Deleted),
             Deleted::NotFound => self.counted(Counter::DeleteMisses, Outcome::NotFound),
             Deleted::Exists => Outcome::Exists,
         }
     }
 
-    fn arithmetic(&mut self, key: Key<'_>, direction: Direction, delta: u64) -> Outcome {
+    /// Adds to or takes from a number. What is made where none is counts as neither hit nor miss,
+    /// as in memcached.
+    pub fn count(&mut self, counting: &Counting<'_>) -> Versioned {
+        let Counting { key, direction, delta, cas, create } = *counting;
         let (arithmetic, hit, miss) = match direction {
             Direction::Increment => (Arithmetic::Increment, Counter::IncrHits, Counter::IncrMisses),
             Direction::Decrement => (Arithmetic::Decrement, Counter::DecrHits, Counter::DecrMisses),
         };
-        match self.store.arithmetic(store_key(key), arithmetic, delta, None, self.now) {
-            Counted::Value { value, .. } => self.counted(hit, Outcome::Number(value)),
-            Counted::NotFound => self.counted(miss, Outcome::NotFound),
+        let (key, cas) = (store_key(key), cas.map(CasUnique));
+        let outcome = match self.store.arithmetic(key, arithmetic, delta, cas, self.now) {
+            Counted::Value { value, cas } => {
+                let outcome = self.counted(hit, Outcome::Number(value));
+                return Versioned { outcome, cas: cas.0 };
+            }
+            Counted::NotFound => match create {
+                Some((initial, exptime)) => return self.create_number(key, initial, exptime),
+                None => self.counted(miss, Outcome::NotFound),
+            },
             Counted::Exists => Outcome::Exists,
             Counted::NonNumeric => Outcome::NonNumeric,
             Counted::NoMemory => self.counted(Counter::StoreNoMemory, Outcome::OutOfMemory),
+        };
+        outcome.into()
+    }
+
+    fn create_number(&mut self, key: types::Key<'_>, initial: u64, exptime: Exptime) -> Versioned {
+        let mut digits = itoa::Buffer::new();
+        let value = digits.format(initial).as_bytes();
+        let lifetime = expiry::lifetime(exptime, self.now);
+        match self.store.set(key, value, ClientFlags(0), lifetime, Mode::Add, self.now) {
+            Stored::Stored(cas) => Versioned { outcome: Outcome::Number(initial), cas: cas.0 },
+            // Somebody else made it in between.
+            Stored::NotStored | Stored::Exists | Stored::NotFound => Outcome::NotStored.into(),
+            Stored::TooLarge | Stored::NoMemory => {
+                self.counted(Counter::StoreNoMemory, Outcome::OutOfMemory).into()
+            }
         }
     }
 
@@ -134,8 +169,8 @@ impl Executor<'_> {
     }
 
     /// A storage command whose value is at hand.
-    pub fn store(&mut self, store: &Store<'_>, value: &[u8]) -> Outcome {
-        self.counters.add_one(Counter::CmdSet);
+    pub fn store(&mut self, store: &Store<'_>, value: &[u8]) -> Versioned {
+        self.count_set();
         let (flags, lifetime, mode) = self.terms(store);
         let key = store_key(store.key);
         let stored = self.store.set(key, value, flags, lifetime, mode, self.now);
@@ -167,12 +202,17 @@ impl Executor<'_> {
     }
 
     /// A storage command whose value has come in pieces.
-    pub fn store_upload(&mut self, store: &Store<'_>, upload: Upload) -> Outcome {
-        self.counters.add_one(Counter::CmdSet);
+    pub fn store_upload(&mut self, store: &Store<'_>, upload: Upload) -> Versioned {
+        self.count_set();
         let (flags, lifetime, mode) = self.terms(store);
         let key = store_key(store.key);
         let stored = self.store.store_upload(key, upload, flags, lifetime, mode, self.now);
         self.stored(store, stored)
+    }
+
+    /// Counts a storage command whose value has come.
+    pub(super) fn count_set(&self) {
+        self.counters.add_one(Counter::CmdSet);
     }
 
     fn terms(&self, store: &Store<'_>) -> (ClientFlags, Lifetime, Mode) {
@@ -187,17 +227,21 @@ impl Executor<'_> {
         (ClientFlags(store.flags), expiry::lifetime(store.exptime, self.now), mode)
     }
 
-    fn stored(&mut self, store: &Store<'_>, stored: Stored) -> Outcome {
-        let cas = matches!(store.mode, StoreMode::Cas(_));
-        match stored {
-            Stored::Stored(_) if cas => self.counted(Counter::CasHits, Outcome::Stored),
-            Stored::Stored(_) => Outcome::Stored,
+    fn stored(&mut self, store: &Store<'_>, stored: Stored) -> Versioned {
+        let outcome = match stored {
+            Stored::Stored(cas) => {
+                if matches!(store.mode, StoreMode::Cas(_)) {
+                    self.counters.add_one(Counter::CasHits);
+                }
+                return Versioned { outcome: Outcome::Stored, cas: cas.0 };
+            }
             Stored::NotStored => Outcome::NotStored,
             Stored::Exists => self.counted(Counter::CasBadval, Outcome::Exists),
             Stored::NotFound => self.counted(Counter::CasMisses, Outcome::NotFound),
             Stored::TooLarge => self.upload_failed(store, UploadError::TooLarge),
             Stored::NoMemory => self.upload_failed(store, UploadError::NoMemory),
-        }
+        };
+        outcome.into()
     }
 
     /// A `set` that fails takes the old item with it, so that no stale value is served.

@@ -5,4 +5,7 @@
 pub mod counters;
 pub mod execute;
 pub mod expiry;
+pub mod joined;
 pub mod request;
+#[cfg(test)]
+mod tests;

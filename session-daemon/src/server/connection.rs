@@ -346,7 +346,7 @@ fn begin_value(
     if let Some((value, end)) = behind.split_at_checked(whole_len) {
         match end {
             [b'\r', b'\n', ..] => {
-                let outcome = executor.store(store, value);
+                let outcome = executor.store(store, value).outcome;
                 return Begun::Here { outcome, value_len: whole_len };
             }
             [] | [b'\r'] => {}

@@ -59,7 +59,7 @@ impl Incoming {
     /// Stores the value, all of which has come.
     pub fn finish(self, executor: &mut Executor<'_>) -> Outcome {
         let store = command(&self.key, self.flags, self.exptime, self.mode);
-        executor.store_upload(&store, self.upload)
+        executor.store_upload(&store, self.upload).outcome
     }
 }
 
