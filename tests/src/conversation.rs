@@ -8,6 +8,7 @@ use session_daemon::command::counters::Counters;
 use session_daemon::command::execute::Executor;
 use session_daemon::command::request::{Shutdown, StatsTopic};
 use session_daemon::server::buffers::Pool;
+use session_daemon::server::config::Binding;
 use session_daemon::server::connection::{Connection, Services, Step, Turn};
 use session_daemon::store::types::StoreConfig;
 use session_daemon::store::{Store, Worker};
@@ -22,7 +23,7 @@ pub struct Conversation {
 struct Nothing;
 
 impl Services for Nothing {
-    fn stats(&self, _: StatsTopic, _: &mut Vec<u8>) {}
+    fn stats(&self, _: StatsTopic, _: &mut dyn FnMut(&str, &str)) {}
     fn stats_reset(&self) {}
     fn verbosity(&self, _: u32) {}
     fn shutdown(&self, _: Shutdown) -> bool {
@@ -43,7 +44,7 @@ impl Conversation {
     /// Feeds a new connection with the pieces, one read each. Returns all replies, and whether
     /// it was closed.
     pub fn feed(&mut self, pieces: &[&[u8]]) -> (Vec<u8>, bool) {
-        let (mut pool, mut connection) = (Pool::default(), Connection::default());
+        let (mut pool, mut connection) = (Pool::default(), Connection::new(Binding::Auto));
         let mut replies = Vec::new();
         for piece in pieces {
             let mut rest = *piece;

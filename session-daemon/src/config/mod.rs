@@ -15,6 +15,7 @@ use crate::allowlist::parse::{Any, check_any, parse_prefixes};
 use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
 pub use crate::config::listen::{ListenAddress, split_listen};
+use crate::server::config::Binding;
 
 /// `EX_USAGE` of sysexits.h.
 pub const EXIT_USAGE: u8 = 64;
@@ -131,6 +132,8 @@ pub struct Config {
     pub cas: bool,
     /// `-b`.
     pub backlog: u32,
+    /// `-B`.
+    pub binding: Binding,
     /// `-I`, bytes.
     pub item_size_max: u64,
     /// Not `-F`.
@@ -184,6 +187,7 @@ impl Default for Config {
             requests_per_turn: 20,
             cas: true,
             backlog: 1024,
+            binding: Binding::Auto,
             item_size_max: 1 << 20,
             flush_all: true,
             maxconns_fast: true,
@@ -251,7 +255,7 @@ impl Config {
             Flag::ListenBacklog => {
                 self.backlog = value::positive(argument, "listen backlog must be greater than 0")?;
             }
-            Flag::Protocol => value::protocol(argument)?,
+            Flag::Protocol => self.binding = value::binding(argument)?,
             Flag::MaxItemSize => self.item_size_max = value::size(argument),
             Flag::DisableFlushAll => self.flush_all = false,
             Flag::DisableDumping => self.remark("-X: there is no command that dumps keys"),

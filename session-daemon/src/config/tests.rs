@@ -54,7 +54,6 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
 fn what_is_not_served_is_refused_by_name() {
     for words in [
         "-U 11211",
-        "-B binary",
         "-S",
         "-Y /x",
         "-e /x",
@@ -68,7 +67,9 @@ fn what_is_not_served_is_refused_by_name() {
     ] {
         assert!(refusal(words).1.contains("not served"), "{words}: {}", refusal(words).1);
     }
-    assert_eq!(read("-U 0 -B ascii").unwrap(), Config::default());
+    assert_eq!(read("-U 0 -B auto").unwrap(), Config::default());
+    assert_eq!(read("-B ascii").unwrap().binding, Binding::Ascii);
+    assert_eq!(read("--protocol=binary").unwrap().binding, Binding::Binary);
 }
 
 #[test]

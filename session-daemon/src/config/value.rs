@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::cli::Unserved;
 use crate::config::{EXIT_USAGE, GuardKind, GuardMode, Port, Refusal};
+use crate::server::config::Binding;
 
 /// memcached warns above this many threads.
 const THREADS_MAX: u16 = 1024;
@@ -109,10 +110,11 @@ pub(super) fn verbosity(before: u8, argument: &str) -> Result<u8, Refusal> {
     argument.parse().map_err(|_| usage(format!("--verbose={argument}: write a number, 0 to 3")))
 }
 
-pub(super) fn protocol(text: &str) -> Result<(), Refusal> {
+pub(super) fn binding(text: &str) -> Result<Binding, Refusal> {
     match text {
-        "ascii" | "auto" => Ok(()),
-        "binary" => Err(usage("-B binary: the binary protocol is not served")),
+        "auto" => Ok(Binding::Auto),
+        "ascii" => Ok(Binding::Ascii),
+        "binary" => Ok(Binding::Binary),
         _ => Err(usage(format!(
             "Invalid value for binding protocol: {text}\n -- should be one of auto, binary, or ascii"
         ))),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::command::request::Shutdown;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
@@ -32,6 +33,30 @@ impl fmt::Debug for ShutdownHook {
     }
 }
 
+/// Which protocol a connection speaks (`-B`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Binding {
+    /// The one that its first byte is of.
+    #[default]
+    Auto,
+    /// Text, whatever comes.
+    Ascii,
+    /// Binary; a connection that begins otherwise is closed.
+    Binary,
+}
+
+impl Binding {
+    /// memcached's word for it in `stats settings`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto-negotiate",
+            Self::Ascii => "ascii",
+            Self::Binary => "binary",
+        }
+    }
+}
+
 /// What the server is told at start. What concerns the store is asked of the store.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -53,6 +78,8 @@ pub struct ServerConfig {
     pub shutdown: Option<ShutdownHook>,
     /// Whether TCP sources are judged by the allowlist; false for `--guard=off`.
     pub judge_sources: bool,
+    /// Which protocols are spoken (`-B`).
+    pub binding: Binding,
     /// How often `-v` was given.
     pub verbosity: u32,
     /// `-p`, for `stats settings`.
@@ -80,6 +107,7 @@ impl Default for ServerConfig {
             flush_allowed: true,
             shutdown: None,
             judge_sources: true,
+            binding: Binding::Auto,
             verbosity: 0,
             tcp_port: 11211,
             inter: None,

@@ -7,29 +7,30 @@
 //!    |  a key list                a rejected line with a value
 //!    +------------> Keys --> Line ------------------------------> Swallow --> Line
 //! ```
+//! That is text; a connection that begins in binary is a [`binary::Conversation`] to its end.
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::execute::{Answer, Executor};
 use crate::command::request::{Outcome, Request, Shutdown, StatsTopic, Store};
+use crate::protocol::binary::REQUEST_MAGIC;
 use crate::protocol::text::parse::{After, Line, LineError};
 use crate::protocol::text::{CRLF, LINE_LEN_MAX, encode, parse};
+use crate::server::binary;
 use crate::server::buffers::{Input, Output, Pool};
+use crate::server::config::Binding;
 use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};
 use memchr::memchr;
 
 /// Values up to this length are waited for in the input; larger ones go to the store piece by
 /// piece as they come.
-const VALUE_WAIT_LEN_MAX: usize = 4 << 10;
-
-/// First byte of a request of the binary protocol, which is not served.
-const BINARY_REQUEST: u8 = 0x80;
+pub const VALUE_WAIT_LEN_MAX: usize = 4 << 10;
 
 /// What the server answers itself.
 pub trait Services {
-    /// Appends the `STAT` lines of a topic, without their end.
-    fn stats(&self, topic: StatsTopic, out: &mut Vec<u8>);
+    /// Hands over each statistic of a topic: its name and its value.
+    fn stats(&self, topic: StatsTopic, take: &mut dyn FnMut(&str, &str));
     /// Zeroes the counters.
     fn stats_reset(&self);
     /// Sets the log level, 0 to 3.
@@ -70,6 +71,9 @@ enum State {
     Keys(List),
     Value(Box<Incoming>),
     Swallow(Swallow),
+    /// No byte has been looked at, and the first decides.
+    Fresh,
+    Binary(binary::Conversation),
     Closing,
 }
 
@@ -85,17 +89,20 @@ pub struct Connection {
     state: State,
     input: Input,
     output: Output,
-    /// No byte has been looked at.
-    fresh: bool,
-}
-
-impl Default for Connection {
-    fn default() -> Self {
-        Self { state: State::Line, input: Input::default(), output: Output::default(), fresh: true }
-    }
 }
 
 impl Connection {
+    /// A conversation in which nothing has been said.
+    #[must_use]
+    pub fn new(binding: Binding) -> Self {
+        let state = match binding {
+            Binding::Auto => State::Fresh,
+            Binding::Ascii => State::Line,
+            Binding::Binary => State::Binary(binary::Conversation::default()),
+        };
+        Self { state, input: Input::default(), output: Output::default() }
+    }
+
     /// Room for bytes from the client.
     pub fn space(&mut self, pool: &mut Pool) -> &mut [u8] {
         self.input.space(pool)
@@ -128,9 +135,12 @@ impl Connection {
     /// Whether a request or an answer is under way.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !matches!(self.state, State::Line)
-            || !self.input.waiting().is_empty()
-            || !self.output.is_empty()
+        let between = match &self.state {
+            State::Line | State::Fresh => true,
+            State::Binary(conversation) => !conversation.is_busy(),
+            State::Keys(_) | State::Value(_) | State::Swallow(_) | State::Closing => false,
+        };
+        !between || !self.input.waiting().is_empty() || !self.output.is_empty()
     }
 
     /// Answers what can be answered with the bytes at hand.
@@ -152,6 +162,14 @@ impl Connection {
                 State::Line | State::Keys(_) => self.line(turn),
                 State::Value(_) => self.value(turn),
                 State::Swallow(_) => self.swallow(),
+                State::Fresh => self.first_byte(),
+                State::Binary(conversation) => {
+                    match conversation.step(&mut self.input, &mut self.output, turn) {
+                        binary::Progress::More => Progress::More,
+                        binary::Progress::Wait => Progress::Wait,
+                        binary::Progress::Close => self.close(),
+                    }
+                }
                 State::Closing => Progress::More,
             };
             if matches!(progress, Progress::Wait) {
@@ -160,13 +178,18 @@ impl Connection {
         }
     }
 
+    /// Which protocol is spoken from here on.
+    fn first_byte(&mut self) -> Progress {
+        match self.input.waiting().first() {
+            None => Progress::Wait,
+            Some(&REQUEST_MAGIC) => self.enter(State::Binary(binary::Conversation::default())),
+            Some(_) => self.enter(State::Line),
+        }
+    }
+
     /// At the start of a line, or within a key list.
     fn line(&mut self, turn: &mut Turn<'_>) -> Progress {
         let waiting = self.input.waiting();
-        if std::mem::take(&mut self.fresh) && waiting.first() == Some(&BINARY_REQUEST) {
-            return self.close();
-        }
-        self.fresh &= waiting.is_empty();
         let open = if let State::Keys(list) = &self.state { Some(*list) } else { None };
         match fetch::run(waiting, open, &mut self.output, turn) {
             fetch::Progress::Next(done, list) => {
@@ -277,7 +300,7 @@ impl Connection {
         }
         self.input.consume(taken_len.saturating_add(CRLF.len()));
         if let State::Value(incoming) = std::mem::replace(&mut self.state, State::Line) {
-            let outcome = incoming.finish(&mut turn.executor);
+            let outcome = incoming.finish(&mut turn.executor).outcome;
             self.reply(outcome, noreply, turn);
         }
         Progress::More
@@ -375,7 +398,7 @@ fn answer(request: Request<'_>, noreply: bool, output: &mut Output, turn: &mut T
         }
         Answer::Stats(topic) => {
             let out = output.tail(turn.pool);
-            turn.services.stats(topic, out);
+            turn.services.stats(topic, &mut |name, value| encode::stat(out, name, value));
             return encode::end(out);
         }
         Answer::Shutdown(shutdown) if turn.services.shutdown(shutdown) => return,

@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::execute::Executor;
-use crate::command::request::{Exptime, Key, Outcome, Store, StoreMode};
+use crate::command::request::{Exptime, Key, Outcome, Store, StoreMode, Versioned};
 use crate::protocol::text::CRLF;
 use crate::store::Upload;
 
@@ -17,6 +17,9 @@ pub struct Incoming {
     mode: StoreMode,
     noreply: bool,
     upload: Upload,
+    /// The version that an append or a prepend was begun under.
+    joined_cas: Option<u64>,
+    value_left: usize,
 }
 
 impl Incoming {
@@ -31,14 +34,46 @@ impl Incoming {
         executor: &mut Executor<'_>,
     ) -> Result<Self, Outcome> {
         let upload = executor.begin_upload(store, value_len)?;
+        Ok(Self::new(store, None, value_len, noreply, upload))
+    }
+
+    /// Begins to take a value that is appended or prepended to the one of version `cas`.
+    ///
+    /// # Errors
+    /// The reply, when the item has another version or such a value cannot be taken.
+    pub fn begin_joined(
+        store: &Store<'_>,
+        cas: u64,
+        value_len: usize,
+        noreply: bool,
+        executor: &mut Executor<'_>,
+    ) -> Result<Self, Outcome> {
+        let upload = executor.begin_joined(store, cas, value_len)?;
+        Ok(Self::new(store, Some(cas), value_len, noreply, upload))
+    }
+
+    fn new(
+        store: &Store<'_>,
+        joined_cas: Option<u64>,
+        value_left: usize,
+        noreply: bool,
+        upload: Upload,
+    ) -> Self {
         let Store { key, flags, exptime, mode } = *store;
-        Ok(Self { key: key.bytes().into(), flags, exptime, mode, noreply, upload })
+        let key = key.bytes().into();
+        Self { key, flags, exptime, mode, noreply, upload, joined_cas, value_left }
     }
 
     /// Bytes of the value that have not come.
     #[must_use]
     pub fn missing(&self) -> usize {
-        self.upload.missing()
+        self.value_left
+    }
+
+    /// The condition that it is stored on.
+    #[must_use]
+    pub fn mode(&self) -> StoreMode {
+        self.mode
     }
 
     /// No answer is wanted.
@@ -53,13 +88,18 @@ impl Incoming {
     /// The reply, when there is no room for them; nothing of the piece was taken.
     pub fn write(&mut self, piece: &[u8], executor: &mut Executor<'_>) -> Result<(), Outcome> {
         let store = command(&self.key, self.flags, self.exptime, self.mode);
-        executor.upload(&store, &mut self.upload, piece)
+        executor.upload(&store, &mut self.upload, piece)?;
+        self.value_left = self.value_left.saturating_sub(piece.len());
+        Ok(())
     }
 
     /// Stores the value, all of which has come.
-    pub fn finish(self, executor: &mut Executor<'_>) -> Outcome {
+    pub fn finish(self, executor: &mut Executor<'_>) -> Versioned {
         let store = command(&self.key, self.flags, self.exptime, self.mode);
-        executor.store_upload(&store, self.upload).outcome
+        match self.joined_cas {
+            Some(cas) => executor.finish_joined(&store, cas, self.upload),
+            None => executor.store_upload(&store, self.upload),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! bytes under way; it never knows the guard.
 #![forbid(unsafe_code)]
 
+pub mod binary;
 pub mod buffers;
 pub mod client;
 pub mod config;

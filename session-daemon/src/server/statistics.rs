@@ -18,9 +18,9 @@ const NS: u64 = 1_000_000_000;
 /// Takes one statistic: its name and its value.
 type Sink<'a> = dyn FnMut(&str, &dyn Display) + 'a;
 
-/// Appends the `STAT` lines of a topic, without their end.
-pub fn append(shared: &Shared, topic: StatsTopic, now: Now, out: &mut Vec<u8>) {
-    list(shared, topic, now, &mut |name, value| encode::stat(out, name, &value.to_string()));
+/// Hands over each statistic of a topic: its name and its value.
+pub fn each(shared: &Shared, topic: StatsTopic, now: Now, take: &mut dyn FnMut(&str, &str)) {
+    list(shared, topic, now, &mut |name, value| take(name, &value.to_string()));
 }
 
 /// The general statistics as text.
@@ -192,7 +192,7 @@ fn settings(shared: &Shared, sink: &mut Sink<'_>) {
     sink("reqs_per_event", &config.requests_per_turn);
     sink("cas_enabled", &yes_no(store.cas));
     sink("tcp_backlog", &config.backlog);
-    sink("binding_protocol", &"ascii");
+    sink("binding_protocol", &config.binding.name());
     sink("auth_enabled_sasl", &"no");
     sink("auth_enabled_ascii", &"no");
     sink("item_size_max", &store.item_size_max);

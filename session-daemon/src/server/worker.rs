@@ -128,8 +128,8 @@ impl Local {
 }
 
 impl Services for Local {
-    fn stats(&self, topic: StatsTopic, out: &mut Vec<u8>) {
-        statistics::append(&self.shared, topic, self.now(), out);
+    fn stats(&self, topic: StatsTopic, take: &mut dyn FnMut(&str, &str)) {
+        statistics::each(&self.shared, topic, self.now(), take);
     }
 
     fn stats_reset(&self) {

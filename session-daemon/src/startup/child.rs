@@ -242,6 +242,7 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         flush_allowed: config.flush_all,
         shutdown,
         judge_sources: config.guard != GuardKind::Off,
+        binding: config.binding,
         verbosity: u32::from(config.verbosity),
         tcp_port: config.port_number().unwrap_or(0),
         inter: config.listen_words(),

@@ -20,7 +20,7 @@ pub struct Tag {
 }
 
 /// Longest reply to a fetch without its value: header, flags and key.
-pub const FETCHED_LEN_MAX: usize = 24 + 4 + 250;
+pub const FOUND_LEN_MAX: usize = 24 + 4 + 250;
 
 /// A reply that is its status, in words unless it is success. `cas` is the version that a
 /// storage command left behind, else 0.

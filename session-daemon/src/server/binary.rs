@@ -1,0 +1,373 @@
+//! One client's conversation in the binary protocol. It owns where in a frame the input stands,
+//! and looks the keys of pipelined fetches up together; it never reads or writes a socket.
+//!
+//! ```text
+//!            a frame                   its value is not all here
+//!   Frame -----------> answer, Frame ----------------------------> Value --> answer, Frame
+//!    |  a rejected frame with a body
+//!    +-----------------------------> Swallow --> Frame
+//! ```
+#![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
+
+#[cfg(test)]
+mod tests;
+
+use crate::command::execute::{Answer, count_fetch, count_touch, fetch};
+use crate::command::request::{self, Outcome, Request, Store, StoreMode, Versioned};
+use crate::protocol::binary::HEADER_LEN;
+use crate::protocol::binary::encode::{self, Tag};
+use crate::protocol::binary::parse::{After, Ask, Fetch, Frame, frame};
+use crate::server::buffers::{Input, Output};
+use crate::server::connection::{Turn, VALUE_WAIT_LEN_MAX};
+use crate::server::fetch::BATCH_KEYS_MAX;
+use crate::server::incoming::Incoming;
+use crate::store::Item;
+use crate::store::types::{ClientFlags, Key};
+
+/// Where in a frame the input stands.
+#[derive(Debug, Default)]
+pub enum Conversation {
+    /// Between two frames.
+    #[default]
+    Frame,
+    /// Within a value that goes to the store in pieces.
+    Value(Tag, Box<Incoming>),
+    /// Within a body of which so many bytes are passed over.
+    Swallow(usize),
+}
+
+/// What one look at the input led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There may be more to do.
+    More,
+    /// What is there is too short to go on.
+    Wait,
+    /// The connection has to end, after its answers are sent.
+    Close,
+}
+
+impl Conversation {
+    /// Whether a request is under way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !matches!(self, Self::Frame)
+    }
+
+    /// Answers one frame, a batch of fetches, or what has come of a value.
+    pub fn step(
+        &mut self,
+        input: &mut Input,
+        output: &mut Output,
+        turn: &mut Turn<'_>,
+    ) -> Progress {
+        match self {
+            Self::Frame => self.frame(input, output, turn),
+            Self::Value(..) => self.value(input, output, turn),
+            Self::Swallow(left) => {
+                let passed = input.waiting().len().min(*left);
+                input.consume(passed);
+                *left = left.saturating_sub(passed);
+                if *left > 0 {
+                    return Progress::Wait;
+                }
+                *self = Self::Frame;
+                Progress::More
+            }
+        }
+    }
+
+    fn frame(&mut self, input: &mut Input, output: &mut Output, turn: &mut Turn<'_>) -> Progress {
+        match frame(input.waiting()) {
+            Frame::Partial => Progress::Wait,
+            Frame::Foreign => Progress::Close,
+            Frame::Rejected { tag, status, after } => {
+                count_request(turn);
+                encode::error(output.tail(turn.pool), tag, status);
+                match after {
+                    After::Swallow(body_len) => {
+                        input.consume(HEADER_LEN);
+                        self.pass_over(usize::try_from(body_len).unwrap_or(usize::MAX))
+                    }
+                    After::Close => Progress::Close,
+                }
+            }
+            Frame::Request { tag, ask: Ask::Store { store, joined_cas, value_len }, head_len } => {
+                let value_len = usize::try_from(value_len).unwrap_or(usize::MAX);
+                let put = Put { tag, store, joined_cas, value_len };
+                let value = input.waiting().get(head_len..).unwrap_or_default();
+                let begun = put.begin(value, turn);
+                self.begun(tag, begun, head_len, input, output, turn)
+            }
+            Frame::Request { ask: Ask::Fetch(Fetch { touch: None, .. }), head_len, .. }
+                if input.waiting().len() > head_len =>
+            {
+                let done = Batch::gather(input.waiting(), turn.requests_left).answer(output, turn);
+                input.consume(done);
+                Progress::More
+            }
+            Frame::Request { tag, ask, head_len } => {
+                count_request(turn);
+                answer(tag, ask, output, turn);
+                let last = ask == Ask::Quit;
+                input.consume(head_len);
+                if last { Progress::Close } else { Progress::More }
+            }
+        }
+    }
+
+    fn begun(
+        &mut self,
+        tag: Tag,
+        begun: Begun,
+        head_len: usize,
+        input: &mut Input,
+        output: &mut Output,
+        turn: &mut Turn<'_>,
+    ) -> Progress {
+        match begun {
+            Begun::Wait => Progress::Wait,
+            Begun::Here { versioned, value_len } => {
+                reply(tag, versioned, output, turn);
+                input.consume(head_len.saturating_add(value_len));
+                Progress::More
+            }
+            Begun::Pieces(incoming) => {
+                input.consume(head_len);
+                *self = Self::Value(tag, incoming);
+                self.value(input, output, turn)
+            }
+            Begun::Refused { outcome, value_len } => {
+                reply(tag, outcome.into(), output, turn);
+                input.consume(head_len);
+                self.pass_over(value_len)
+            }
+        }
+    }
+
+    /// Within a value that goes to the store in pieces.
+    fn value(&mut self, input: &mut Input, output: &mut Output, turn: &mut Turn<'_>) -> Progress {
+        let Self::Value(tag, incoming) = self else { return Progress::More };
+        let (tag, left_len, waiting) = (*tag, incoming.missing(), input.waiting());
+        let taken_len = waiting.len().min(left_len);
+        let piece = waiting.get(..taken_len).unwrap_or_default();
+        if let Err(outcome) = incoming.write(piece, &mut turn.executor) {
+            reply(tag, outcome.into(), output, turn);
+            return self.pass_over(left_len);
+        }
+        input.consume(taken_len);
+        if incoming.missing() > 0 {
+            return Progress::Wait;
+        }
+        if let Self::Value(tag, incoming) = std::mem::take(self) {
+            let mode = incoming.mode();
+            let versioned = joined_refusal(mode, incoming.finish(&mut turn.executor));
+            reply(tag, versioned, output, turn);
+        }
+        Progress::More
+    }
+
+    fn pass_over(&mut self, body_len: usize) -> Progress {
+        *self = if body_len > 0 { Self::Swallow(body_len) } else { Self::Frame };
+        Progress::More
+    }
+}
+
+fn count_request(turn: &mut Turn<'_>) {
+    turn.requests_left = turn.requests_left.saturating_sub(1);
+}
+
+fn reply(tag: Tag, versioned: Versioned, output: &mut Output, turn: &mut Turn<'_>) {
+    count_request(turn);
+    encode::outcome(output.tail(turn.pool), tag, versioned.outcome, versioned.cas);
+}
+
+/// memcached has one answer to an append or prepend that cannot be stored, whatever the reason.
+fn joined_refusal(mode: StoreMode, versioned: Versioned) -> Versioned {
+    match (mode, versioned.outcome) {
+        (StoreMode::Append | StoreMode::Prepend, Outcome::TooLarge | Outcome::NoMemory) => {
+            Outcome::NotStored.into()
+        }
+        _ => versioned,
+    }
+}
+
+/// A storage command that has begun to come.
+struct Put<'a> {
+    tag: Tag,
+    store: Store<'a>,
+    joined_cas: Option<u64>,
+    value_len: usize,
+}
+
+/// How a storage command goes on behind its head.
+enum Begun {
+    /// The value is here, and this became of it.
+    Here { versioned: Versioned, value_len: usize },
+    /// The value will be here soon.
+    Wait,
+    /// The value goes to the store as it comes.
+    Pieces(Box<Incoming>),
+    /// The store will not take it.
+    Refused { outcome: Outcome, value_len: usize },
+}
+
+impl Put<'_> {
+    /// `behind` is what has come of the input behind the head.
+    fn begin(&self, behind: &[u8], turn: &mut Turn<'_>) -> Begun {
+        let Self { store, joined_cas, value_len, .. } = *self;
+        let executor = &mut turn.executor;
+        let value = behind.get(..value_len);
+        let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.flags));
+        let fits = executor.store.store().fits(key_len, flags, value_len);
+        if let Some(value) = value.filter(|_| fits && joined_cas.is_none()) {
+            let versioned = joined_refusal(store.mode, executor.store(&store, value));
+            return Begun::Here { versioned, value_len };
+        }
+        if value.is_none() && fits && value_len <= VALUE_WAIT_LEN_MAX {
+            return Begun::Wait;
+        }
+        let begun = match joined_cas {
+            Some(cas) => Incoming::begin_joined(&store, cas, value_len, self.tag.quiet, executor),
+            None => Incoming::begin(&store, value_len, self.tag.quiet, executor),
+        };
+        match begun {
+            Ok(incoming) => Begun::Pieces(Box::new(incoming)),
+            Err(outcome) => Begun::Refused { outcome, value_len },
+        }
+    }
+}
+
+/// Answers a request that carries no value.
+fn answer(tag: Tag, ask: Ask<'_>, output: &mut Output, turn: &mut Turn<'_>) {
+    let versioned = match ask {
+        Ask::Fetch(terms) => return fetch_one(tag, terms, output, turn),
+        Ask::Delete { key, cas } => turn.executor.delete(key, cas).into(),
+        Ask::Count(counting) => turn.executor.count(&counting),
+        Ask::Flush { at } => match turn.executor.execute(Request::FlushAll { at }) {
+            Answer::Line(outcome) => outcome.into(),
+            _ => Outcome::Ok.into(),
+        },
+        Ask::Version => Outcome::Version.into(),
+        Ask::StatsReset => {
+            turn.services.stats_reset();
+            Outcome::Reset.into()
+        }
+        Ask::Stats(topic) => {
+            let out = output.tail(turn.pool);
+            turn.services.stats(topic, &mut |name, value| encode::stat(out, tag, name, value));
+            Outcome::Ok.into()
+        }
+        Ask::Noop | Ask::Quit | Ask::Store { .. } => Outcome::Ok.into(),
+    };
+    encode::outcome(output.tail(turn.pool), tag, versioned.outcome, versioned.cas);
+}
+
+/// memcached counts `gat`, `touch` and their kin as touches alone.
+fn fetch_one(tag: Tag, terms: Fetch<'_>, output: &mut Output, turn: &mut Turn<'_>) {
+    let Some(key) = Key::new(terms.key.bytes()) else { return };
+    let asked = request::Fetch { with_cas: true, touch: terms.touch };
+    let mut items = [None];
+    fetch(turn.executor.store, asked, &[key], turn.executor.now, &mut items);
+    let [item] = items;
+    match terms.touch {
+        None => count_fetch(turn.executor.counters, asked, item.is_some()),
+        Some(_) => count_touch(turn.executor.counters, item.is_some()),
+    }
+    append(output.tail(turn.pool), tag, terms, item.as_ref());
+}
+
+fn append(out: &mut Vec<u8>, tag: Tag, terms: Fetch<'_>, item: Option<&Item<'_>>) {
+    let key = terms.with_key.then_some(terms.key.bytes());
+    let Some(item) = item else { return encode::missed(out, tag, key) };
+    let value_len = if terms.with_value { item.value_len() } else { 0 };
+    out.reserve(value_len.saturating_add(encode::FOUND_LEN_MAX));
+    encode::found(out, tag, key, item.flags().0, value_len, item.cas().0);
+    if terms.with_value {
+        item.value().for_each(|slice| out.extend_from_slice(slice));
+    }
+}
+
+/// Pipelined `get`, `getq`, `getk` and `getkq`.
+struct Batch<'a> {
+    keys: [Key<'a>; BATCH_KEYS_MAX],
+    entries: [Option<Entry<'a>>; BATCH_KEYS_MAX],
+    len: usize,
+    /// Fetches that are answered whether they hit or not.
+    loud: u32,
+}
+
+/// What is known of a key in the batch beside its bytes.
+#[derive(Clone, Copy)]
+struct Entry<'a> {
+    tag: Tag,
+    terms: Fetch<'a>,
+    /// The input behind its frame.
+    end: usize,
+}
+
+const NO_KEY: Key<'static> = match Key::new(b"-") {
+    Some(key) => key,
+    None => unreachable!(),
+};
+
+impl<'a> Batch<'a> {
+    /// Collects fetches up to the first other frame, and answers none. Quiet ones are to this
+    /// protocol what the keys of a list are to the text protocol, and count as little.
+    fn gather(input: &'a [u8], requests_max: u32) -> Self {
+        let (keys, entries) = ([NO_KEY; BATCH_KEYS_MAX], [None; BATCH_KEYS_MAX]);
+        let mut batch = Self { keys, entries, len: 0, loud: 0 };
+        let mut at = 0;
+        let places = batch.keys.iter_mut().zip(&mut batch.entries);
+        for (key_place, entry_place) in places {
+            let next = frame(input.get(at..).unwrap_or_default());
+            let Frame::Request { tag, ask: Ask::Fetch(terms), head_len } = next else { break };
+            let Some(key) = Key::new(terms.key.bytes()) else { break };
+            if terms.touch.is_some() || batch.loud >= requests_max {
+                break;
+            }
+            at = at.saturating_add(head_len);
+            *key_place = key;
+            *entry_place = Some(Entry { tag, terms, end: at });
+            batch.len = batch.len.saturating_add(1);
+            batch.loud = batch.loud.saturating_add(u32::from(!tag.quiet));
+        }
+        batch
+    }
+
+    /// Looks all keys up, then encodes them in order. How many bytes of the input are answered,
+    /// which is not all of the batch when the output is full before.
+    fn answer(&self, output: &mut Output, turn: &mut Turn<'_>) -> usize {
+        turn.requests_left = turn.requests_left.saturating_sub(self.loud.max(1));
+        // Clearing places for items costs as much as a lookup: few keys take few places.
+        let done = if self.len <= 2 {
+            self.answer_in::<2>(output, turn)
+        } else {
+            self.answer_in::<BATCH_KEYS_MAX>(output, turn)
+        };
+        done.unwrap_or_default()
+    }
+
+    fn answer_in<const PLACES: usize>(
+        &self,
+        output: &mut Output,
+        turn: &mut Turn<'_>,
+    ) -> Option<usize> {
+        let mut items: [Option<Item<'_>>; PLACES] = [const { None }; PLACES];
+        let keys = self.keys.get(..self.len)?;
+        let items = items.get_mut(..self.len)?;
+        let plain = request::Fetch { with_cas: true, touch: None };
+        fetch(turn.executor.store, plain, keys, turn.executor.now, items);
+        let mut done = None;
+        for (entry, item) in self.entries.iter().flatten().zip(items.iter()) {
+            if done.is_some() && output.is_full() {
+                break;
+            }
+            count_fetch(turn.executor.counters, plain, item.is_some());
+            append(output.tail(turn.pool), entry.tag, entry.terms, item.as_ref());
+            done = Some(entry.end);
+        }
+        done
+    }
+}
