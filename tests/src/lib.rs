@@ -12,6 +12,7 @@ pub mod client;
 #[cfg(feature = "daemon")]
 pub mod conversation;
 pub mod flood;
+pub mod frame;
 #[cfg(feature = "daemon")]
 pub mod guard_bed;
 #[cfg(feature = "daemon")]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::client::REPLY_TIMEOUT;
+use crate::frame;
 
 /// The memcached whose differences the scripts list.
 pub const MEMCACHED: &str = "1.6.18";
@@ -31,6 +32,8 @@ pub enum Expected {
     Exact(Vec<u8>),
     /// A line that begins so; its rest becomes `{rest}`.
     Prefix(Vec<u8>),
+    /// A binary frame whose version is not 0; the version becomes `{cas}`.
+    Versioned(Vec<u8>),
 }
 
 /// Bytes to send and the replies they have to bring.
@@ -79,6 +82,11 @@ impl Case {
         self.ends.1.is_some() || self.exchanges.iter().any(|exchange| exchange.memcached.is_some())
     }
 
+    /// Whether it begins with a binary request.
+    fn is_binary(&self) -> bool {
+        self.exchanges.first().is_some_and(|first| first.send.first() == Some(&0x80))
+    }
+
     /// Plays the case on a new connection, and makes sure that nothing but the replies came.
     ///
     /// # Errors
@@ -98,6 +106,7 @@ impl Case {
         let mut rest = Vec::new();
         for exchange in &self.exchanges {
             let sent = replace(&exchange.send, b"{rest}", &rest);
+            let sent = replace(&sent, &frame::CAS_MARK, &rest);
             stream.write_all(&sent)?;
             for expected in exchange.expected(side) {
                 expected
@@ -106,6 +115,14 @@ impl Case {
             }
         }
         match self.end(side) {
+            End::Open if self.is_binary() => {
+                stream.write_all(&frame::request("0b", plain)?)?;
+                let (answer, _) = frame::reply("0b 00 value=1.6.45", plain)?;
+                let answer = answer[..frame::HEADER_LEN].to_vec();
+                Expected::Exact(answer).read(&mut stream, &mut rest).context("at the end")?;
+                ensure!(read_up_to(&mut stream, 6).starts_with(b"1.6."), "another version");
+                Ok(())
+            }
             End::Open => {
                 stream.write_all(b"version\r\n")?;
                 let version = Expected::Prefix(b"VERSION 1.6.".to_vec());
@@ -148,6 +165,16 @@ impl Expected {
                     bail!("expected {}… and got {}", shown(prefix), shown(&line));
                 };
                 *rest = left.to_vec();
+            }
+            Self::Versioned(bytes) => {
+                let mut got = read_up_to(stream, bytes.len());
+                let cas = got.get(frame::CAS).unwrap_or(&[0; 8]).to_vec();
+                if let Some(place) = got.get_mut(frame::CAS) {
+                    place.fill(0);
+                }
+                ensure!(got == *bytes, "expected {} and got {}", shown(bytes), shown(&got));
+                ensure!(cas != [0; 8], "no version in {}", shown(bytes));
+                *rest = cas;
             }
         }
         Ok(())
@@ -240,7 +267,10 @@ impl Case {
             ("! open", true) => self.ends.1 = Some(End::Open),
             (reply, theirs) if reply.starts_with('<') => self.reply(reply, theirs)?,
             (request, false) if request.starts_with('>') => {
-                let bytes = unescape(request, '>')?;
+                let bytes = match request.strip_prefix(">b ") {
+                    Some(words) => frame::request(words, plain)?,
+                    None => unescape(request, '>')?,
+                };
                 match self.exchanges.last_mut() {
                     // Requests in a row are one exchange: sent at once.
                     Some(last) if last.ours.is_empty() && last.memcached.is_none() => {
@@ -256,9 +286,18 @@ impl Case {
 
     fn reply(&mut self, reply: &str, theirs: bool) -> Result<()> {
         let exchange = self.exchanges.last_mut().context("a reply before any request")?;
-        let expected = match reply.strip_prefix("<?") {
-            Some(prefix) => Expected::Prefix(plain(prefix.strip_prefix(' ').unwrap_or(prefix))?),
-            None => Expected::Exact(unescape(reply, '<')?),
+        let expected = if let Some(words) = reply.strip_prefix("<b ") {
+            match frame::reply(words, plain)? {
+                (bytes, true) => Expected::Versioned(bytes),
+                (bytes, false) => Expected::Exact(bytes),
+            }
+        } else {
+            match reply.strip_prefix("<?") {
+                Some(prefix) => {
+                    Expected::Prefix(plain(prefix.strip_prefix(' ').unwrap_or(prefix))?)
+                }
+                None => Expected::Exact(unescape(reply, '<')?),
+            }
         };
         let list =
             if theirs { exchange.memcached.get_or_insert_default() } else { &mut exchange.ours };

@@ -43,6 +43,20 @@ fn pylibmc() {
 }
 
 #[test]
+fn pylibmc_in_binary() {
+    require_root!();
+    if !has_module("pylibmc") {
+        skip!("needs Debian's python3-pylibmc");
+    }
+    let in_binary = |host: &str| {
+        let mut client = script("pylibmc_commands.py", host);
+        client.arg("binary");
+        client
+    };
+    check(in_binary, says_ok);
+}
+
+#[test]
 fn memccapable() {
     require_root!();
     require_program!("memccapable");
@@ -51,6 +65,19 @@ fn memccapable() {
         |output| {
             let text = String::from_utf8_lossy(&output.stdout);
             text.contains("All tests passed") && !text.contains("[FAIL]")
+        },
+    );
+}
+
+#[test]
+fn memccapable_in_binary() {
+    require_root!();
+    require_program!("memccapable");
+    check(
+        |host| command("memccapable", &["-b", "-h", host, "-p", &PORT.to_string()]),
+        |output| {
+            let text = String::from_utf8_lossy(&output.stdout);
+            text.contains("All tests passed") && text.matches("[pass]").count() == 27
         },
     );
 }

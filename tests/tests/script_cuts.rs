@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result};
 use session_tests::conversation::Conversation;
+use session_tests::frame::CAS_MARK;
 use session_tests::script::{self, Case, End, Side};
 
 /// Cases up to this length are cut at every byte, longer ones near their ends and here and there.
@@ -27,7 +28,9 @@ fn check(case: &Case, pieces: &[&[u8]]) -> Result<()> {
 /// What the case sends in all; none when a reply has to be known first.
 fn sent(case: &Case) -> Option<Vec<u8>> {
     let all: Vec<u8> = case.exchanges.iter().flat_map(|one| one.send.clone()).collect();
-    let waits = all.windows(6).any(|window| window == b"{rest}") || case.name.ends_with("(live)");
+    let waits = all.windows(6).any(|window| window == b"{rest}")
+        || all.windows(8).any(|window| window == CAS_MARK)
+        || case.name.ends_with("(live)");
     (!waits).then_some(all)
 }
 
