@@ -127,13 +127,6 @@ impl Setup {
                 client.command("version").ok()
             })
         });
-        // The answer may have been the last one of a killed predecessor's serving process.
-        let pid = process.pid();
-        process.until("control socket of this very daemon", || {
-            let output = self.ctl_output(&["status", "--json"]).ok()?;
-            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
-            (status["pid"] == pid).then_some(())
-        });
         Ok(Sessiond { setup: self, namespace, process })
     }
 

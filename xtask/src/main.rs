@@ -1,6 +1,7 @@
 //! The project's chores, one file a command: `cargo xtask COMMAND`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod bench_guard;
 mod build_ebpf;
 mod ci;
@@ -13,7 +14,7 @@ mod tidy;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// The project's chores.
 #[derive(Debug, Parser)]
@@ -29,16 +30,8 @@ enum Command {
     Ci,
     /// Rebuild the kept eBPF object and its digest from source
     BuildEbpf(build_ebpf::Options),
-    /// Measure
-    #[command(subcommand)]
-    Bench(Bench),
-}
-
-/// What can be measured.
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// What the guard costs for each dropped packet, beside iptables and nft
-    Guard(bench_guard::Options),
+    /// Measure sessiond beside memcached, or what else is named
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -57,8 +50,20 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Test(options) => return test::run(options),
         Command::Ci => return ci::run(),
         Command::Tidy => return tidy::run(),
+        Command::Bench(options) => return bench::run(options),
         Command::BuildEbpf(options) => build_ebpf::run(options)?,
-        Command::Bench(Bench::Guard(options)) => bench_guard::run(options)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Command;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Command::command().debug_assert();
+    }
 }

@@ -28,7 +28,7 @@ pub(crate) enum SocketError {
     #[error("{0}: another daemon answers there; give this one a --control of its own")]
     Live(PathBuf),
     /// Anything else.
-    #[error(transparent)]
+    #[error("{0:#}")]
     Other(#[from] anyhow::Error),
 }
 

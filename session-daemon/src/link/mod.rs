@@ -86,10 +86,10 @@ pub enum LinkError {
     #[error("the other process has gone")]
     Closed,
     /// The socket failed.
-    #[error("the socket pair failed")]
+    #[error("socket pair: {0}")]
     Io(#[from] std::io::Error),
     /// The frame is no message.
-    #[error("a message on the socket pair cannot be read")]
+    #[error("socket pair: bad message: {0}")]
     Message(#[from] serde_json::Error),
     /// The frame is longer than [`FRAME_LEN_MAX`].
     #[error("socket pair: message of {0} bytes, the most is {FRAME_LEN_MAX}")]

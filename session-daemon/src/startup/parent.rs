@@ -82,8 +82,6 @@ async fn start(
     let signals = Signals::new()?;
     let prepared = prepare(config, identity)?;
     let control = control_socket(config, &prepared)?;
-    // The address is ours by now: this is nobody else's pid file.
-    let _pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     let guard = stand_guard(config, &prepared)?;
     let guarded = guard.is_some();
     let outcome = serve(config, identity, detached, signals, prepared, control, guard).await;
@@ -108,6 +106,7 @@ async fn serve(
     let (child, mut end) = spawn(config, identity, detached.is_some())?;
     hand_over(&mut end, config, &prepared.list, &listening).await?;
     listening.close();
+    let pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     // Before a client's first byte is read.
     privileges::lower_parent(guard.is_some())?;
     end.done(&Request::Serve).await.context(NOT_STARTED)?;
@@ -144,7 +143,7 @@ async fn serve(
     let running = Running { child, link, guard, control: server, signals };
     let ending = running.until_end(config).await;
     notify::notify("STOPPING=1");
-    drop(socket);
+    drop((pidfile, socket));
     if let Some(path) = &listening.unix {
         let _ = std::fs::remove_file(path);
     }

@@ -1,0 +1,68 @@
+//! `cargo xtask bench`: `sessiond` beside memcached on the same processors, in turn.
+//!
+//! It owns the points, the order of the runs, the rules by which a result counts, and what is
+//! written of it. The load itself is `session-load`; docs/benchmarks.md is the method in words.
+#![forbid(unsafe_code)]
+
+mod compare;
+mod generator;
+mod machine;
+mod markdown;
+mod memory;
+mod plot;
+mod points;
+mod results;
+mod servers;
+mod statistics;
+mod svg;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::{bench_guard, shell};
+
+/// Options of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    compare: compare::Options,
+}
+
+/// What else can be measured.
+#[derive(Debug, Subcommand)]
+enum What {
+    /// What the guard costs for each dropped packet, beside iptables and nft
+    Guard(bench_guard::Options),
+    /// Items held, and memory used, beside memcached at the same -m
+    Memory(memory::Options),
+}
+
+/// Runs the command.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    match &options.what {
+        None => compare::run(&options.compare),
+        Some(What::Memory(memory)) => memory::run(memory).map(|()| ExitCode::SUCCESS),
+        Some(What::Guard(guard)) => bench_guard::run(guard).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Where results are written.
+fn directory() -> Result<PathBuf> {
+    let directory = shell::target_directory().join("bench");
+    std::fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+/// Builds what is measured, and what measures, with optimisation.
+fn build(with_daemon: bool) -> Result<()> {
+    if with_daemon {
+        shell::run(shell::cargo().args(["build", "--release", "-p", "session-daemon", "--bins"]))?;
+    }
+    shell::run(shell::cargo().args(["build", "--release", "-p", "session-load", "--bins"]))
+}
