@@ -76,7 +76,6 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aya_ebpf", &["session-ebpf/src/"]),
     ("aya_log_ebpf", &["session-ebpf/src/"]),
     ("libc", &["session-daemon/src/store/", "session-daemon/src/sys.rs"]),
-    ("rtnetlink", &["session-daemon/src/guard/"]),
 ];
 
 /// What a module says so that the compiler keeps unsafe code out of it.
