@@ -4,9 +4,10 @@
 //! [`GuardEvent`]; it never takes a standing program off.
 //!
 //! ```text
-//! 4 times a second   links: on their device, with a program of ours; the bpffs and the pins
-//! twice a second,    devices and addresses listed anew: new, renamed, moved and re-created ones
-//! and on netlink's word
+//! 4 times a second   links: on their device, with a program of ours; the bpffs, a file a pin
+//! twice a second,    what the files stand for; devices and addresses listed anew: new, renamed,
+//! and on netlink's   moved and re-created ones
+//! word
 //! ```
 #![forbid(unsafe_code)]
 
@@ -158,7 +159,7 @@ impl Guard {
         let news = self.netlink.drain();
         let all_stand = self.check_links(&mut events);
         let is_old = self.listed_at.elapsed() >= LISTING_AGE_MAX || !self.faults.is_empty();
-        if is_old || !all_stand || !matches!(news, Ok(false)) {
+        if is_old || !all_stand || !self.pins_exist() || !matches!(news, Ok(false)) {
             let outcome = self.check_interfaces(&mut events);
             self.note("interfaces", outcome, &mut events);
             let outcome = self.check_pins(&mut events);
@@ -380,6 +381,13 @@ impl Guard {
         self.pin_everything()?;
         events.push(GuardEvent::Repinned { what: missing.join(", ") });
         Ok(())
+    }
+
+    /// Whether every pin has a file; what the files stand for is looked at with the listing.
+    fn pins_exist(&self) -> bool {
+        let is_there = |directory, name: &str| self.pins.path(directory, name).exists();
+        SPECS.iter().all(|spec| is_there(MAPS, spec.name))
+            && self.links.keys().all(|ifindex| is_there(LINKS, &ifindex.to_string()))
     }
 
     fn missing_pins(&self) -> Vec<String> {
