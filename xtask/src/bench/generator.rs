@@ -25,7 +25,7 @@ pub(super) fn load(
 ) -> Result<Report> {
     let directory = tempfile::Builder::new().prefix("session-load-").tempdir()?;
     let output = directory.path().join("output");
-    let mut command = placed(cpus);
+    let mut command = placed(cpus, false);
     command.arg(shell::target_directory().join("release/session-load")).arg("--json");
     command.args(server.address()).args(["--cpus", &machine::list(cpus)]);
     let pids: Vec<String> = server.pids()?.iter().map(u32::to_string).collect();

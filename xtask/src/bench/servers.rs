@@ -100,13 +100,13 @@ impl Server {
         let own = make(directory.path().join("own"), 0o700)?;
         let port = free_port();
         let socket = open.join("socket");
-        let mut command = placed(setup.cpus);
+        let mut command = placed(setup.cpus, !program.is_sessiond);
         command.arg(&program.path);
         command.args(["-t", &setup.threads.to_string(), "-m", &setup.memory_mb.to_string()]);
-        if shell::is_root() {
-            command.args(["-u", "nobody"]);
-        }
         if program.is_sessiond {
+            if shell::is_root() {
+                command.args(["-u", "nobody"]);
+            }
             for name in ["control", "state", "bpffs"] {
                 command.arg(format!("--{name}={}", own.join(name).display()));
             }
@@ -170,9 +170,16 @@ fn make(directory: PathBuf, mode: u32) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// A command that runs on the processors, in a session of its own so that it can be preferred.
-pub(super) fn placed(cpus: &[usize]) -> Command {
+/// A command that runs on the processors, as nobody if it is said, in a session of its own so that
+/// it can be preferred, and killed when this program ends however it ends: its terminal's
+/// interrupt reaches its own session alone.
+pub(super) fn placed(cpus: &[usize], as_nobody: bool) -> Command {
     let mut command = Command::new("setsid");
+    command.args(["setpriv", "--pdeathsig", "KILL"]);
+    // A program that drops root by itself would lose the signal by that.
+    if as_nobody && shell::is_root() {
+        command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]);
+    }
     command.args(["taskset", "--cpu-list", &machine::list(cpus)]);
     command
 }
