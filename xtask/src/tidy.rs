@@ -37,7 +37,6 @@ const TOP_LEVEL: &[&str] = &[
     "deny.toml",
     "docs",
     "fuzz",
-    "load",
     "packaging",
     "rust-toolchain.toml",
     "rustfmt.toml",
