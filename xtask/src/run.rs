@@ -10,6 +10,7 @@ mod playground;
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         build()?;
     }
     if options.host {
-        return Err(on_the_host(&options.arguments));
+        return Err(on_the_host(&shell::binary_directory().join("sessiond"), &options.arguments));
     }
     if !shell::is_root() {
         return Err(through_sudo(options));
@@ -71,7 +72,7 @@ fn outer(options: &Options) -> Result<ExitCode> {
     leftovers::reap();
     let mut inner = Command::new(std::env::current_exe()?);
     inner.args(["run", "--inner"]);
-    inner.env(binaries::DIRECTORY_VARIABLE, shell::target_directory().join("debug"));
+    inner.env(binaries::DIRECTORY_VARIABLE, shell::binary_directory());
     if let Some(seconds) = options.seconds {
         inner.args(["--seconds", &seconds.to_string()]);
     }
@@ -131,13 +132,12 @@ fn through_sudo(options: &Options) -> anyhow::Error {
 }
 
 /// Becomes `sessiond` on the machine itself. Returns only when that fails.
-fn on_the_host(arguments: &[String]) -> anyhow::Error {
+fn on_the_host(sessiond: &Path, arguments: &[String]) -> anyhow::Error {
     eprintln!(
         "WARNING: this is no playground. sessiond attaches its guard to the real interfaces of\n\
          WARNING: this machine, and the guard stays when sessiond ends: the port then refuses\n\
          WARNING: everything until `sessionctl detach` or a reboot."
     );
-    let sessiond = shell::target_directory().join("debug/sessiond");
     let mut command = match shell::find("sudo") {
         Some(sudo) if !shell::is_root() => {
             let mut command = Command::new(sudo);

@@ -18,10 +18,16 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Where cargo puts what it builds.
+/// Where cargo puts what it builds in this program's own profile: where this program stands.
+/// Also true through sudo, which drops what the environment said.
+pub(crate) fn binary_directory() -> PathBuf {
+    let program = std::env::current_exe().expect("/proc/self/exe is readable");
+    program.parent().expect("a program stands in a directory").to_owned()
+}
+
+/// Where cargo puts what it builds, all profiles.
 pub(crate) fn target_directory() -> PathBuf {
-    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
-    root().join(directory)
+    binary_directory().parent().expect("a profile's directory stands in another").to_owned()
 }
 
 /// Whether the effective user is root.

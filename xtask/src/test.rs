@@ -163,7 +163,7 @@ fn build_daemon(options: &Options) -> Result<PathBuf> {
     let mut command = shell::cargo();
     options.choose_object(&mut command);
     shell::run(command.args(["build", "--package", "session-daemon", "--bins"]))?;
-    Ok(shell::target_directory().join("debug"))
+    Ok(shell::binary_directory())
 }
 
 /// Builds every test program of the workspace.
