@@ -10,7 +10,7 @@ use crate::store::epoch::Retired;
 use crate::store::item::{PIECE_OWNER, State, Times};
 use crate::store::layout::PageState;
 use crate::store::reader::second;
-use crate::store::sync::Ordering;
+use crate::store::sync::{Ordering, fence};
 
 /// Chunks that the hand passes in one claim.
 const CLAIM_CHUNKS: u32 = 32;
@@ -276,6 +276,17 @@ impl Worker {
         true
     }
 
+    /// Stops allocation from a page that holds nothing. It goes to the pool when its turns end.
+    fn drain_empty(&self, page: u32, class: u32) -> bool {
+        self.raid_page(class, page);
+        // Exact, under the lock of the class: who took a chunk of the page meanwhile keeps it.
+        let marked = self.shared().class_mark_empty_draining(class, page);
+        if marked {
+            self.shared().epochs.retire(self.id, Retired::DrainMark(page));
+        }
+        marked
+    }
+
     /// Removes what is in a draining page now.
     fn sweep_page(&self, page: u32, class: u32, now: Now) -> bool {
         let Some(carved) = self.shared().drain_walk_begin(class, page) else { return false };
@@ -324,9 +335,7 @@ impl Worker {
                 && class != LINE_CLASS
             {
                 removed |= self.remove_dead(page, class, Reason::Dead, now) > 0;
-                if self.shared().page_is_empty(page) {
-                    removed |= self.drain(page, class, now);
-                }
+                removed |= self.drain_empty(page, class);
             }
         }
         removed
@@ -335,9 +344,10 @@ impl Worker {
     /// Removes the dead items of a page that was seen to be of `class` in this turn.
     fn remove_dead(&self, page: u32, class: u32, reason: Reason, now: Now) -> u32 {
         let deadline = &self.shared().page_meta(page).deadline_s;
-        // AcqRel: who links an item lowers the deadline afterwards: either the walk sees the
-        // item, or the lowering comes after this.
+        // SeqCst: who links or touches an item looks at the deadline afterwards: either the walk
+        // sees the item's times, or `note_deadline` sees this.
         deadline.swap(u32::MAX, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
         let (mut removed, mut least) = (0, u32::MAX);
         let carved = self.shared().page_carved(class, page);
         for idx in 0..carved {

@@ -231,7 +231,7 @@ impl Store {
                 && of.free.get() >= per_page + per_page.min(SURPLUS_CHUNKS_MAX);
             return surplus.then_some((page, class));
         }
-        let drained = self.is_drained(meta);
+        let drained = self.is_drained(page);
         drop(guard);
         if drained {
             self.pool_give(page);
@@ -239,14 +239,15 @@ impl Store {
         None
     }
 
-    /// Whether a draining page is empty and unknown to all turns. Needs the class lock. True only
-    /// once: the caller gives the page to the pool.
-    fn is_drained(&self, meta: &PageMeta) -> bool {
+    /// Whether a draining page is empty and unknown to all turns. Needs the class lock, under
+    /// which such a page ceases to drain. So true only once: the caller gives it to the pool.
+    fn is_drained(&self, page: u32) -> bool {
+        let meta = self.page_meta(page);
         let drained = meta.drain_ripe.get() == 1
             && meta.sweepers.get() == 0
             && meta.free.get() == meta.carved.get();
         if drained {
-            meta.drain_ripe.put(2);
+            self.set_page_state(page, PageState::Retired);
         }
         drained
     }
@@ -254,12 +255,27 @@ impl Store {
     /// Stops allocation from a page of `class`; false when it is not such a page any more. The
     /// caller retires the [`Retired::DrainMark`](crate::store::epoch::Retired::DrainMark).
     pub(super) fn class_mark_draining(&self, class: u32, page: u32) -> bool {
+        self.class_mark_draining_if(class, page, |_| true)
+    }
+
+    /// [`Store::class_mark_draining`] for a page that holds nothing at the moment of the mark, so
+    /// that draining it removes nothing.
+    pub(super) fn class_mark_empty_draining(&self, class: u32, page: u32) -> bool {
+        self.class_mark_draining_if(class, page, |meta| meta.free.get() == meta.carved.get())
+    }
+
+    fn class_mark_draining_if(
+        &self,
+        class: u32,
+        page: u32,
+        may: impl FnOnce(&PageMeta) -> bool,
+    ) -> bool {
         let of = self.class_meta(class);
         let _guard = lock_word(&of.lock);
-        if self.page_state(page) != PageState::Slab(class) {
+        let meta = self.page_meta(page);
+        if self.page_state(page) != PageState::Slab(class) || !may(meta) {
             return false;
         }
-        let meta = self.page_meta(page);
         let per_page = self.chunks_per_page(class);
         if meta.free_head.get() != 0 || meta.carved.get() < per_page {
             self.partial_remove(of, page);
@@ -279,7 +295,7 @@ impl Store {
         let meta = self.page_meta(page);
         let guard = lock_word(&self.class_meta(class).lock);
         meta.drain_ripe.put(1);
-        let drained = self.is_drained(meta);
+        let drained = self.is_drained(page);
         drop(guard);
         if drained {
             self.pool_give(page);
@@ -291,9 +307,8 @@ impl Store {
     pub(super) fn drain_walk_begin(&self, class: u32, page: u32) -> Option<u32> {
         let _guard = lock_word(&self.class_meta(class).lock);
         let meta = self.page_meta(page);
-        let drains =
-            self.page_state(page) == PageState::Draining(class) && meta.drain_ripe.get() < 2;
-        drains.then(|| {
+        // Exact: a page begins and ceases to drain under this lock only.
+        (self.page_state(page) == PageState::Draining(class)).then(|| {
             meta.sweepers.put(meta.sweepers.get() + 1);
             meta.carved.get()
         })
@@ -304,18 +319,11 @@ impl Store {
         let guard = lock_word(&self.class_meta(class).lock);
         let meta = self.page_meta(page);
         meta.sweepers.put(meta.sweepers.get() - 1);
-        let drained = self.is_drained(meta);
+        let drained = self.is_drained(page);
         drop(guard);
         if drained {
             self.pool_give(page);
         }
-    }
-
-    /// Whether a page of a class holds nothing.
-    pub(super) fn page_is_empty(&self, page: u32) -> bool {
-        let meta = self.page_meta(page);
-        // Relaxed reads without the lock: a hint; marking and draining are exact.
-        meta.free.get() == meta.carved.get()
     }
 
     /// Chunks of a page of `class` that have been handed out at least once.

@@ -7,7 +7,7 @@ use crate::store::counters::Count;
 use crate::store::draft::Draft;
 use crate::store::item::{CAS, LINKED, PIECE_OWNER, State, TIMES, Times};
 use crate::store::reader::{CAS_WORKER_BITS, second, stamp_at, stamp_of};
-use crate::store::sync::Ordering;
+use crate::store::sync::{Ordering, fence};
 use crate::store::types::{CasUnique, Key, Lifetime, Stored};
 use crate::store::{Store, Worker};
 
@@ -144,7 +144,9 @@ impl Worker {
         }
         let page = self.shared().layout.page_of(item);
         let deadline = &self.shared().page_meta(page).deadline_s;
-        // AcqRel: pairs with the swap in `remove_dead`.
+        // SeqCst: the item's times are visible before the deadline is read; pairs with the fence
+        // in `remove_dead`. Either that walk sees the times, or this sees that it has begun.
+        fence(Ordering::SeqCst);
         if deadline.load(Ordering::Acquire) > times.exptime_s() {
             deadline.fetch_min(times.exptime_s(), Ordering::AcqRel);
         }

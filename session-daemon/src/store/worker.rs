@@ -224,7 +224,7 @@ impl Worker {
 
     pub(super) fn give_chunk_to_page(&self, chunk: u64) {
         if let Some((page, class)) = self.store.class_give(chunk)
-            && self.store.class_mark_draining(class, page)
+            && self.store.class_mark_empty_draining(class, page)
         {
             self.store.epochs.retire(self.id, Retired::DrainMark(page));
             self.store.draining.lock().push(page);

@@ -2,6 +2,7 @@
 
 mod model;
 mod pressure;
+mod races;
 mod stress;
 
 use crate::clock::Now;
