@@ -50,7 +50,9 @@ impl Classes {
                 None if size < FINE_STEP_MAX => size + 8,
                 None => (size as f64 * GROWTH_FACTOR) as usize,
             };
-            size = fitted(least.max(size + 8).next_multiple_of(8), page_len).min(chunk_max);
+            // Bounded first: a large factor passes any page, even any number.
+            let least = least.clamp(size + 8, chunk_max).next_multiple_of(8);
+            size = fitted(least, page_len).min(chunk_max);
             sizes.push(size as u32);
         }
         if sizes.len() > CLASSES_MAX {
@@ -100,7 +102,10 @@ mod tests {
     #[test]
     fn every_length_has_the_smallest_class_that_fits() {
         for page_len in [16 << 10, 64 << 10] {
-            for (factor, least) in [(None, None), (Some(1.25), Some(48)), (Some(2.0), Some(8))] {
+            let factors = [(None, None), (Some(1.25), Some(48)), (Some(2.0), Some(8))];
+            for (factor, least) in
+                factors.into_iter().chain([(Some(99.0), None), (Some(f64::MAX), None)])
+            {
                 let classes = Classes::new(page_len, factor, least).unwrap();
                 for len in 1..=classes.chunk_max() {
                     let class = classes.of(len);

@@ -15,7 +15,7 @@
 #![forbid(unsafe_code)]
 
 use crate::store::Store;
-use crate::store::sync::{AtomicU64, Ordering, backoff, try_lock_word};
+use crate::store::sync::{AtomicU64, Ordering, backoff, lock_word, try_lock_word};
 
 /// Slots of a bucket and of an overflow line.
 pub(super) const SLOTS: u64 = 7;
@@ -335,12 +335,7 @@ impl Store {
 
     /// Makes a zeroed page the next page of buckets. False when another one has become that.
     pub(super) fn index_add_page(&self, page: u32) -> bool {
-        let _guard = loop {
-            if let Some(guard) = try_lock_word(&self.superblock().split_lock) {
-                break guard;
-            }
-            std::hint::spin_loop();
-        };
+        let _guard = lock_word(&self.superblock().split_lock);
         let shift = self.layout.page_shift - LINE_LEN.trailing_zeros();
         let entry = self.region.half(self.layout.directory(self.bucket_count() >> shift));
         // Relaxed: written under the split lock only.
