@@ -238,6 +238,12 @@ impl Executor<'_> {
             Stored::NotStored => Outcome::NotStored,
             Stored::Exists => self.counted(Counter::CasBadval, Outcome::Exists),
             Stored::NotFound => self.counted(Counter::CasMisses, Outcome::NotFound),
+            // memcached has one answer to values that cannot be joined, whatever the reason.
+            Stored::TooLarge | Stored::NoMemory
+                if matches!(store.mode, StoreMode::Append | StoreMode::Prepend) =>
+            {
+                Outcome::NotStored
+            }
             Stored::TooLarge => self.upload_failed(store, UploadError::TooLarge),
             Stored::NoMemory => self.upload_failed(store, UploadError::NoMemory),
         };

@@ -49,9 +49,9 @@ impl Executor<'_> {
             Err(outcome) => return outcome.into(),
         };
         if store.mode == StoreMode::Prepend
-            && let Err(outcome) = self.upload(store, &mut upload, &present.value)
+            && self.upload(store, &mut upload, &present.value).is_err()
         {
-            return outcome.into();
+            return Outcome::NotStored.into();
         }
         self.count_set();
         // A touch in between, which leaves the version, would lose its lifetime to the present

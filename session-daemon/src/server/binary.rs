@@ -14,7 +14,7 @@
 mod tests;
 
 use crate::command::execute::{Answer, count_fetch, count_touch, fetch};
-use crate::command::request::{self, Outcome, Request, Store, StoreMode, Versioned};
+use crate::command::request::{self, Outcome, Request, Store, Versioned};
 use crate::protocol::binary::HEADER_LEN;
 use crate::protocol::binary::encode::{self, Tag};
 use crate::protocol::binary::parse::{After, Ask, Fetch, Frame, frame};
@@ -161,8 +161,7 @@ impl Conversation {
             return Progress::Wait;
         }
         if let Self::Value(tag, incoming) = std::mem::take(self) {
-            let mode = incoming.mode();
-            let versioned = joined_refusal(mode, incoming.finish(&mut turn.executor));
+            let versioned = incoming.finish(&mut turn.executor);
             reply(tag, versioned, output, turn);
         }
         Progress::More
@@ -181,16 +180,6 @@ fn count_request(turn: &mut Turn<'_>) {
 fn reply(tag: Tag, versioned: Versioned, output: &mut Output, turn: &mut Turn<'_>) {
     count_request(turn);
     encode::outcome(output.tail(turn.pool), tag, versioned.outcome, versioned.cas);
-}
-
-/// memcached has one answer to an append or prepend that cannot be stored, whatever the reason.
-fn joined_refusal(mode: StoreMode, versioned: Versioned) -> Versioned {
-    match (mode, versioned.outcome) {
-        (StoreMode::Append | StoreMode::Prepend, Outcome::TooLarge | Outcome::NoMemory) => {
-            Outcome::NotStored.into()
-        }
-        _ => versioned,
-    }
 }
 
 /// A storage command that has begun to come.
@@ -222,7 +211,7 @@ impl Put<'_> {
         let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.flags));
         let fits = executor.store.store().fits(key_len, flags, value_len);
         if let Some(value) = value.filter(|_| fits && joined_cas.is_none()) {
-            let versioned = joined_refusal(store.mode, executor.store(&store, value));
+            let versioned = executor.store(&store, value);
             return Begun::Here { versioned, value_len };
         }
         if value.is_none() && fits && value_len <= VALUE_WAIT_LEN_MAX {

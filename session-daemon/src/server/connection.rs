@@ -21,6 +21,7 @@ use crate::server::buffers::{Input, Output, Pool};
 use crate::server::config::Binding;
 use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};
+use crate::store::types::ClientFlags;
 use memchr::memchr;
 
 /// Values up to this length are waited for in the input; larger ones go to the store piece by
@@ -366,7 +367,10 @@ fn begin_value(
 ) -> Begun {
     let executor = &mut turn.executor;
     let whole_len = usize::try_from(value_len).unwrap_or(usize::MAX);
-    if let Some((value, end)) = behind.split_at_checked(whole_len) {
+    // Asked first, as memcached does: the answer must not depend on how much has come.
+    let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.flags));
+    let fits = executor.store.store().fits(key_len, flags, whole_len);
+    if let Some((value, end)) = behind.split_at_checked(whole_len).filter(|_| fits) {
         match end {
             [b'\r', b'\n', ..] => {
                 let outcome = executor.store(store, value).outcome;
@@ -376,7 +380,7 @@ fn begin_value(
             _ => return Begun::BadEnd,
         }
     }
-    if whole_len <= VALUE_WAIT_LEN_MAX {
+    if fits && whole_len <= VALUE_WAIT_LEN_MAX {
         return Begun::Wait;
     }
     match Incoming::begin(store, whole_len, noreply, executor) {

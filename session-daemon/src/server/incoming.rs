@@ -70,12 +70,6 @@ impl Incoming {
         self.value_left
     }
 
-    /// The condition that it is stored on.
-    #[must_use]
-    pub fn mode(&self) -> StoreMode {
-        self.mode
-    }
-
     /// No answer is wanted.
     #[must_use]
     pub fn noreply(&self) -> bool {

@@ -133,6 +133,24 @@ fn cuts_and_turns_do_not_matter() {
 }
 
 #[test]
+fn a_value_that_is_too_large_is_so_however_it_comes() {
+    let value = "v".repeat(20_000);
+    let command = format!("set a 0 0 1\r\nx\r\nadd a 0 0 20000\r\n{value}\r\nget a\r\n");
+    let (head, tail) = command.as_bytes().split_at(40);
+    let replies = "STORED\r\nSERVER_ERROR object too large for cache\r\n\
+                   VALUE a 0 1\r\nx\r\nEND\r\n";
+    assert_eq!(text(&converse(&[command.as_bytes()], 20)), text(replies.as_bytes()));
+    assert_eq!(text(&converse(&[head, tail], 20)), text(replies.as_bytes()));
+}
+
+#[test]
+fn values_that_are_too_large_together_are_not_joined() {
+    let value = "v".repeat(9_000);
+    let whole = format!("set a 0 0 9000\r\n{value}\r\nappend a 0 0 9000\r\n{value}\r\n");
+    assert_eq!(text(&converse(&[whole.as_bytes()], 20)), text(b"STORED\r\nNOT_STORED\r\n"));
+}
+
+#[test]
 fn long_lists_are_answered_right() {
     let mut all = b"set here 0 0 1\r\nx\r\nget ".to_vec();
     for idx in 0..70_000 {
