@@ -112,7 +112,7 @@ impl Server {
 
     /// Makes every counter read 0, as `stats reset` does.
     pub fn stats_reset(&self) {
-        self.shared.seats.iter().for_each(|seat| seat.counters.reset());
+        self.shared.reset_counters();
     }
 
     /// The general statistics, names and values in the order of `stats`.

@@ -233,6 +233,12 @@ impl Shared {
         counters::sum(self.seats.iter().map(|seat| &seat.counters), counter)
     }
 
+    /// Makes every counter read 0, the store's too; what is there stays counted.
+    pub fn reset_counters(&self) {
+        self.seats.iter().for_each(|seat| seat.counters.reset());
+        self.store.reset_stats();
+    }
+
     /// Whether the allowlist lets this client in.
     #[must_use]
     pub fn admits(&self, peer: &Peer, now: Now) -> bool {

@@ -1,15 +1,19 @@
 //! A whole conversation without a socket: every way of cutting the bytes gives the same replies.
+use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::counters::Counters;
 use crate::command::execute::Executor;
 use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::buffers::Pool;
-use crate::server::config::Binding;
+use crate::server::config::{Binding, ServerConfig};
 use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::server::shared::Shared;
 use crate::store::Store;
-use crate::store::types::StoreConfig;
+use crate::store::types::{ClientFlags, Key, Lifetime, Mode, StoreConfig};
+use arc_swap::ArcSwap;
 use proptest::prelude::{any, prop, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::{Just, Strategy};
+use std::sync::Arc;
 
 struct Nobody;
 
@@ -148,6 +152,24 @@ fn values_that_are_too_large_together_are_not_joined() {
     let value = "v".repeat(9_000);
     let whole = format!("set a 0 0 9000\r\n{value}\r\nappend a 0 0 9000\r\n{value}\r\n");
     assert_eq!(text(&converse(&[whole.as_bytes()], 20)), text(b"STORED\r\nNOT_STORED\r\n"));
+}
+
+#[test]
+fn a_reset_reaches_the_counters_of_the_store() {
+    let store = Store::create(&StoreConfig::default()).expect("a store");
+    let mut worker = store.worker().expect("the first worker");
+    let now = Now::sample();
+    for number in 0..3_u32 {
+        let name = number.to_le_bytes();
+        let key = Key::new(&name).expect("four bytes");
+        worker.set(key, b"v", ClientFlags(0), Lifetime::Never, Mode::Set, now);
+    }
+    let allowlist = Arc::new(ArcSwap::from_pointee(Allowlist::new()));
+    let shared = Shared::new(ServerConfig::default(), store, allowlist, Box::default());
+    assert_eq!(shared.store.totals().total_items, 3);
+    shared.reset_counters();
+    assert_eq!(shared.store.totals().total_items, 0);
+    assert_eq!(shared.store.totals().curr_items, 3);
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl Services for Local {
     }
 
     fn stats_reset(&self) {
-        self.shared.seats.iter().for_each(|seat| seat.counters.reset());
+        self.shared.reset_counters();
     }
 
     fn verbosity(&self, level: u32) {
