@@ -11,13 +11,14 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{Config, EXIT_OS, ListenAddress, Port, Refusal};
@@ -267,10 +268,7 @@ fn unix_listener(claim: &UnixClaim, backlog: i32) -> io::Result<Socket> {
     temporary.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(temporary);
     let listener = UnixListener::bind(&temporary)?;
-    let mode = fs::Permissions::from_mode(claim.mask & 0o777);
-    let owner = claim.owner.map(|owner| (owner.uid, owner.gid)).unzip();
-    let prepared = fs::set_permissions(&temporary, mode)
-        .and_then(|()| std::os::unix::fs::lchown(&temporary, owner.0, owner.1))
+    let prepared = give(&temporary, claim.mask & 0o777, claim.owner)
         .and_then(|()| fs::rename(&temporary, &claim.path));
     if let Err(error) = prepared {
         let _ = fs::remove_file(&temporary);
@@ -280,6 +278,25 @@ fn unix_listener(claim: &UnixClaim, backlog: i32) -> io::Result<Socket> {
     socket.listen(backlog)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// Gives a socket of ours its mode and owner. In a directory of another user its name may lead to
+/// something else by now, so the file is held before it is looked at and changed.
+fn give(path: &Path, mode: u32, owner: Option<Identity>) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&file)?;
+    let us = rustix::process::geteuid().as_raw();
+    if !FileType::from_raw_mode(found.st_mode).is_socket() || found.st_uid != us {
+        return Err(Errno::EADDRINUSE.into());
+    }
+    // No call changes the mode of a descriptor that only holds a place.
+    let held = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(held, fs::Permissions::from_mode(mode))?;
+    let Some(Identity { uid, gid }) = owner else { return Ok(()) };
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -350,5 +367,20 @@ mod tests {
         fs::write(&path, "kept").unwrap();
         assert_eq!(claims(&words).unwrap_err().status, EXIT_OS);
         assert_eq!(fs::read(&path).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn only_a_socket_of_ours_is_given_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        fs::write(&target, "kept").unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        // What whoever owns the directory might have put in the socket's place.
+        for path in [&link, &target] {
+            give(path, 0o777, None).unwrap_err();
+            assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+        }
     }
 }
