@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use aya::EbpfLoader;
@@ -13,6 +13,7 @@ use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
 use session_common::guard::{MAGIC, Meta, SCHEMA};
 use session_daemon::guard::interfaces::Interfaces;
+use session_daemon::guard::lists::Protocol;
 use session_daemon::guard::status::GuardStatus;
 use session_daemon::guard::{Mode, ModeChoice, detach_all};
 use session_daemon::sys;
@@ -78,6 +79,52 @@ fn a_start_that_fails_leaves_what_stood_before() -> Result<()> {
     bed.topology.cache.namespace.ip("link delete spare0")?;
     let (_holder, after) = bed.start(&bed.setup())?;
     assert_eq!(interface(&after, "eth0").link_id, interface(&before, "eth0").link_id);
+    Ok(())
+}
+
+/// A start that cannot open what is pinned must not take it for something to tidy up.
+#[test]
+fn a_start_without_descriptors_takes_nothing_off() -> Result<()> {
+    require_root!();
+    require_program!("prlimit");
+    let bed = Bed::new(1)?;
+    let (mut holder, before) = bed.start(&bed.setup())?;
+    holder.kill();
+    let guard = interface(&before, "eth0");
+    let pin = Path::new(&before.pins).join("links").join(guard.ifindex.to_string());
+    let mut refused = 0;
+    for limit in 4..64 {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}")).arg(program()).stderr(Stdio::null());
+        let started = Holder::start_command(command, &bed.topology.cache.namespace, &bed.setup());
+        anyhow::ensure!(pin.exists(), "the link's pin went with {limit} descriptors");
+        anyhow::ensure!(bed.program_on("eth0")?.is_some(), "open with {limit} descriptors");
+        match started {
+            Ok(_) => break,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 20, "only {refused} starts lacked descriptors");
+    Ok(())
+}
+
+/// A daemon that cannot look for a moment still guards, over maps that are its own now.
+#[test]
+fn maps_that_are_gone_are_not_made_anew_beside_a_live_daemon() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (holder, status) = bed.start(&bed.setup())?;
+    let pid = rustix::process::Pid::from_raw(holder.pid().try_into()?).context("a pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+    for entry in std::fs::read_dir(maps(&status))? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    let other =
+        Setup { list: "other".to_owned(), endpoints: vec![(Protocol::Tcp, 11_311)], ..bed.setup() };
+    let error = bed.start(&other).unwrap_err().to_string();
+    assert!(error.contains("the maps are missing") && error.contains("default"), "{error}");
+    bed.assert_guarded(&sockets);
     Ok(())
 }
 

@@ -197,15 +197,22 @@ fn owner(interface: &Interface) -> String {
     }
 }
 
-/// Opens all pinned links; those that no longer hold a device are unpinned.
+/// Opens all pinned links; those that no longer hold a device are unpinned. One that cannot be
+/// opened is left out and keeps its pin.
 pub(super) fn pinned_links(pins: &Pins) -> HashMap<u32, Found> {
     let mut links = HashMap::new();
     for name in pins.names(LINKS) {
-        let opened = sys::object_open(&pins.path(LINKS, &name));
-        let found = opened.and_then(|fd| Ok(Found { facts: sys::link_facts(fd.as_fd())?, fd }));
-        match found {
-            Ok(found) if found.facts.ifindex != 0 => {
-                links.insert(found.facts.ifindex, found);
+        let fd = match sys::object_open(&pins.path(LINKS, &name)) {
+            Ok(fd) => fd,
+            // Out of descriptors or memory: the pin may be all that holds the guard, so it stays.
+            Err(error) => {
+                log::warn!("guard: opening the pinned link {name}: {error}");
+                continue;
+            }
+        };
+        match sys::link_facts(fd.as_fd()) {
+            Ok(facts) if facts.ifindex != 0 => {
+                links.insert(facts.ifindex, Found { fd, facts });
             }
             // Not a link of ours, or one without a device: nothing is lost with its pin.
             _ => drop(pins.unpin(LINKS, &name)),

@@ -25,6 +25,8 @@ use crate::sys;
 
 const PRIVATE_MOUNT: &str = "the bpffs was mounted in a mount namespace of this process's own: the pins end with it; mount it before sessiond starts";
 
+const NO_MAPS: &str = "the maps are missing";
+
 impl Guard {
     /// Puts the guard up. When it returns every selected interface is guarded and `list` is in
     /// force for the endpoints; the caller binds the ports after it.
@@ -37,7 +39,13 @@ impl Guard {
         let live = lists::live(&pins, Some(slot.number))?;
         let pinned = match maps::inspect(&pins) {
             Pinned::Trusted(ids) => Some(ids),
-            Pinned::Absent => None,
+            Pinned::Absent if live.is_empty() => None,
+            // They guard over maps whose pins somebody removed a moment ago: new maps without
+            // their lists would open their ports.
+            Pinned::Absent => {
+                let (path, others) = (pins.root().to_owned(), lists::join(&live));
+                return Err(GuardError::Untrusted { path, what: NO_MAPS.to_owned(), others });
+            }
             Pinned::Untrusted(what) if live.is_empty() => {
                 log::warn!("guard: not using the pins in {}: {what}", pins.root().display());
                 None
