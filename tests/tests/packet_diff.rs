@@ -296,7 +296,14 @@ proptest! {
             _ => None,
         };
         let found = read_by_guard(&frame);
-        prop_assert_eq!(found.addresses.map(|(source, _)| source), source);
+        let source_found = found.addresses.map(|(source, _)| source);
+        if source_found.map(|found| found.is_ipv4()) != source.map(|source| source.is_ipv4()) {
+            // etherparse goes by the version field alone. Linux drops what contradicts its
+            // EtherType, and the guard does not resolve it.
+            prop_assert_eq!(found.target, Target::Unresolved(Reason::BadHeader));
+            return Ok(());
+        }
+        prop_assert_eq!(source_found, source);
         let key = EndpointKey { port, protocol, reserved: 0 };
         let is_unresolved = matches!(found.target, Target::Unresolved(Reason::TooManyHeaders));
         prop_assert!(found.target == Target::Port(key) || is_unresolved, "{:?}", found);
