@@ -115,6 +115,13 @@ fn lists_change_under_four_clients_without_one_wrong_verdict() -> Result<()> {
                 holder.ask(&Request::Insert(other.clone()))?;
                 holder.ask(&Request::Remove(other.prefix))?;
             }
+            // A quick machine is through the lists before the clients have tried often enough.
+            wait::until("attempts of every client", || {
+                let attempts = |hammer: &Hammer| hammer.counts().0 + hammer.counts().1;
+                let enough = allowed.iter().all(|hammer| attempts(hammer) > 100)
+                    && denied.iter().all(|hammer| attempts(hammer) > 20);
+                enough.then_some(())
+            });
             Ok(())
         })
     })?;
