@@ -3,6 +3,10 @@
 
 /// A packet's bytes.
 pub trait Frame {
+    /// Whether `load` is cheaper than `load_rare` where TCP and UDP begin behind an IP header
+    /// without options or extensions, so that a second look for them is worth its instructions.
+    const HAS_USUAL_PLACES: bool = false;
+
     /// The `N` bytes that begin at `offset`, or `None` when the packet ends before their end.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 

@@ -26,6 +26,8 @@ const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 /// The shortest extension header; one that has less left is cut off.
 const EXTENSION_LEN: usize = 8;
+/// Both ports, with which TCP and UDP begin.
+const PORTS_LEN: usize = 4;
 
 /// Ethertypes, as in `linux/if_ether.h`.
 mod ethertype {
@@ -38,16 +40,16 @@ mod ethertype {
 
 /// Protocol and next-header numbers (IANA), as in `linux/in.h` and `net/ipv6.h`.
 mod protocol {
-    pub(super) const HOP_BY_HOP: u8 = 0;
-    pub(super) const TCP: u8 = 6;
-    pub(super) const UDP: u8 = 17;
-    pub(super) const ROUTING: u8 = 43;
-    pub(super) const FRAGMENT: u8 = 44;
-    pub(super) const AUTHENTICATION: u8 = 51;
-    pub(super) const DESTINATION: u8 = 60;
-    pub(super) const MOBILITY: u8 = 135;
-    pub(super) const HIP: u8 = 139;
-    pub(super) const SHIM6: u8 = 140;
+    pub(super) const HOP_BY_HOP: usize = 0;
+    pub(super) const TCP: usize = 6;
+    pub(super) const UDP: usize = 17;
+    pub(super) const ROUTING: usize = 43;
+    pub(super) const FRAGMENT: usize = 44;
+    pub(super) const AUTHENTICATION: usize = 51;
+    pub(super) const DESTINATION: usize = 60;
+    pub(super) const MOBILITY: usize = 135;
+    pub(super) const HIP: usize = 139;
+    pub(super) const SHIM6: usize = 140;
 }
 
 /// What the headers of one packet say, as far as they could be read.
@@ -194,16 +196,17 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Hea
         return unread(Target::Unresolved(Reason::Truncated), before_len + at);
     };
     let header_len = usize::from(ip[0] & 0x0f) * 4;
+    let total_len = u16::from_be_bytes([ip[2], ip[3]]);
     let fragment_offset = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff;
     let target = if ip[0] >> 4 != 4 || header_len < IPV4_LEN {
         Target::Unresolved(Reason::BadHeader)
     } else if fragment_offset != 0 {
         Target::LaterFragment
     } else {
-        walk::<F, false>(frame, ip[9], at + header_len)
+        walk::<F, false>(frame, ip[9], at + header_len, end_of(at, total_len))
     };
     Headers {
-        len: (before_len + at) as u32 + u32::from(u16::from_be_bytes([ip[2], ip[3]])),
+        len: (before_len + at) as u32 + u32::from(total_len),
         addresses: Addresses::V4(Pair {
             source: [ip[12], ip[13], ip[14], ip[15]],
             destination: [ip[16], ip[17], ip[18], ip[19]],
@@ -218,25 +221,59 @@ fn parse_ipv6<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Hea
     let Some(ip) = frame.load::<IPV6_LEN>(at) else {
         return unread(Target::Unresolved(Reason::Truncated), before_len + at);
     };
+    let payload_len = u16::from_be_bytes([ip[4], ip[5]]);
     let target = if ip[0] >> 4 != 6 {
         Target::Unresolved(Reason::BadHeader)
     } else {
-        walk::<F, true>(frame, ip[6], at + IPV6_LEN)
+        let payload = at + IPV6_LEN;
+        walk::<F, true>(frame, ip[6], payload, end_of(payload, payload_len))
     };
     let mut pair = Pair { source: [0; 16], destination: [0; 16] };
     pair.source.copy_from_slice(&ip[8..24]);
     pair.destination.copy_from_slice(&ip[24..40]);
     Headers {
-        len: (before_len + at + IPV6_LEN) as u32 + u32::from(u16::from_be_bytes([ip[4], ip[5]])),
+        len: (before_len + at + IPV6_LEN) as u32 + u32::from(payload_len),
         addresses: Addresses::V6(pair),
         target,
     }
 }
 
-/// Walks the chain of headers that begins with protocol `next` at `at`, to TCP or UDP.
+/// Where the IP packet ends, by its own word. What follows it in the frame is padding that the
+/// stack cuts off, and that a stranger could fill with headers for the guard alone: a first
+/// fragment that ends before its port would get one there.
 #[inline(always)]
-fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize) -> Target {
-    let (mut next, mut at) = (next, at);
+fn end_of(start: usize, len: u16) -> usize {
+    // Zero is a jumbogram, or a packet that the device or the stack has merged from many: it
+    // reaches to the end of the frame. The stack drops any other of that length.
+    let to_the_end = all_ones_if_negative(usize::from(len).wrapping_sub(1) as isize) & FAR;
+    start + usize::from(len) + to_the_end
+}
+
+/// Farther than any frame reaches.
+const FAR: usize = 1 << 31;
+
+/// `offset` if the `len` bytes there lie before `end`, else an offset that no frame has.
+#[inline(always)]
+fn within(offset: usize, len: usize, end: usize) -> usize {
+    offset | all_ones_if_negative(end.wrapping_sub(offset + len) as isize) & FAR
+}
+
+/// A mask in place of a branch: without CAP_PERFMON the verifier follows speculation into both
+/// sides of one, and gives up if the walk over the headers has more of them.
+#[inline(always)]
+fn all_ones_if_negative(number: isize) -> usize {
+    core::hint::black_box(number >> (isize::BITS - 1)) as usize
+}
+
+/// Walks the chain of headers that begins with protocol `next` at `at`, to TCP or UDP. What is
+/// read beyond `end` on the way comes to nothing: each header lies before the next, so that the
+/// place where the walk stops tells of all.
+#[inline(always)]
+fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize, end: usize) -> Target {
+    let (mut next, mut at) = (usize::from(next), at);
+    if F::HAS_USUAL_PLACES && (next == protocol::TCP || next == protocol::UDP) {
+        return port(next, frame.load(within(at, PORTS_LEN, end)));
+    }
     for _ in 0..EXTENSION_HEADERS_MAX {
         if !is_extension::<V6>(next) {
             break;
@@ -246,27 +283,34 @@ fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize) -> Ta
         };
         let len = usize::from(header[1]);
         at += match next {
-            protocol::FRAGMENT => {
-                if u16::from_be_bytes([header[2], header[3]]) >> 3 != 0 {
-                    return Target::LaterFragment;
-                }
-                EXTENSION_LEN
-            }
+            protocol::FRAGMENT => EXTENSION_LEN,
             protocol::AUTHENTICATION => (len + 2) * 4,
             _ => (len + 1) * 8,
         };
-        next = header[0];
+        if next == protocol::FRAGMENT && u16::from_be_bytes([header[2], header[3]]) >> 3 != 0 {
+            next = LATER_FRAGMENT;
+            break;
+        }
+        next = usize::from(header[0]);
     }
-    match next {
-        protocol::TCP | protocol::UDP => read_port(frame, next, at),
+    // A walk that led out of the packet has found no port: it reads one where no frame has any.
+    let beyond = all_ones_if_negative(end.wrapping_sub(at) as isize);
+    match next & !beyond | protocol::TCP & beyond {
+        next @ (protocol::TCP | protocol::UDP) => {
+            port(next, frame.load_rare(within(at, PORTS_LEN, end)))
+        }
+        LATER_FRAGMENT => Target::LaterFragment,
         next if is_extension::<V6>(next) => Target::Unresolved(Reason::TooManyHeaders),
         _ => Target::OtherProtocol,
     }
 }
 
+/// In place of a protocol: the fragment that was met does not begin its packet.
+const LATER_FRAGMENT: usize = 256;
+
 /// Whether a header of this number is walked. IPv4 knows only AH of them (RFC 4302).
 #[inline(always)]
-fn is_extension<const V6: bool>(next: u8) -> bool {
+fn is_extension<const V6: bool>(next: usize) -> bool {
     next == protocol::AUTHENTICATION
         || V6
             && (next == protocol::HOP_BY_HOP
@@ -280,11 +324,11 @@ fn is_extension<const V6: bool>(next: u8) -> bool {
 
 /// The destination port stands in bytes 2 and 3 of TCP and of UDP.
 #[inline(always)]
-fn read_port<F: Frame + ?Sized>(frame: &F, protocol: u8, at: usize) -> Target {
-    match frame.load::<4>(at) {
+fn port(protocol: usize, ports: Option<[u8; PORTS_LEN]>) -> Target {
+    match ports {
         Some(ports) => Target::Port(EndpointKey {
             port: u16::from_be_bytes([ports[2], ports[3]]),
-            protocol,
+            protocol: protocol as u8,
             reserved: 0,
         }),
         None => Target::Unresolved(Reason::Truncated),

@@ -42,6 +42,7 @@ struct Recipe {
     protocol: u8,
     port: u16,
     damage: Vec<(prop::sample::Index, u8)>,
+    padding: Vec<u8>,
     cut: Option<prop::sample::Index>,
 }
 
@@ -71,6 +72,7 @@ impl Recipe {
                 ethernet(&self.tags, IPV6, &ipv6(source, host, first, &chain))
             }
         };
+        frame.extend(&self.padding);
         for (at, byte) in &self.damage {
             let at = at.index(frame.len());
             frame[at] = *byte;
@@ -110,6 +112,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         3 => Just(Vec::new()),
         1 => vec((any::<prop::sample::Index>(), any::<u8>()), 1..=3),
     ];
+    let padding = prop_oneof![3 => Just(Vec::new()), 1 => vec(any::<u8>(), 0..=40)];
     (
         tags,
         source(),
@@ -118,11 +121,11 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         extensions,
         protocol,
         port,
-        damage,
-        any::<Option<prop::sample::Index>>(),
+        (damage, padding, any::<Option<prop::sample::Index>>()),
     )
         .prop_map(
-            |(tags, source, option_words, fragment, extensions, protocol, port, damage, cut)| {
+            |(tags, source, option_words, fragment, extensions, protocol, port, more)| {
+                let (damage, padding, cut) = more;
                 Recipe {
                     tags,
                     source,
@@ -132,6 +135,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
                     protocol,
                     port,
                     damage,
+                    padding,
                     cut,
                 }
             },
@@ -184,8 +188,14 @@ fn read_ipv4(packet: &[u8]) -> Reading {
             Target::Unresolved(Reason::BadHeader)
         }
         _ if fields.fragments_offset().value() != 0 => Target::LaterFragment,
-        Err(_) => read_chain(fields.protocol().0, &[], false),
-        Ok(header) => read_chain(header.protocol().0, &packet[header.slice().len()..], false),
+        Err(_) => read_chain(fields.protocol().0, &[], Some(0), false),
+        Ok(header) => {
+            let total_len = usize::from(header.total_len());
+            let packet = own_bytes(packet, total_len, 0);
+            let payload = packet.get(header.slice().len()..).unwrap_or_default();
+            let left = claimed(total_len).checked_sub(header.slice().len());
+            read_chain(header.protocol().0, payload, left, false)
+        }
     };
     let addresses = Some((fields.source_addr().into(), fields.destination_addr().into()));
     Reading { addresses, target }
@@ -198,22 +208,38 @@ fn read_ipv6(packet: &[u8]) -> Reading {
     let fields = Ipv6HeaderSlice::from_slice(&repaired).expect("a whole header");
     let target = match Ipv6HeaderSlice::from_slice(packet) {
         Err(_) => Target::Unresolved(Reason::BadHeader),
-        Ok(header) => read_chain(header.next_header().0, &packet[40..], true),
+        Ok(header) => {
+            let payload_len = usize::from(header.payload_length());
+            let packet = own_bytes(packet, payload_len, 40);
+            read_chain(header.next_header().0, &packet[40..], Some(claimed(payload_len)), true)
+        }
     };
     let addresses = Some((fields.source_addr().into(), fields.destination_addr().into()));
     Reading { addresses, target }
 }
 
-fn read_chain(mut next: u8, mut rest: &[u8], is_v6: bool) -> Target {
+/// The packet without the padding behind it. A length of zero is that of a jumbogram.
+fn own_bytes(packet: &[u8], len: usize, header_len: usize) -> &[u8] {
+    if len == 0 { packet } else { &packet[..packet.len().min(header_len + len)] }
+}
+
+/// The bytes that a length field claims.
+fn claimed(len: usize) -> usize {
+    if len == 0 { usize::MAX } else { len }
+}
+
+/// `left`: how much of the packet there is by its length field; `None` once a header has led
+/// out of it.
+fn read_chain(mut next: u8, mut rest: &[u8], mut left: Option<usize>, is_v6: bool) -> Target {
     for walked in 0.. {
         let is_extension = next == AUTHENTICATION || is_v6 && EXTENSIONS.contains(&next);
         if !is_extension {
             break;
         }
-        if walked == EXTENSION_HEADERS_MAX {
+        if walked == EXTENSION_HEADERS_MAX && left.is_some() {
             return Target::Unresolved(Reason::TooManyHeaders);
         }
-        if rest.len() < 8 {
+        if rest.len() < 8 || left.is_none() {
             return TRUNCATED;
         }
         let len = match next {
@@ -238,6 +264,10 @@ fn read_chain(mut next: u8, mut rest: &[u8], is_v6: bool) -> Target {
         };
         next = rest[0];
         rest = rest.get(len..).unwrap_or_default();
+        left = left.and_then(|left| left.checked_sub(len));
+    }
+    if left.is_none() {
+        return TRUNCATED;
     }
     match (next, rest) {
         (TCP | UDP, [_, _, high, low, ..]) => Target::Port(EndpointKey {
@@ -305,7 +335,11 @@ proptest! {
         }
         prop_assert_eq!(source_found, source);
         let key = EndpointKey { port, protocol, reserved: 0 };
-        let is_unresolved = matches!(found.target, Target::Unresolved(Reason::TooManyHeaders));
+        // etherparse reads beyond the end of a packet whose length field is too small.
+        let is_unresolved = matches!(
+            found.target,
+            Target::Unresolved(Reason::TooManyHeaders | Reason::Truncated)
+        );
         prop_assert!(found.target == Target::Port(key) || is_unresolved, "{:?}", found);
     }
 }

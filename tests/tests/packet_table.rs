@@ -141,6 +141,14 @@ fn forms4() -> Vec<Form<Ipv4Addr>> {
         unresolved("AH in a first fragment of its own", Reason::Truncated, |s, p| {
             v4(s, AUTHENTICATION, &[], MORE_FRAGMENTS, &authenticated(1, p)[..24])
         }),
+        unresolved("AH in a first fragment, its port in the padding", Reason::Truncated, |s, p| {
+            let chain = authentication(p, &transport(p, 80));
+            let (own, padding) = chain.split_at(24);
+            [v4(s, AUTHENTICATION, &[], MORE_FRAGMENTS, own), padding.to_vec()].concat()
+        }),
+        unresolved("port in the padding", Reason::Truncated, |s, p| {
+            [v4(s, p, &[], 0, &[]), transport(p, 80)].concat()
+        }),
         unresolved("header of 16 bytes", Reason::BadHeader, |s, p| {
             with(v4(s, p, &[], 0, &transport(p, PORT)), 14, 0x44)
         }),
@@ -219,6 +227,14 @@ fn forms6() -> Vec<Form<Ipv6Addr>> {
         }),
         unresolved("first fragment of two bytes", Reason::Truncated, |s, p| {
             v6(s, FRAGMENT, &fragment(p, 0, true, &[0x9c, 0x40]))
+        }),
+        unresolved("first fragment whose port stands in the padding", Reason::Truncated, |s, p| {
+            let options = extension(OPTIONS, 0, &[]);
+            let padding = extension(p, 0, &transport(p, 80));
+            [v6(s, FRAGMENT, &fragment(OPTIONS, 0, true, &options)), padding].concat()
+        }),
+        unresolved("port of TCP or UDP in the padding", Reason::Truncated, |s, p| {
+            [v6(s, OPTIONS, &extension(p, 0, &[])), transport(p, 80)].concat()
         }),
         same("later fragment", Reason::LaterFragment, |s, p| {
             v6(s, FRAGMENT, &fragment(p, 1, true, &transport(p, PORT)))

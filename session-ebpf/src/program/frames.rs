@@ -134,6 +134,8 @@ impl<'a> XdpBuffer<'a> {
 }
 
 impl Frame for XdpBuffer<'_> {
+    const HAS_USUAL_PLACES: bool = true;
+
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let in_place = match offset {

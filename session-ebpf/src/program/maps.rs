@@ -171,7 +171,10 @@ impl Tables for Maps {
 impl Lookup<[u8; 4]> for Maps {
     #[inline(always)]
     fn host(&self, list: ListWord, address: [u8; 4]) -> Option<Rule> {
-        // SAFETY: copied at once; a NO_PREALLOC entry is freed only after the program ends.
+        // SAFETY: copied at once from memory that stays mapped while the program runs. Since Linux
+        // 6.1 an entry that is removed meanwhile may be given to another key at once; the copy is
+        // made of integers, any value of which is valid, and whole lists are removed only after
+        // a wait for readers.
         unsafe { HOSTS4.get(HostKey4 { list, address }) }.copied()
     }
 
