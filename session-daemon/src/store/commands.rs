@@ -36,6 +36,9 @@ impl Worker {
         if !self.shared().fits(key.bytes().len(), flags, value.len()) {
             return Stored::TooLarge;
         }
+        if !self.prepare(now) {
+            return Stored::NoMemory;
+        }
         let Some(draft) = self.draft(key, flags, value.len(), now) else {
             return Stored::NoMemory;
         };
@@ -86,6 +89,9 @@ impl Worker {
         if !self.shared().fits(key.bytes().len(), flags, upload.value_len()) {
             return Stored::TooLarge;
         }
+        if !self.prepare(now) {
+            return Stored::NoMemory;
+        }
         let Some(draft) = upload.into_draft(self, key, flags, now) else {
             return Stored::NoMemory;
         };
@@ -116,17 +122,12 @@ impl Worker {
     ) -> Stored {
         let expect = expectation(mode).unwrap_or(Expect::Anything);
         let class = draft.state.class();
-        if !self.lines_at_hand(now) {
-            self.discard(draft);
-            return Stored::NoMemory;
-        }
         match self.publish(hash, key, draft, expect, lifetime, now) {
             Ok(cas) => {
                 self.count(class, Count::CmdSet, 1);
                 if matches!(mode, Mode::Cas(_)) {
                     self.count(class, Count::CasHits, 1);
                 }
-                self.grow(now);
                 Stored::Stored(cas)
             }
             Err(Refused::Because(stored)) => {
@@ -157,7 +158,7 @@ impl Worker {
             if !self.shared().fits(key.bytes().len(), flags, total) {
                 return Stored::TooLarge;
             }
-            if !self.lines_at_hand(now) {
+            if !self.prepare(now) {
                 return Stored::NoMemory;
             }
             let Some(draft) = self.draft(key, flags, total, now) else {
@@ -185,7 +186,6 @@ impl Worker {
             match self.publish(hash, key, draft, Expect::Same(old), Lifetime::Never, now) {
                 Ok(cas) => {
                     self.count(class, Count::CmdSet, 1);
-                    self.grow(now);
                     return Stored::Stored(cas);
                 }
                 Err(Refused::Changed) => {}

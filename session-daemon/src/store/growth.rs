@@ -26,6 +26,14 @@ impl Worker {
         u64::try_from(before + added).unwrap_or(0)
     }
 
+    /// Does what may need room for the index before a command takes memory for an item: room is
+    /// made by eviction, and the item that is being stored must not be what goes. False when
+    /// there is no room.
+    pub(super) fn prepare(&mut self, now: Now) -> bool {
+        self.grow(now);
+        self.lines_at_hand(now)
+    }
+
     /// Splits a bucket or two while there are more items than the buckets are meant for.
     pub(super) fn grow(&mut self, now: Now) {
         if self.keys_added.get().abs() >= KEYS_TOLD_AT {
