@@ -1,5 +1,5 @@
-//! System calls that neither aya nor rustix offers: BPF links by descriptor, object pins, and a
-//! wait for the kernel's readers.
+//! System calls that neither aya nor rustix offers: BPF links by descriptor, object pins, a wait
+//! for the kernel's readers, and flags of descriptors that nobody here owns.
 //!
 //! It owns the raw `bpf(2)` calls of the guard. It never decides anything: each function is one
 //! call and returns what the kernel said.
@@ -37,6 +37,28 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// `MEMBARRIER_CMD_GLOBAL`: returns after a grace period of the kernel's readers.
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// Marks every descriptor above standard error close-on-exec: what whoever started this process
+/// left open must not reach the one that it starts.
+pub fn close_all_on_exec() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name();
+        let Some(fd) = number.to_str().and_then(|number| number.parse::<libc::c_int>().ok()) else {
+            continue;
+        };
+        if fd <= libc::STDERR_FILENO {
+            continue;
+        }
+        // SAFETY: sets a flag of a descriptor, which takes it from no owner.
+        let status = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        let error = io::Error::last_os_error();
+        // EBADF: closed since it was listed, by another thread.
+        if status != 0 && error.raw_os_error() != Some(libc::EBADF) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
 
 /// Where a link hooks into a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -58,6 +58,22 @@ fn gone(pid: u32) -> Duration {
 }
 
 #[test]
+fn the_child_inherits_no_descriptor_of_whoever_started_the_daemon() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
+    let setup = Setup::loopback().unwrap();
+    let daemon = setup.start(None).unwrap();
+    let open_in = |pid: u32| {
+        fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
+            .any(|target| target == secret.path())
+    };
+    assert!(open_in(daemon.process.pid()), "the daemon itself was handed the file");
+    assert!(!open_in(child_of(&daemon)), "its serving process was handed it too");
+}
+
+#[test]
 fn the_child_serves_as_nobody_with_nothing_and_the_parent_keeps_two_capabilities() {
     require_root!();
     let topology = Topology::new(0).unwrap();

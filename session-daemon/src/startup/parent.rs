@@ -37,6 +37,7 @@ use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
 use crate::startup::{abort_on_panic, lists, notify};
+use crate::sys;
 
 /// Told whenever the daemon ends with its guard attached.
 const GUARD_STAYS: &str = "the guard stays attached: the port is closed until sessiond runs \
@@ -305,6 +306,7 @@ fn spawn(
         // As root this also gives up the supplementary groups.
         command.uid(uid).gid(gid);
     }
+    sys::close_all_on_exec().context("closing what the serving process must not inherit")?;
     let child = command.spawn().with_context(|| {
         let binary = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("sessiond"));
         let user = config.user.as_deref().unwrap_or_default();
