@@ -12,7 +12,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Result, ensure};
 use etherparse::{
     Ethernet2Header, IpAuthHeaderSlice, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice,
-    Ipv6RawExtHeaderSlice, LaxNetSlice, LaxSlicedPacket, SingleVlanHeader, TransportSlice,
+    Ipv6RawExtHeaderSlice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, SingleVlanHeader,
+    TransportSlice,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -188,13 +189,14 @@ fn read_ipv4(packet: &[u8]) -> Reading {
             Target::Unresolved(Reason::BadHeader)
         }
         _ if fields.fragments_offset().value() != 0 => Target::LaterFragment,
-        Err(_) => read_chain(fields.protocol().0, &[], Some(0), false),
-        Ok(header) => {
-            let total_len = usize::from(header.total_len());
-            let packet = own_bytes(packet, total_len, 0);
-            let payload = packet.get(header.slice().len()..).unwrap_or_default();
-            let left = claimed(total_len).checked_sub(header.slice().len());
-            read_chain(header.protocol().0, payload, left, false)
+        // An error is a header that the frame cuts off; its length field speaks all the same.
+        whole_or_cut => {
+            let total_len = usize::from(fields.total_len());
+            let header_len = usize::from(packet[0] & 0x0f) * 4;
+            assert!(whole_or_cut.is_ok() || header_len > packet.len());
+            let payload = own_bytes(packet, total_len, 0).get(header_len..).unwrap_or_default();
+            let left = claimed(total_len).checked_sub(header_len);
+            read_chain(fields.protocol().0, payload, left, false)
         }
     };
     let addresses = Some((fields.source_addr().into(), fields.destination_addr().into()));
@@ -297,7 +299,11 @@ fn read_by_guard(frame: &[u8]) -> Reading {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 20_000, ..Config::default() })]
+    #![proptest_config(Config {
+        cases: 20_000,
+        failure_persistence: None,
+        ..Config::default()
+    })]
 
     #[test]
     fn each_header_is_read_as_etherparse_reads_it(recipe in recipe()) {
@@ -315,6 +321,11 @@ proptest! {
     fn no_port_is_missed(recipe in recipe()) {
         let frame = recipe.frame();
         let Ok(packet) = LaxSlicedPacket::from_ethernet(&frame) else { return Ok(()) };
+        // Linux opens MACsec in a device of its own, and what it holds is judged there.
+        let is_macsec = |extension: &LaxLinkExtSlice<'_>| matches!(extension, LaxLinkExtSlice::Macsec(_));
+        if packet.link_exts.iter().any(is_macsec) {
+            return Ok(());
+        }
         let (protocol, port) = match packet.transport {
             Some(TransportSlice::Tcp(tcp)) => (TCP, tcp.destination_port()),
             Some(TransportSlice::Udp(udp)) => (UDP, udp.destination_port()),
