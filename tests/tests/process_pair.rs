@@ -184,6 +184,7 @@ fn a_child_that_does_not_answer_is_ended_with_its_parent() {
     // As root the child runs as nobody and the parent has given up every way but one to end it.
     let setup = Setup::loopback().unwrap();
     let mut daemon = setup.start(None).unwrap();
+    daemon.ctl(&["status"]).expect("the start is over");
     let child = child_of(&daemon);
     signal(child, Signal::SIGSTOP);
     daemon.process.signal(Signal::SIGTERM);
@@ -192,6 +193,7 @@ fn a_child_that_does_not_answer_is_ended_with_its_parent() {
     gone(child);
 
     let mut daemon = setup.start(None).unwrap();
+    daemon.ctl(&["status"]).expect("the start is over");
     let child = child_of(&daemon);
     signal(child, Signal::SIGSTOP);
     // Nobody asked for the end this time: the command fails, and then the daemon.
@@ -200,6 +202,26 @@ fn a_child_that_does_not_answer_is_ended_with_its_parent() {
     assert_eq!(status.code(), Some(1));
     let log = daemon.process.log();
     assert!(log.contains("the serving process does not answer"), "{log}");
+    gone(child);
+}
+
+#[test]
+fn a_start_whose_child_hangs_can_be_ended() {
+    let setup = Setup::loopback().unwrap();
+    let mut process = setup.spawn(None).unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", process.pid());
+    let command_line = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok();
+    let parent = process.pid();
+    let child = process.until("the child", || {
+        let child = fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()?;
+        // Until its exec it is a copy of the parent, which waits for that exec.
+        (command_line(child)? != command_line(parent)?).then_some(child)
+    });
+    // As early as can be: it has not answered its first request, or not its last.
+    signal(child, Signal::SIGSTOP);
+    process.signal(Signal::SIGTERM);
+    let status = process.wait(Duration::from_secs(15)).expect("it ends nevertheless");
+    assert_eq!(status.code(), Some(0), "{}", process.log());
     gone(child);
 }
 

@@ -34,7 +34,7 @@ use crate::startup::daemonize::Detached;
 use crate::startup::lock::{self, Lock};
 use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
-use crate::startup::run::{Ending, Running, Signals};
+use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
 use crate::startup::{abort_on_panic, lists, notify};
 use crate::sys;
@@ -97,20 +97,29 @@ async fn serve(
     config: &Config,
     identity: Option<Identity>,
     detached: Option<Detached>,
-    signals: Signals,
+    mut signals: Signals,
     prepared: Prepared,
     control: Option<(ControlSocket, UnixListener)>,
     guard: Option<Guard>,
 ) -> Result<u8> {
     let mut listening = prepared.claims.listen()?;
     privileges::clear_bounding()?;
-    let (child, mut end) = spawn(config, identity, detached.is_some())?;
-    hand_over(&mut end, config, &prepared.list, &listening).await?;
-    listening.close();
-    let pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
-    // Before a client's first byte is read.
-    privileges::lower_parent(guard.is_some())?;
-    end.done(&Request::Serve).await.context(NOT_STARTED)?;
+    let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
+    let started = tokio::select! {
+        started = start_child(&mut end, config, &prepared.list, &mut listening, guard.is_some()) =>
+            started.map(Some),
+        name = signals.stop() => {
+            log::info!("{name}: stopping");
+            Ok(None)
+        }
+    };
+    let pidfile = match started {
+        Ok(Some(pidfile)) => pidfile,
+        not_started => {
+            run::kill(&mut child);
+            return not_started.map(|_| 0);
+        }
+    };
 
     let link = Rc::new(Mutex::new(end));
     let guard: Option<SharedGuard> = guard.map(|guard| Rc::new(RefCell::new(guard)));
@@ -323,7 +332,23 @@ const NO_LOCK: &str = "a guarded port needs root; without it use -l 127.0.0.1 or
 
 const NOT_STARTED: &str = "the serving process did not start";
 
-/// Gives the serving process all that it needs.
+/// Gives the serving process all that it needs, and has it serve.
+async fn start_child(
+    end: &mut ParentEnd,
+    config: &Config,
+    list: &Allowlist,
+    listening: &mut Listening,
+    guarded: bool,
+) -> Result<Option<Pidfile>> {
+    hand_over(end, config, list, listening).await?;
+    listening.close();
+    let pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    // Before a client's first byte is read.
+    privileges::lower_parent(guarded)?;
+    end.done(&Request::Serve).await.context(NOT_STARTED)?;
+    Ok(pidfile)
+}
+
 async fn hand_over(
     end: &mut ParentEnd,
     config: &Config,

@@ -60,7 +60,7 @@ enum Wake {
 }
 
 impl Signals {
-    /// Takes the signals over. Those that come during the start wait until it is done.
+    /// Takes the signals over. Those that come before the serving process runs wait for it.
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -69,6 +69,15 @@ impl Signals {
             reload: signal(SignalKind::hangup())?,
             child: signal(SignalKind::child())?,
         })
+    }
+
+    /// Waits for a signal that ends the daemon at once, and names it.
+    pub(super) async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.graceful.recv() => "SIGUSR1",
+        }
     }
 }
 
@@ -142,15 +151,20 @@ impl Running {
         let ended = timeout(STOP_TIMEOUT, exit(&mut self.child, &mut signals.child)).await;
         if ended.is_err() {
             log::warn!("the serving process does not stop; killing it");
-            let killed = privileges::with_capability(Capability::CAP_KILL, || self.child.kill());
-            if let Err(error) = killed {
-                log::error!("killing the serving process: {error}");
-                return;
-            }
-            // Killed for certain; a wait that fails has nothing left to wait for.
-            let _ = self.child.wait();
+            kill(&mut self.child);
         }
     }
+}
+
+/// Ends the serving process, whatever it is doing, and waits for its end.
+pub(super) fn kill(child: &mut Child) {
+    let killed = privileges::with_capability(Capability::CAP_KILL, || child.kill());
+    if let Err(error) = killed {
+        log::error!("killing the serving process: {error}");
+        return;
+    }
+    // Killed for certain; a wait that fails has nothing left to wait for.
+    let _ = child.wait();
 }
 
 /// Waits for the child's end. May be dropped while it waits.
