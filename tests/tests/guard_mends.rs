@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use aya::EbpfLoader;
 use aya::programs::Xdp;
+use aya::programs::xdp::XdpMode;
+use session_daemon::guard::Mode;
 use session_daemon::guard::status::{GuardStatus, InterfaceState};
 use session_daemon::sys;
 use session_tests::guard_bed::{Bed, interface};
@@ -271,6 +273,43 @@ fn an_interface_that_moves_away_and_back_keeps_its_link() -> Result<()> {
         (found.state == InterfaceState::Guarded && found.pinned).then_some(())
     });
     assert_eq!(id(&holder.status(), "eth1"), id(&before, "eth1"));
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_comes_with_another_program_is_guarded_behind_it() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, _) = bed.start(&bed.setup())?;
+    let (cache, switch) = (&bed.topology.cache.namespace, bed.topology.switch());
+    cache.ip("link delete eth0")?;
+    switch.ip_batch(
+        "link add port-eth0 type veth peer name eth0
+         link set port-eth0 master bridge up",
+    )?;
+    let mut object = EbpfLoader::new().load_file(flood::object_path())?;
+    let pass: &mut Xdp = object.program_mut("bare_pass").context("no program")?.try_into()?;
+    pass.load()?;
+    switch.run(|| pass.attach("eth0", XdpMode::Driver))?;
+    switch.ip(&format!("link set eth0 netns {}", cache.name()))?;
+    let taken = bed.program_on("eth0")?.context("it came along")?;
+
+    let stands_behind = |status: &GuardStatus| {
+        let one = status.interfaces.iter().find(|one| one.name == "eth0")?;
+        let warning = one.warning.as_deref().unwrap_or_default();
+        (one.mode == Some(Mode::Tcx) && warning.contains("behind another XDP program"))
+            .then_some(())
+    };
+    soon("the guard behind it", || stands_behind(&holder.status()));
+    bring_up(&bed)?;
+    bed.assert_guarded(&sockets);
+    assert_eq!(bed.program_on("eth0")?, Some(taken), "it is left alone");
+    // A start refuses to go behind another program unasked, but not to stay there.
+    holder.kill();
+    let (_holder, status) = bed.start(&bed.setup())?;
+    stands_behind(&status).expect("it stayed there");
+    bed.assert_guarded(&sockets);
     Ok(())
 }
 

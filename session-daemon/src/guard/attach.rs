@@ -52,6 +52,7 @@ pub(super) enum Outcome {
 const NO_MODE_FIX: &str = "run with --guard-mode generic if its cost will do, or leave the interface out with --interface";
 const NO_MODE_FIX_GENERIC: &str = "leave the interface out with --interface";
 const NO_HEADER: &str = "its packets have no Ethernet header; only tcx can guard it";
+const BEHIND: &str = "behind another XDP program, which sees every packet first; what that one redirects, the guard does not see";
 const KEPT_GENERIC: &str = "kept in generic mode, in which an earlier start attached it; to change that, run sessionctl detach and restart";
 const KEPT_NATIVE: &str = "kept in native mode, which is better than the generic mode asked for";
 
@@ -75,6 +76,15 @@ const fn hook(mode: Mode) -> Hook {
     }
 }
 
+/// Where another program has the hook of XDP, and the mode is not prescribed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// That is an error, for the operator to decide.
+    Refuse,
+    /// The guard stands behind it at tcx: better than an interface that is open.
+    Behind,
+}
+
 /// Stands the guard on `interface`, over `existing` if that is given. What guards the interface
 /// already is never taken off before its successor stands.
 pub(super) fn stand(
@@ -82,8 +92,13 @@ pub(super) fn stand(
     choice: ModeChoice,
     interface: &Interface,
     mut existing: Option<Found>,
+    taken: Taken,
 ) -> Result<Outcome, GuardError> {
     let mut tries = Tries::default();
+    let mut busy = None;
+    // Where it stands behind another program already, it goes on doing so.
+    let goes_behind =
+        taken == Taken::Behind || existing.as_ref().is_some_and(|found| !found.facts.is_xdp);
     for mode in ladder(choice, interface) {
         let program = match programs.for_mode(*mode) {
             Ok(program) => program,
@@ -104,7 +119,7 @@ pub(super) fn stand(
                         fd: found.fd,
                         program_id: program.id,
                         mode: actual,
-                        warning,
+                        warning: warning.or(busy.as_ref().map(|_| BEHIND)),
                     };
                     return Ok(Outcome::Standing { link, created: false });
                 }
@@ -119,11 +134,18 @@ pub(super) fn stand(
         }
         match create(program.fd(), interface, *mode, program.id) {
             // A link of another hook that stood before goes when `existing` is dropped.
-            Ok(link) => return Ok(Outcome::Standing { link, created: true }),
+            Ok(mut link) => {
+                link.warning = busy.map(|_| BEHIND);
+                return Ok(Outcome::Standing { link, created: true });
+            }
             Err(error) if is(&error, Errno::NODEV) => return Ok(Outcome::Gone),
             Err(error) if is(&error, Errno::BUSY) || is(&error, Errno::EXIST) => {
-                let (interface, owner) = (interface.name.clone(), owner(interface));
-                return Err(GuardError::Busy { interface, owner });
+                let (name, owner) = (interface.name.clone(), owner(interface));
+                let error = GuardError::Busy { interface: name, owner };
+                if !goes_behind {
+                    return Err(error);
+                }
+                busy = Some(error);
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(not_permitted(interface));
@@ -131,7 +153,7 @@ pub(super) fn stand(
             Err(error) => tries.0.push((*mode, error.to_string())),
         }
     }
-    Err(no_mode(choice, interface, tries))
+    Err(busy.unwrap_or_else(|| no_mode(choice, interface, tries)))
 }
 
 /// Whether a link can carry a mode's program: its actual mode, and what to say about it. XDP

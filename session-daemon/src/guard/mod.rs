@@ -140,6 +140,8 @@ pub struct Guard {
     ticked_at: Instant,
 }
 
+/// Changes need no lock: every key and counter that they touch carries the number of the list's
+/// slot, which is this daemon's for as long as it lives. So no other daemon delays a denial.
 impl Guard {
     /// Adds an entry, in place of one with the same prefix. In force when it returns.
     pub fn insert(&mut self, entry: &Entry) -> Result<(), GuardError> {
@@ -148,7 +150,6 @@ impl Guard {
         let before = self.list.insert(entry.clone());
         let size = self.list.check_size();
         let outcome = size.map_err(GuardError::from).and_then(|()| {
-            let _lock = self.pins_lock()?;
             let word = self.word()?;
             entries::insert(&mut self.maps, word, &entry, &mut self.counters)
         });
@@ -164,7 +165,6 @@ impl Guard {
     /// Removes the entry of exactly this prefix, if there is one. In force when it returns.
     pub fn remove(&mut self, prefix: IpNet) -> Result<Option<Entry>, GuardError> {
         let prefix = canonical(prefix);
-        let _lock = self.pins_lock()?;
         let word = self.word()?;
         entries::remove(&mut self.maps, word, prefix, &mut self.counters)?;
         Ok(self.list.remove(prefix))
@@ -174,7 +174,6 @@ impl Guard {
     /// stays, whole.
     pub fn replace(&mut self, list: &Allowlist) -> Result<(), GuardError> {
         list.check_size()?;
-        let _lock = self.pins_lock()?;
         let word = self.word()?;
         // What a crash left behind was swept when this process started.
         self.generation = Keys::default().next_generation(self.generation);
@@ -210,11 +209,6 @@ impl Guard {
             .lists
             .get(&self.slot.number, 0)
             .map_err(|error| maps::write_error("LISTS", &error))
-    }
-
-    /// The guard's lock. Without a bpffs there is nobody to share with and nothing to lock.
-    fn pins_lock(&self) -> Result<Option<pins::Lock>, GuardError> {
-        if self.pins.root().exists() { self.pins.lock().map(Some) } else { Ok(None) }
     }
 }
 

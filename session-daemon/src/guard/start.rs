@@ -11,7 +11,7 @@ use std::time::Instant;
 use session_common::guard::{ListWord, MAGIC, Meta, SCHEMA, settings};
 
 use crate::allowlist::Allowlist;
-use crate::guard::attach::{self, Link, Outcome};
+use crate::guard::attach::{self, Link, Outcome, Taken};
 use crate::guard::entries::{self, Keys, RuleCounters, Staged};
 use crate::guard::error::GuardError;
 use crate::guard::interfaces::{Interfaces, Plan, plan};
@@ -173,7 +173,7 @@ impl Guard {
             let existing = pinned.remove(&interface.ifindex);
             let former_id = existing.as_ref().map(|found| found.facts.program_id);
             let choice = self.config.mode;
-            match attach::stand(&mut self.programs, choice, &interface, existing) {
+            match attach::stand(&mut self.programs, choice, &interface, existing, Taken::Refuse) {
                 Ok(Outcome::Gone) => {}
                 Ok(Outcome::Standing { link, created }) => {
                     if !created {

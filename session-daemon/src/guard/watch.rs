@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 
 use crate::guard::Guard;
-use crate::guard::attach::{self, Found, Link, Outcome};
+use crate::guard::attach::{self, Found, Link, Outcome, Taken};
 use crate::guard::error::GuardError;
 use crate::guard::interfaces::{Interface, Plan, plan};
 use crate::guard::lists;
@@ -289,7 +289,13 @@ impl Guard {
         }
         let was_known = self.links.contains_key(&interface.ifindex);
         let existing = self.existing(interface);
-        match attach::stand(&mut self.programs, self.config.mode, interface, existing) {
+        match attach::stand(
+            &mut self.programs,
+            self.config.mode,
+            interface,
+            existing,
+            Taken::Behind,
+        ) {
             Ok(Outcome::Gone) => {}
             Ok(Outcome::Standing { link, created }) => {
                 self.faults.remove(&interface.ifindex);
@@ -297,11 +303,13 @@ impl Guard {
                 let link = &self.links[&interface.ifindex];
                 let outcome = self.pin_link(interface.ifindex, link);
                 let name = interface.name.clone();
+                let warning = link.warning.map(|warning| format!("interface {name}: {warning}"));
                 events.push(if was_known && created {
                     GuardEvent::Reattached { interface: name }
                 } else {
                     GuardEvent::Guarded { interface: name, open_at_most }
                 });
+                events.extend(warning.map(|message| GuardEvent::Trouble { message }));
                 self.note("link pin", outcome, events);
             }
             Err(_) if self.is_covered_by_ports(interface) => {}
