@@ -26,11 +26,6 @@ const ACCEPTS_PER_TURN_MAX: u32 = 16;
 /// How long to wait for descriptors or memory, or for a free place, before trying again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A worker hands over what it accepts when it serves more than the least loaded worker by more
-/// than this share: with few connections each worker gets its part, and with many the kernel's
-/// own spread is even enough most of the time.
-const LEAD_SHARE: usize = 8;
-
 /// A listening socket.
 #[derive(Debug)]
 pub struct Door {
@@ -163,7 +158,8 @@ fn admit(
     place(local, Accepted { fd, peer, listener: Arc::clone(notation) });
 }
 
-/// Serves the connection here, or hands it to the least loaded worker when that one has less.
+/// Serves the connection here, or hands it to the least loaded worker when that one has fewer:
+/// measured against the kernel's own spread in docs/protocol.md.
 fn place(local: &Rc<Local>, accepted: Accepted) {
     let seats = &local.shared.seats;
     // Relaxed throughout: a load that is off by one costs a hand-over, no more.
@@ -171,7 +167,7 @@ fn place(local: &Rc<Local>, accepted: Accepted) {
     let loads = seats.iter().map(|seat| seat.load.load(Ordering::Relaxed));
     let (least_idx, least) =
         loads.enumerate().min_by_key(|(_, load)| *load).unwrap_or((local.seat_idx, here));
-    if here <= least + least / LEAD_SHARE {
+    if here <= least {
         local.seat().load.fetch_add(1, Ordering::Relaxed);
         return client::begin(local, accepted);
     }

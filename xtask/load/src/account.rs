@@ -34,8 +34,8 @@ impl Account {
             for task in tasks {
                 match fs::read_to_string(task?.path().join("schedstat")) {
                     Ok(text) => sum.add(&text)?,
-                    // The thread ended meanwhile.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    // The thread ended meanwhile: before the file was opened, or before it was read.
+                    Err(error) if has_ended(&error) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -56,6 +56,11 @@ impl Account {
             wait_ns: self.wait_ns.saturating_sub(earlier.wait_ns),
         }
     }
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 impl Machine {
