@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod conversation;
+pub mod datagram;
 pub mod flood;
 pub mod frame;
 #[cfg(feature = "daemon")]

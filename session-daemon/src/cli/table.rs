@@ -64,6 +64,8 @@ pub enum Flag {
     DisableWatch,
     /// `-o`
     Extended,
+    /// `--udp-writes`
+    UdpWrites,
     /// `--allow`
     Allow,
     /// `--allow-file`
@@ -160,6 +162,7 @@ const FLAGS: &[Row] = &[
     row('X', "disable-dumping", Argument::None, Flag::DisableDumping),
     row('W', "disable-watch", Argument::None, Flag::DisableWatch),
     row('o', "extended", Argument::Required, Flag::Extended),
+    row('\0', "udp-writes", Argument::None, Flag::UdpWrites),
     row('\0', "allow", Argument::Required, Flag::Allow),
     row('\0', "allow-file", Argument::Required, Flag::AllowFile),
     row('\0', "allow-any", Argument::None, Flag::AllowAny),

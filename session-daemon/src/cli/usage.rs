@@ -30,7 +30,8 @@ pub fn license() -> String {
 
 const FLAGS: &str = "\
 -p, --port=<num>          TCP port to listen on (default: 11211, 0 is off, -1 is any)
--U, --udp-port=<num>      0 only: UDP is not served
+-U, --udp-port=<num>      UDP port to listen on (default: 0, off); without -p also
+                          the TCP port; reads only, see --udp-writes
 -s, --unix-socket=<file>  UNIX socket to listen on (disables network support)
 -a, --unix-mask=<mask>    access mask for UNIX socket, in octal (default: 700)
 -A, --enable-shutdown     enable ascii \"shutdown\" command
@@ -68,6 +69,8 @@ const FLAGS: &str = "\
    - maxconns_fast:       immediately close new connections after limit
                           (default: enabled); no_maxconns_fast waits instead
    - idle_timeout:        timeout for idle connections (default: 0, no timeout)
+    --udp-writes          serve what changes items by datagram too: whoever can
+                          forge an allowed address can then change items
 
 Who may reach the port (nobody but this host, until told otherwise):
     --allow=<prefix>[,..] allow these sources, repeatable

@@ -84,6 +84,16 @@ counters! {
     IdleKicks => "idle_kicks",
     /// Connections closed because their client did not read its answers.
     WriteKicks => "write_kicks",
+    /// Datagrams without an answer: in several parts, cut short, or from a server's port.
+    UdpDropped => "udp_dropped",
+    /// Datagrams from sources that the allowlist refuses.
+    UdpRejectedByList => "udp_rejected_by_list",
+    /// Datagrams that asked for what is not done over UDP.
+    UdpRefused => "udp_refused",
+    /// Replies that were larger than may be sent to a source that might be forged.
+    UdpTooLarge => "udp_too_large",
+    /// Datagrams of replies that could not be sent.
+    UdpUnsent => "udp_unsent",
     /// Times that no connection could be accepted for want of file descriptors or memory.
     ListenDisabled => "listen_disabled_num",
 }

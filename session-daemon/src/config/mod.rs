@@ -94,6 +94,10 @@ pub enum Port {
 pub struct Config {
     /// `-p`.
     pub port: Port,
+    /// `-U`; 0 for no UDP.
+    pub udp_port: u16,
+    /// `--udp-writes`.
+    pub udp_writes: bool,
     /// `-l`; empty for all addresses.
     pub listen: Vec<ListenAddress>,
     /// `-s`.
@@ -168,6 +172,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             port: Port::Number(PORT),
+            udp_port: 0,
+            udp_writes: false,
             listen: Vec::new(),
             unix_socket: None,
             unix_mask: 0o700,
@@ -214,8 +220,12 @@ impl Config {
     /// memcached has one.
     pub fn from_flags(flags: Vec<(Flag, Option<String>)>) -> Result<Self, Refusal> {
         let mut config = Self::default();
+        let port_given = flags.iter().any(|(flag, _)| *flag == Flag::Port);
         for (flag, argument) in flags {
             config.take(flag, argument.as_deref().unwrap_or_default())?;
+        }
+        if config.udp_port != 0 && !port_given {
+            config.port = Port::Number(config.udp_port);
         }
         config.check()?;
         Ok(config)
@@ -224,7 +234,8 @@ impl Config {
     fn take(&mut self, flag: Flag, argument: &str) -> Result<(), Refusal> {
         match flag {
             Flag::Port => self.port = value::port(argument)?,
-            Flag::UdpPort => value::udp_port(argument)?,
+            Flag::UdpPort => self.udp_port = value::udp_port(argument)?,
+            Flag::UdpWrites => self.udp_writes = true,
             Flag::UnixSocket => self.unix_socket = Some(value::path("-s", argument)?),
             Flag::UnixMask => self.unix_mask = value::octal(argument)?,
             Flag::EnableShutdown => self.shutdown = true,
@@ -292,8 +303,18 @@ impl Config {
         if self.item_size_max > ITEM_SIZE_LIMIT {
             return usage("Cannot set item size limit higher than a gigabyte.");
         }
-        if self.unix_socket.is_none() && self.listen.is_empty() && self.port == Port::Off {
-            return usage("nothing to listen on: -p 0 needs -s, or -l with a port of its own");
+        if self.unix_socket.is_none()
+            && self.listen.is_empty()
+            && self.port == Port::Off
+            && self.udp_port == 0
+        {
+            return usage("nothing to listen on: -p 0 needs -s, -U, or -l with a port of its own");
+        }
+        if self.unix_socket.is_some() && self.udp_port != 0 {
+            return usage("-U: with -s there is no network; leave one of the two out");
+        }
+        if self.udp_writes && self.udp_port == 0 {
+            return usage("--udp-writes needs -U");
         }
         for prefix in &self.allow {
             check_any(*prefix, Action::Allow, self.any())

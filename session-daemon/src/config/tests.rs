@@ -53,7 +53,6 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
 #[test]
 fn what_is_not_served_is_refused_by_name() {
     for words in [
-        "-U 11211",
         "-S",
         "-Y /x",
         "-e /x",
@@ -68,6 +67,21 @@ fn what_is_not_served_is_refused_by_name() {
         assert!(refusal(words).1.contains("not served"), "{words}: {}", refusal(words).1);
     }
     assert_eq!(read("-U 0 -B auto").unwrap(), Config::default());
+    let udp = |words: &str| read(words).map(|config| (config.port, config.udp_port)).unwrap();
+    assert_eq!(udp("-U 5"), (Port::Number(5), 5));
+    assert_eq!(udp("-U 5 -p 6"), (Port::Number(6), 5));
+    assert_eq!(udp("-p 0 -U 5"), (Port::Off, 5));
+    assert!(read("-U 5 --udp-writes").unwrap().udp_writes);
+    for (words, part) in [
+        ("-U x", "Invalid UDP port number x."),
+        ("-U -1", "Invalid UDP port number -1."),
+        ("-U 65536", "Invalid UDP port number 65536."),
+        ("-U 5 -s /x", "there is no network"),
+        ("--udp-writes", "needs -U"),
+    ] {
+        let (status, text) = refusal(words);
+        assert!(status == EXIT_USAGE && text.contains(part), "{words}: {text}");
+    }
     assert_eq!(read("-B ascii").unwrap().binding, Binding::Ascii);
     assert_eq!(read("--protocol=binary").unwrap().binding, Binding::Binary);
 }

@@ -28,12 +28,8 @@ fn bad_port(text: &str) -> Refusal {
     usage(format!("ERROR: Invalid port number {text}."))
 }
 
-pub(super) fn udp_port(text: &str) -> Result<(), Refusal> {
-    match text.trim().parse::<u16>() {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(usage(format!("-U {text}: UDP is not served; leave -U out or say -U 0"))),
-        Err(_) => Err(usage(format!("ERROR: Invalid UDP port number {text}."))),
-    }
+pub(super) fn udp_port(text: &str) -> Result<u16, Refusal> {
+    text.trim().parse().map_err(|_| usage(format!("ERROR: Invalid UDP port number {text}.")))
 }
 
 pub(super) fn path(flag: &str, text: &str) -> Result<PathBuf, Refusal> {

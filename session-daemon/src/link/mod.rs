@@ -31,6 +31,8 @@ pub const SOCKETS_PER_FRAME_MAX: usize = 128;
 pub enum ListenerKind {
     /// TCP, IPv4 or IPv6.
     Tcp,
+    /// UDP, IPv4 or IPv6.
+    Udp,
     /// Unix domain.
     Unix,
 }

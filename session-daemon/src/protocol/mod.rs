@@ -4,3 +4,4 @@
 
 pub mod binary;
 pub mod text;
+pub mod udp;

@@ -96,6 +96,12 @@ impl Input {
         self.end = self.end.saturating_add(len).min(self.buffer.len());
     }
 
+    /// Forgets what waits.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        self.start = self.end;
+        self.rest(pool);
+    }
+
     /// Gives the pooled buffer back, because nothing may come for a long time; what waits moves
     /// to memory of its own size.
     pub fn rest(&mut self, pool: &mut Pool) {
@@ -151,6 +157,12 @@ impl Output {
     /// Takes back what was appended behind the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.buffer.truncate(len.max(self.sent));
+    }
+
+    /// Forgets what is to be sent.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        let left_len = self.waiting().len();
+        self.sent(left_len, pool);
     }
 
     /// Says that `len` bytes were sent.

@@ -5,7 +5,7 @@
 use crate::command::request::Shutdown;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,13 @@ use std::time::Duration;
 /// Longer than any pause of a healthy client, short enough that stuck ones do not pile up.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A socket that is bound and listening.
+/// A socket by which clients come.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP, IPv4 or IPv6. With several of one address (`SO_REUSEPORT`) the kernel spreads.
     Tcp(TcpListener),
+    /// UDP, IPv4 or IPv6: bound, which is all the listening there is.
+    Udp(UdpSocket),
     /// A unix socket; its clients are not judged by the allowlist.
     Unix(UnixListener),
 }
@@ -82,8 +84,12 @@ pub struct ServerConfig {
     pub binding: Binding,
     /// How often `-v` was given.
     pub verbosity: u32,
+    /// Whether items may be changed by datagram (`--udp-writes`).
+    pub udp_writes: bool,
     /// `-p`, for `stats settings`.
     pub tcp_port: u16,
+    /// `-U`, for `stats settings`.
+    pub udp_port: u16,
     /// `-l` as given, for `stats settings`.
     pub inter: Option<String>,
     /// `-s`, for `stats settings`.
@@ -109,7 +115,9 @@ impl Default for ServerConfig {
             judge_sources: true,
             binding: Binding::Auto,
             verbosity: 0,
+            udp_writes: false,
             tcp_port: 11211,
+            udp_port: 0,
             inter: None,
             unix_path: None,
             unix_mask: 0o700,

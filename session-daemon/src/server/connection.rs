@@ -87,6 +87,7 @@ enum Progress {
 /// One client's conversation.
 #[derive(Debug)]
 pub struct Connection {
+    binding: Binding,
     state: State,
     input: Input,
     output: Output,
@@ -96,12 +97,8 @@ impl Connection {
     /// A conversation in which nothing has been said.
     #[must_use]
     pub fn new(binding: Binding) -> Self {
-        let state = match binding {
-            Binding::Auto => State::Fresh,
-            Binding::Ascii => State::Line,
-            Binding::Binary => State::Binary(binary::Conversation::default()),
-        };
-        Self { state, input: Input::default(), output: Output::default() }
+        let state = first_state(binding);
+        Self { binding, state, input: Input::default(), output: Output::default() }
     }
 
     /// Room for bytes from the client.
@@ -117,6 +114,13 @@ impl Connection {
     /// Gives pooled memory back before a wait.
     pub fn rest(&mut self, pool: &mut Pool) {
         self.input.rest(pool);
+    }
+
+    /// Forgets what was said, for a client that says everything anew.
+    pub fn begin_anew(&mut self, pool: &mut Pool) {
+        self.state = first_state(self.binding);
+        self.input.clear(pool);
+        self.output.clear(pool);
     }
 
     /// Bytes for the client.
@@ -341,6 +345,14 @@ impl Connection {
     fn enter(&mut self, state: State) -> Progress {
         self.state = state;
         Progress::More
+    }
+}
+
+fn first_state(binding: Binding) -> State {
+    match binding {
+        Binding::Auto => State::Fresh,
+        Binding::Ascii => State::Line,
+        Binding::Binary => State::Binary(binary::Conversation::default()),
     }
 }
 

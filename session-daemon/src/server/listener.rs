@@ -5,15 +5,15 @@
 use crate::command::counters::Counter;
 use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
 use crate::server::client;
-use crate::server::config::Listener;
 use crate::server::shared::{Peer, Shared};
 use crate::server::socket::{watch, yield_turn};
 use crate::server::worker::{Local, Message};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, send, sockopt};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,24 +35,28 @@ pub struct Door {
 }
 
 impl Door {
-    /// Prepares a socket that is bound and listening.
+    /// Prepares a TCP socket that is bound and listening.
     ///
     /// # Errors
     /// When the kernel refuses an option.
-    pub fn new(listener: Listener, unix_path: Option<&str>) -> io::Result<Self> {
-        let (fd, unix, notation) = match listener {
-            Listener::Tcp(socket) => {
-                let notation = Peer::Tcp(socket.local_addr()?).notation(None);
-                // Accepted sockets inherit both.
-                let fd = OwnedFd::from(socket);
-                sockopt::set_tcp_nodelay(&fd, true)?;
-                sockopt::set_socket_keepalive(&fd, true)?;
-                (fd, false, notation)
-            }
-            Listener::Unix(socket) => (socket.into(), true, Peer::Unix.notation(unix_path)),
-        };
+    pub fn tcp(socket: TcpListener) -> io::Result<Self> {
+        let notation = Peer::Tcp(socket.local_addr()?).notation(None);
+        // Accepted sockets inherit both.
+        let fd = OwnedFd::from(socket);
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        sockopt::set_socket_keepalive(&fd, true)?;
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, unix, notation: notation.into() })
+        Ok(Self { fd, unix: false, notation: notation.into() })
+    }
+
+    /// Prepares a unix socket that is bound and listening.
+    ///
+    /// # Errors
+    /// When the kernel refuses an option.
+    pub fn unix(socket: UnixListener, path: Option<&str>) -> io::Result<Self> {
+        let fd = OwnedFd::from(socket);
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self { fd, unix: true, notation: Peer::Unix.notation(path).into() })
     }
 
     /// Its descriptor and where it listens.

@@ -15,6 +15,7 @@ pub mod socket;
 pub mod statistics;
 #[cfg(test)]
 mod tests;
+pub mod udp;
 pub mod worker;
 
 use crate::allowlist::Allowlist;
@@ -22,7 +23,8 @@ use crate::command::request::Shutdown;
 use crate::server::config::{Listener, ServerConfig};
 use crate::server::listener::Door;
 use crate::server::shared::Shared;
-use crate::server::worker::Message;
+use crate::server::udp::Inlet;
+use crate::server::worker::{Message, WaysIn};
 use crate::store::Store;
 use arc_swap::ArcSwap;
 use std::io;
@@ -55,32 +57,38 @@ impl Server {
         if config.threads == 0 {
             return Err(io::Error::other("a server needs at least one thread"));
         }
-        let doors = listeners
-            .into_iter()
-            .map(|listener| Door::new(listener, config.unix_path.as_deref()))
-            .collect::<io::Result<Vec<_>>>()?;
+        let (mut doors, mut inlets) = (Vec::new(), Vec::new());
+        for listener in listeners {
+            match listener {
+                Listener::Tcp(socket) => doors.push(Door::tcp(socket)?),
+                Listener::Unix(socket) => {
+                    doors.push(Door::unix(socket, config.unix_path.as_deref())?);
+                }
+                Listener::Udp(socket) => inlets.push(Inlet::new(socket)?),
+            }
+        }
         let listings = doors.iter().map(Door::listing).collect();
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..config.threads).map(|_| unbounded_channel()).unzip();
         let shared = Arc::new(Shared::new(config, store, allowlist, listings));
         let mut server = Self { shared, mailboxes: senders.into(), threads: Vec::new() };
-        server.spawn(deal(doors, receivers.len()), receivers)?;
+        server.spawn(deal(doors, inlets, receivers.len()), receivers)?;
         Ok(server)
     }
 
     fn spawn(
         &mut self,
-        doors: Vec<Vec<Door>>,
+        ways_in: Vec<WaysIn>,
         mailboxes: Vec<UnboundedReceiver<Message>>,
     ) -> io::Result<()> {
-        for (seat_idx, (doors, mailbox)) in doors.into_iter().zip(mailboxes).enumerate() {
+        for (seat_idx, (ways_in, mailbox)) in ways_in.into_iter().zip(mailboxes).enumerate() {
             let store = self.shared.store.worker().map_err(io::Error::other)?;
             let runtime = worker::runtime()?;
             let shared = Arc::clone(&self.shared);
             let all = Arc::clone(&self.mailboxes);
             let thread = std::thread::Builder::new().name(format!("worker-{seat_idx}")).spawn(
                 move || {
-                    worker::run(&runtime, shared, seat_idx, store, all, mailbox, doors);
+                    worker::run(&runtime, shared, seat_idx, store, all, mailbox, ways_in);
                 },
             )?;
             self.threads.push(thread);
@@ -135,11 +143,14 @@ impl Drop for Server {
     }
 }
 
-/// Deals the doors out to `workers` hands.
-fn deal(doors: Vec<Door>, workers: usize) -> Vec<Vec<Door>> {
-    let mut hands: Vec<Vec<Door>> = (0..workers).map(|_| Vec::new()).collect();
+/// Deals sockets out to `workers` hands.
+fn deal(doors: Vec<Door>, inlets: Vec<Inlet>, workers: usize) -> Vec<WaysIn> {
+    let mut hands: Vec<WaysIn> = (0..workers).map(|_| WaysIn::default()).collect();
     for (idx, door) in doors.into_iter().enumerate() {
-        hands[idx % workers].push(door);
+        hands[idx % workers].doors.push(door);
+    }
+    for (idx, inlet) in inlets.into_iter().enumerate() {
+        hands[idx % workers].inlets.push(inlet);
     }
     hands
 }

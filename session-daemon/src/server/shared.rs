@@ -22,6 +22,8 @@ const NS: u64 = 1_000_000_000;
 pub enum Peer {
     /// Over TCP.
     Tcp(SocketAddr),
+    /// By datagram.
+    Udp(SocketAddr),
     /// On this host, over a unix socket.
     Unix,
 }
@@ -31,17 +33,20 @@ impl Peer {
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp(address) => Some(address.ip()),
+            Self::Tcp(address) | Self::Udp(address) => Some(address.ip()),
             Self::Unix => None,
         }
     }
 
-    /// In memcached's notation: `tcp:IP:PORT`, `tcp6:[IP]:PORT`, `unix:PATH`.
+    /// In memcached's notation: `tcp:IP:PORT`, `tcp6:[IP]:PORT`, `udp:` and `udp6:` alike,
+    /// `unix:PATH`.
     #[must_use]
     pub fn notation(&self, unix_path: Option<&str>) -> String {
         match self {
             Self::Tcp(address @ SocketAddr::V4(_)) => format!("tcp:{address}"),
             Self::Tcp(address @ SocketAddr::V6(_)) => format!("tcp6:{address}"),
+            Self::Udp(address @ SocketAddr::V4(_)) => format!("udp:{address}"),
+            Self::Udp(address @ SocketAddr::V6(_)) => format!("udp6:{address}"),
             Self::Unix => format!("unix:{}", unix_path.unwrap_or_default()),
         }
     }
@@ -165,12 +170,18 @@ pub struct Seat {
     /// Connections that it serves or is about to be handed.
     pub load: AtomicUsize,
     connections: Mutex<HashMap<u64, Arc<ConnectionInfo>>>,
+    inlets: Mutex<Vec<Arc<ConnectionInfo>>>,
 }
 
 impl Seat {
     /// The worker's open connections. Held for a moment only: at accept, at close and to list.
     pub fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionInfo>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker's datagram sockets. Held for a moment only: at start and to list.
+    pub fn inlets(&self) -> MutexGuard<'_, Vec<Arc<ConnectionInfo>>> {
+        self.inlets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

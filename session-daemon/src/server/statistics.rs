@@ -172,7 +172,7 @@ fn settings(shared: &Shared, sink: &mut Sink<'_>) {
     sink("maxbytes", &store.memory_limit);
     sink("maxconns", &config.conns_max);
     sink("tcpport", &config.tcp_port);
-    sink("udpport", &0);
+    sink("udpport", &config.udp_port);
     sink("inter", &config.inter.as_deref().unwrap_or("NULL"));
     sink("verbosity", &shared.verbosity.load(Ordering::Relaxed));
     sink("evictions", &on_off(store.evictions));
@@ -186,7 +186,7 @@ fn settings(shared: &Shared, sink: &mut Sink<'_>) {
         sink("chunk_size", &chunk_min);
     }
     sink("num_threads", &config.threads);
-    sink("num_threads_per_udp", &0);
+    sink("num_threads_per_udp", &config.threads);
     sink("stat_key_prefix", &":");
     sink("detail_enabled", &"no");
     sink("reqs_per_event", &config.requests_per_turn);
@@ -256,6 +256,13 @@ fn conns(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
         sink(&format!("{fd}:state"), &"conn_listening");
         sink(&format!("{fd}:secs_since_last_cmd"), &shared_uptime(shared, now));
     }
+    for info in shared.seats.iter().flat_map(|seat| seat.inlets().clone()) {
+        let fd = info.fd;
+        sink(&format!("{fd}:addr"), &info.listener);
+        sink(&format!("{fd}:state"), &info.state());
+        sink(&format!("{fd}:secs_since_last_cmd"), &info.idle_s(now));
+        sink(&format!("{fd}:UDP"), &"UDP");
+    }
     for seat in &shared.seats {
         let open: Vec<_> = seat.connections().values().cloned().collect();
         for info in open {
@@ -279,7 +286,19 @@ fn guard(shared: &Shared, sink: &mut Sink<'_>) {
     sink(Counter::RejectedByList.name(), &shared.count(Counter::RejectedByList));
     sink(Counter::ResetByList.name(), &shared.count(Counter::ResetByList));
     sink(Counter::WriteKicks.name(), &shared.count(Counter::WriteKicks));
+    for counter in UDP {
+        sink(counter.name(), &shared.count(counter));
+    }
 }
+
+/// What became of datagrams that were not answered as they asked.
+const UDP: [Counter; 5] = [
+    Counter::UdpDropped,
+    Counter::UdpRejectedByList,
+    Counter::UdpRefused,
+    Counter::UdpTooLarge,
+    Counter::UdpUnsent,
+];
 
 fn store(totals: &Totals, sink: &mut Sink<'_>) {
     sink("page_len", &totals.page_len);

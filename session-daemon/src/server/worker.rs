@@ -13,6 +13,7 @@ use crate::server::listener::{Accepted, Door, accept};
 use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
 use crate::server::statistics;
+use crate::server::udp::{self, Inlet};
 use crate::store;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -23,7 +24,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 /// Looks at connections within one turn after which the turn ends though others are ready.
 const DRIVES_PER_TURN_MAX: u32 = 64;
@@ -47,6 +48,15 @@ pub enum Message {
     Enforce(mpsc::Sender<u64>),
     /// End.
     Stop(Shutdown),
+}
+
+/// The sockets by which clients come to a worker.
+#[derive(Debug, Default)]
+pub struct WaysIn {
+    /// Listening sockets.
+    pub doors: Vec<Door>,
+    /// Datagram sockets.
+    pub inlets: Vec<Inlet>,
 }
 
 /// What the tasks of a worker share. Never leaves its thread.
@@ -200,7 +210,7 @@ pub fn run(
     store: store::Worker,
     mailboxes: Arc<[UnboundedSender<Message>]>,
     mailbox: UnboundedReceiver<Message>,
-    doors: Vec<Door>,
+    ways_in: WaysIn,
 ) {
     let local = Rc::new(Local {
         shared,
@@ -213,17 +223,17 @@ pub fn run(
     });
     LOCAL.set(Some(Rc::clone(&local)));
     let tasks = LocalSet::new();
-    tasks.block_on(runtime, serve(Rc::clone(&local), mailbox, doors));
+    tasks.block_on(runtime, serve(Rc::clone(&local), mailbox, ways_in));
     drop(tasks);
     LOCAL.set(None);
 }
 
-async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, doors: Vec<Door>) {
-    let doors: Vec<_> = doors
-        .into_iter()
-        .map(|door| tokio::task::spawn_local(accept(Rc::clone(&local), door)))
-        .collect();
-    let upkeep = tokio::task::spawn_local(upkeep(Rc::clone(&local)));
+async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_in: WaysIn) {
+    let doors = ways_in.doors.into_iter().map(|door| spawn_local(accept(Rc::clone(&local), door)));
+    let inlets =
+        ways_in.inlets.into_iter().map(|inlet| spawn_local(udp::serve(Rc::clone(&local), inlet)));
+    let ways_in: Vec<_> = doors.chain(inlets).collect();
+    let upkeep = spawn_local(upkeep(Rc::clone(&local)));
     while let Some(message) = mailbox.recv().await {
         match message {
             Message::Adopt(accepted) => client::begin(&local, accepted),
@@ -233,7 +243,7 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, doors:
                 let _ = reply.send(count);
             }
             Message::Stop(shutdown) => {
-                doors.iter().for_each(tokio::task::JoinHandle::abort);
+                ways_in.iter().for_each(JoinHandle::abort);
                 upkeep.abort();
                 if shutdown == Shutdown::Graceful {
                     finish(&local).await;

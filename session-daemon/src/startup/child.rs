@@ -4,7 +4,7 @@
 //! the process, with every connection and listening socket.
 #![forbid(unsafe_code)]
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -112,6 +112,7 @@ impl Child {
                 let listeners = kinds.into_iter().zip(sockets);
                 self.listeners.extend(listeners.map(|(kind, socket)| match kind {
                     ListenerKind::Tcp => Listener::Tcp(TcpListener::from(socket)),
+                    ListenerKind::Udp => Listener::Udp(UdpSocket::from(socket)),
                     ListenerKind::Unix => Listener::Unix(UnixListener::from(socket)),
                 }));
             }
@@ -244,7 +245,9 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         judge_sources: config.guard != GuardKind::Off,
         binding: config.binding,
         verbosity: u32::from(config.verbosity),
+        udp_writes: config.udp_writes,
         tcp_port: config.port_number().unwrap_or(0),
+        udp_port: config.udp_port,
         inter: config.listen_words(),
         unix_path: config.unix_socket.as_ref().map(|path| path.display().to_string()),
         unix_mask: config.unix_mask,

@@ -168,7 +168,7 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
     privileges::raise_limits(config)?;
     let base = lists::configured(config)?;
     let claims = Claims::new(config, identity)?;
-    let addresses = claims.addresses();
+    let addresses = claims.all_addresses();
     let guarded = config.guard == GuardKind::Xdp && !only_loopback(&addresses);
     let outside = addresses.iter().filter(|address| !is_loopback(address.ip()));
     let guarded_ports: BTreeSet<u16> =
@@ -176,7 +176,10 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
     let mut locks = Vec::new();
     for port in &guarded_ports {
         let lock = lock::endpoint(*port).context(NO_LOCK)?.ok_or_else(|| {
-            let text = format!("failed to listen on TCP port {port}: Address already in use");
+            let tcp = claims.addresses().iter().any(|address| address.port() == *port);
+            let protocol = if tcp { "TCP" } else { "UDP" };
+            let text =
+                format!("failed to listen on {protocol} port {port}: Address already in use");
             Refusal::new(EXIT_OS, text)
         })?;
         locks.push(lock);
@@ -246,7 +249,7 @@ fn control_socket(
     config: &Config,
     prepared: &Prepared,
 ) -> Result<Option<(ControlSocket, UnixListener)>> {
-    let port = prepared.claims.addresses().first().map(SocketAddr::port);
+    let port = prepared.claims.all_addresses().first().map(SocketAddr::port);
     let Some(path) = config.control_path(port, privileges::is_root()) else {
         log::info!("no place for a control socket: sessionctl cannot be used (--control)");
         return Ok(None);
@@ -378,6 +381,9 @@ fn announce(listening: &Listening, guard: Option<&SharedGuard>) {
     }
     for address in &listening.addresses {
         log::info!("serving {address}");
+    }
+    for address in &listening.datagram_addresses {
+        log::info!("serving {address} over UDP");
     }
     if let Some(path) = &listening.unix {
         log::info!("serving {}", path.display());

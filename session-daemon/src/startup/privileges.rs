@@ -58,7 +58,8 @@ pub(super) fn raise_limits(config: &Config) -> Result<(), Refusal> {
     if config.lock_memory && raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_err() {
         log::warn!("-k: the limit on locked memory cannot be raised; start as root");
     }
-    let sockets = (config.listen.len() as u64 + 2) * u64::from(config.threads);
+    // Of TCP and of UDP.
+    let sockets = 2 * (config.listen.len() as u64 + 2) * u64::from(config.threads);
     let descriptors = u64::from(config.connections_max)
         + u64::from(config.threads) * DESCRIPTORS_PER_WORKER
         + sockets

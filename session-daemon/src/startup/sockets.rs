@@ -5,6 +5,9 @@
 //! that is bound and does not listen answers like a closed port. After the guard is attached
 //! that socket listens, still without SO_REUSEPORT: the kernel refuses if anybody else listens
 //! on the address. Only then it is shared with the sockets of the other workers.
+//!
+//! A UDP socket receives as soon as it is bound, so its address is only noted before the guard is
+//! attached, and bound after, first without SO_REUSEPORT for the same reason.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -49,6 +52,7 @@ struct UnixClaim {
 #[derive(Debug)]
 pub(super) struct Claims {
     tcp: Vec<Claim>,
+    udp: Vec<SocketAddr>,
     unix: Option<UnixClaim>,
     backlog: i32,
     threads: u16,
@@ -56,11 +60,13 @@ pub(super) struct Claims {
 }
 
 /// Sockets that listen.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Listening {
     sockets: Vec<(ListenerKind, Socket)>,
     /// TCP addresses, each once.
     pub(super) addresses: Vec<SocketAddr>,
+    /// UDP addresses, each once.
+    pub(super) datagram_addresses: Vec<SocketAddr>,
     /// Path of the unix socket.
     pub(super) unix: Option<PathBuf>,
 }
@@ -71,6 +77,7 @@ impl Claims {
     pub(super) fn new(config: &Config, owner: Option<Identity>) -> Result<Self, Refusal> {
         let mut claims = Self {
             tcp: Vec::new(),
+            udp: Vec::new(),
             unix: None,
             backlog: i32::try_from(config.backlog).unwrap_or(i32::MAX),
             threads: config.threads,
@@ -81,6 +88,7 @@ impl Claims {
             claims.unix = Some(UnixClaim { path: path.clone(), mask: config.unix_mask, owner });
             return Ok(claims);
         }
+        claims.note_udp(config)?;
         if config.listen.is_empty() {
             let Some(port) = port_number(config.port) else { return Ok(claims) };
             claims.text = format!("TCP port {port}");
@@ -88,14 +96,54 @@ impl Claims {
         }
         for word in &config.listen {
             claims.text = format!("one of interface(s) {}", word.word);
+            if config.port == Port::Off && config.udp_port != 0 && word.port.is_none() {
+                continue;
+            }
             claims.word(word, config.port)?;
         }
         Ok(claims)
     }
 
+    /// The addresses of `-U`: those of `-l`, whose own ports win over `-U`'s as they do over
+    /// `-p`'s, or all.
+    fn note_udp(&mut self, config: &Config) -> Result<(), Refusal> {
+        if config.udp_port == 0 {
+            return Ok(());
+        }
+        let mut hosts: Vec<(&str, u16)> = config
+            .listen
+            .iter()
+            .map(|word| (word.host.as_str(), word.port.unwrap_or(config.udp_port)))
+            .collect();
+        if hosts.is_empty() {
+            hosts.push(("*", config.udp_port));
+        }
+        for (host, port) in hosts {
+            if host == "*" {
+                self.udp.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port));
+                if has_family(Domain::IPV6) {
+                    self.udp.push(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port));
+                }
+                continue;
+            }
+            let resolved = (host, port).to_socket_addrs().map_err(|error| {
+                Refusal::new(EXIT_OS, format!("{error}\nfailed to listen on UDP port {port}"))
+            })?;
+            self.udp.extend(resolved);
+        }
+        let mut seen = HashSet::new();
+        self.udp.retain(|address| seen.insert(*address));
+        Ok(())
+    }
+
     /// The TCP addresses with the ports that they really have.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().map(|claim| claim.address).collect()
+    }
+
+    /// The TCP and the UDP addresses: what has to be guarded.
+    pub(super) fn all_addresses(&self) -> Vec<SocketAddr> {
+        self.tcp.iter().map(|claim| claim.address).chain(self.udp.iter().copied()).collect()
     }
 
     /// All IPv4 and all IPv6 addresses, as far as the host has the family.
@@ -149,7 +197,7 @@ impl Claims {
     /// Makes the sockets listen, one a worker and TCP address; called when the guard is attached.
     pub(super) fn listen(self) -> Result<Listening, Refusal> {
         let mut listening =
-            Listening { sockets: Vec::new(), addresses: self.addresses(), unix: None };
+            Listening { sockets: Vec::new(), addresses: self.addresses(), ..Listening::default() };
         for claim in self.tcp {
             let address = claim.address;
             let fail = |error: io::Error| failed(&self.text, &error);
@@ -161,6 +209,17 @@ impl Claims {
                 socket.listen(self.backlog).map_err(fail)?;
                 listening.sockets.push((ListenerKind::Tcp, socket));
             }
+        }
+        for address in self.udp {
+            let fail = |error: io::Error| failed(&format!("UDP port {}", address.port()), &error);
+            let first = patiently(|| datagram_socket(address, false)).map_err(fail)?;
+            first.set_reuse_port(true).map_err(fail)?;
+            listening.sockets.push((ListenerKind::Udp, first));
+            for _ in 1..self.threads {
+                let socket = datagram_socket(address, true).map_err(fail)?;
+                listening.sockets.push((ListenerKind::Udp, socket));
+            }
+            listening.datagram_addresses.push(address);
         }
         if let Some(claim) = self.unix {
             let what = format!("UNIX socket: {}", claim.path.display());
@@ -213,6 +272,30 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     // Inherited by the connections, as memcached has it.
     socket.set_keepalive(true)?;
     socket.set_tcp_nodelay(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Whether the host has the address family at all.
+fn has_family(family: Domain) -> bool {
+    Socket::new(family, Type::DGRAM, None).is_ok()
+}
+
+/// Bytes of requests that may wait for a worker, as memcached asks for; the kernel gives what
+/// `net.core.rmem_max` lets it.
+const DATAGRAM_BUFFER_LEN: usize = 4 << 20;
+
+fn datagram_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(DATAGRAM_BUFFER_LEN)?;
+    socket.set_send_buffer_size(DATAGRAM_BUFFER_LEN)?;
     if shared {
         socket.set_reuse_port(true)?;
     }
@@ -339,6 +422,36 @@ mod tests {
         assert!(refusal.text.ends_with(": Address already in use"), "{}", refusal.text);
         // With one that listens, the first step is refused already.
         assert_eq!(claims(&words).unwrap_err().status, EXIT_OS);
+    }
+
+    #[test]
+    fn datagrams_have_a_socket_a_worker_and_the_ports_of_their_addresses() {
+        let port = free_udp_port();
+        let words = format!("-p -1 -U {port} -l 127.0.0.1 -t 3");
+        let claimed = claims(&words).unwrap();
+        assert_eq!(claimed.all_addresses().len(), 2);
+        // Nothing is bound yet: the guard does not stand.
+        drop(std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap());
+        let listening = claimed.listen().unwrap();
+        let kinds = listening.descriptors().into_iter().map(|(kind, _)| kind);
+        assert_eq!(kinds.filter(|kind| *kind == ListenerKind::Udp).count(), 3);
+        assert_eq!(listening.datagram_addresses, [SocketAddr::from(([127, 0, 0, 1], port))]);
+        // Another daemon does not share them, although its sockets would.
+        let refusal = claims(&words).unwrap().listen().unwrap_err();
+        assert_eq!(
+            refusal.text,
+            format!("failed to listen on UDP port {port}: Address already in use")
+        );
+        let words = "-U 7 -l 127.0.0.1:9,[::1],127.0.0.1:9";
+        let flags = parse(words.split_whitespace().map(OsString::from)).unwrap();
+        let mut noted = claims("-p -1 -l 127.0.0.1").unwrap();
+        noted.note_udp(&Config::from_flags(flags).unwrap()).unwrap();
+        assert_eq!(noted.udp.iter().map(SocketAddr::port).collect::<Vec<_>>(), [9, 7]);
+    }
+
+    fn free_udp_port() -> u16 {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.local_addr().unwrap().port()
     }
 
     #[test]
