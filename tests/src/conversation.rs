@@ -26,6 +26,9 @@ impl Services for Nothing {
     fn stats(&self, _: StatsTopic, _: &mut dyn FnMut(&str, &str)) {}
     fn stats_reset(&self) {}
     fn verbosity(&self, _: u32) {}
+    fn authenticate(&self, _: &[u8], _: &[u8]) -> bool {
+        false
+    }
     fn shutdown(&self, _: Shutdown) -> bool {
         false
     }

@@ -62,6 +62,12 @@ pub enum Flag {
     DisableDumping,
     /// `-W`
     DisableWatch,
+    /// `-S`
+    EnableSasl,
+    /// `-Y`
+    AuthFile,
+    /// `--sasl-pwdb`
+    SaslPwdb,
     /// `-o`
     Extended,
     /// `--udp-writes`
@@ -101,8 +107,6 @@ pub struct Unserved {
 
 /// Every flag of memcached's that is refused by name.
 pub const UNSERVED: &[Unserved] = &[
-    Unserved { short: 'S', long: "enable-sasl", argument: false },
-    Unserved { short: 'Y', long: "auth-file", argument: true },
     Unserved { short: 'e', long: "memory-file", argument: true },
     Unserved { short: 'Z', long: "enable-ssl", argument: false },
     Unserved { short: 'L', long: "enable-largepages", argument: false },
@@ -161,6 +165,9 @@ const FLAGS: &[Row] = &[
     row('F', "disable-flush-all", Argument::None, Flag::DisableFlushAll),
     row('X', "disable-dumping", Argument::None, Flag::DisableDumping),
     row('W', "disable-watch", Argument::None, Flag::DisableWatch),
+    row('S', "enable-sasl", Argument::None, Flag::EnableSasl),
+    row('Y', "auth-file", Argument::Required, Flag::AuthFile),
+    row('\0', "sasl-pwdb", Argument::Required, Flag::SaslPwdb),
     row('o', "extended", Argument::Required, Flag::Extended),
     row('\0', "udp-writes", Argument::None, Flag::UdpWrites),
     row('\0', "allow", Argument::Required, Flag::Allow),

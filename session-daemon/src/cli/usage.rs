@@ -65,10 +65,16 @@ const FLAGS: &str = "\
 -F, --disable-flush-all   disable flush_all command
 -X, --disable-dumping     nothing to disable: no command dumps keys
 -W, --disable-watch       nothing to disable: there is no watch command
+-S, --enable-sasl         turn on SASL authentication (PLAIN, binary protocol only);
+                          the passwords are in --sasl-pwdb
+-Y, --auth-file=<file>    turn on authentication in the ASCII protocol, by the
+                          user:password lines of the file; reread on SIGHUP
 -o, --extended            comma separated list of extended options
    - maxconns_fast:       immediately close new connections after limit
                           (default: enabled); no_maxconns_fast waits instead
    - idle_timeout:        timeout for idle connections (default: 0, no timeout)
+    --sasl-pwdb=<file>    user:password lines for -S, reread on SIGHUP (default: the
+                          file that MEMCACHED_SASL_PWDB names)
     --udp-writes          serve what changes items by datagram too: whoever can
                           forge an allowed address can then change items
 

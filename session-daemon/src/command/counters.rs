@@ -66,6 +66,10 @@ counters! {
     StoreTooLarge => "store_too_large",
     /// Values for which no room could be made.
     StoreNoMemory => "store_no_memory",
+    /// Attempts of clients to say who they are.
+    AuthCmds => "auth_cmds",
+    /// Attempts that failed.
+    AuthErrors => "auth_errors",
     /// Bytes received from clients.
     BytesRead => "bytes_read",
     /// Bytes sent to clients.

@@ -138,6 +138,12 @@ pub struct Config {
     pub backlog: u32,
     /// `-B`.
     pub binding: Binding,
+    /// `-Y`.
+    pub auth_file: Option<PathBuf>,
+    /// `-S`.
+    pub sasl: bool,
+    /// `--sasl-pwdb`, or what the environment says in its place.
+    pub sasl_pwdb: Option<PathBuf>,
     /// `-I`, bytes.
     pub item_size_max: u64,
     /// Not `-F`.
@@ -194,6 +200,9 @@ impl Default for Config {
             cas: true,
             backlog: 1024,
             binding: Binding::Auto,
+            auth_file: None,
+            sasl: false,
+            sasl_pwdb: None,
             item_size_max: 1 << 20,
             flush_all: true,
             maxconns_fast: true,
@@ -220,10 +229,12 @@ impl Config {
     /// memcached has one.
     pub fn from_flags(flags: Vec<(Flag, Option<String>)>) -> Result<Self, Refusal> {
         let mut config = Self::default();
-        let port_given = flags.iter().any(|(flag, _)| *flag == Flag::Port);
+        let given = |sought| flags.iter().any(|(flag, _)| *flag == sought);
+        let (port_given, binding_given) = (given(Flag::Port), given(Flag::Protocol));
         for (flag, argument) in flags {
             config.take(flag, argument.as_deref().unwrap_or_default())?;
         }
+        config.log_in(binding_given)?;
         if config.udp_port != 0 && !port_given {
             config.port = Port::Number(config.udp_port);
         }
@@ -271,6 +282,9 @@ impl Config {
             Flag::DisableFlushAll => self.flush_all = false,
             Flag::DisableDumping => self.remark("-X: there is no command that dumps keys"),
             Flag::DisableWatch => self.remark("-W: there is no watch command"),
+            Flag::EnableSasl => self.sasl = true,
+            Flag::AuthFile => self.auth_file = Some(value::path("-Y", argument)?),
+            Flag::SaslPwdb => self.sasl_pwdb = Some(value::path("--sasl-pwdb", argument)?),
             Flag::Extended => suboptions::take(self, argument)?,
             Flag::Allow => self.allow.extend(
                 parse_prefixes(argument)
@@ -289,6 +303,54 @@ impl Config {
             Flag::Help | Flag::License | Flag::Version => {}
         }
         Ok(())
+    }
+
+    /// What authentication asks of the other flags: one protocol, and no UDP, where nobody can be
+    /// known.
+    fn log_in(&mut self, binding_given: bool) -> Result<(), Refusal> {
+        let usage = |text: &str| Err(Refusal::new(EXIT_USAGE, text));
+        if self.sasl_pwdb.is_some() && !self.sasl {
+            return usage("--sasl-pwdb needs -S");
+        }
+        if !self.sasl && self.auth_file.is_none() {
+            return Ok(());
+        }
+        if self.sasl && self.auth_file.is_some() {
+            return usage("-S is for the binary protocol and -Y for ASCII; leave one of them out");
+        }
+        let wanted = if self.sasl { Binding::Binary } else { Binding::Ascii };
+        if binding_given && self.binding != wanted {
+            return usage(if self.sasl {
+                "ERROR: You cannot allow the ASCII protocol while using SASL."
+            } else {
+                "ERROR: You cannot allow the BINARY protocol while using ascii authentication tokens."
+            });
+        }
+        self.binding = wanted;
+        if self.udp_port != 0 {
+            return usage(
+                "ERROR: Cannot enable UDP while using authentication: \
+                 nobody can be known by a datagram; leave -U out",
+            );
+        }
+        let named = || std::env::var_os("MEMCACHED_SASL_PWDB").map(PathBuf::from);
+        if self.sasl && self.sasl_pwdb.is_none() {
+            self.sasl_pwdb = named().filter(|path| !path.as_os_str().is_empty());
+            if self.sasl_pwdb.is_none() {
+                return usage(
+                    "-S: name a file of user:password lines by --sasl-pwdb or \
+                     MEMCACHED_SASL_PWDB; saslauthd and sasldb are not asked",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of passwords that clients are asked for, and the flag that names it.
+    #[must_use]
+    pub fn passwords(&self) -> Option<(&'static str, &Path)> {
+        let token = self.auth_file.as_deref().map(|path| ("-Y", path));
+        token.or_else(|| Some(("-S", self.sasl_pwdb.as_deref()?)))
     }
 
     /// Checks that need several flags together.
@@ -355,8 +417,14 @@ impl Config {
     /// # Errors
     /// The current directory is gone.
     pub fn with_absolute_paths(mut self) -> std::io::Result<Self> {
-        let optional =
-            [&mut self.unix_socket, &mut self.pidfile, &mut self.control, &mut self.state];
+        let optional = [
+            &mut self.unix_socket,
+            &mut self.pidfile,
+            &mut self.control,
+            &mut self.state,
+            &mut self.auth_file,
+            &mut self.sasl_pwdb,
+        ];
         let named = optional.into_iter().flatten();
         for path in named.chain(&mut self.allow_files).chain([&mut self.bpffs]) {
             *path = std::path::absolute(&*path)?;

@@ -53,8 +53,6 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
 #[test]
 fn what_is_not_served_is_refused_by_name() {
     for words in [
-        "-S",
-        "-Y /x",
         "-e /x",
         "-Z",
         "-L",
@@ -84,6 +82,34 @@ fn what_is_not_served_is_refused_by_name() {
     }
     assert_eq!(read("-B ascii").unwrap().binding, Binding::Ascii);
     assert_eq!(read("--protocol=binary").unwrap().binding, Binding::Binary);
+}
+
+#[test]
+fn authentication_narrows_the_protocol_and_has_no_udp() {
+    let config = read("-Y /x").unwrap();
+    assert_eq!(
+        (config.binding, config.passwords()),
+        (Binding::Ascii, Some(("-Y", Path::new("/x"))))
+    );
+    let config = read("-S --sasl-pwdb /y -B binary").unwrap();
+    assert_eq!(
+        (config.binding, config.passwords()),
+        (Binding::Binary, Some(("-S", Path::new("/y"))))
+    );
+    assert_eq!(read("").unwrap().passwords(), None);
+    for (words, part) in [
+        ("-S --sasl-pwdb /y -B ascii", "cannot allow the ASCII protocol while using SASL"),
+        ("-S --sasl-pwdb /y -B auto", "cannot allow the ASCII protocol while using SASL"),
+        ("-Y /x -B binary", "cannot allow the BINARY protocol"),
+        ("-Y /x -U 5", "Cannot enable UDP"),
+        ("-S --sasl-pwdb /y -U 5", "Cannot enable UDP"),
+        ("-S -Y /x", "leave one of them out"),
+        ("-S", "--sasl-pwdb or MEMCACHED_SASL_PWDB"),
+        ("--sasl-pwdb /y", "needs -S"),
+    ] {
+        let (status, text) = refusal(words);
+        assert!(status == EXIT_USAGE && text.contains(part), "{words}: {text}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::allowlist::Entry;
 use crate::config::Config;
 pub use crate::link::child::ChildEnd;
 pub use crate::link::parent::ParentEnd;
+use crate::server::login::Credentials;
 
 /// Largest frame. A part of a list ([`ENTRIES_PER_PART_MAX`] entries) is far below it.
 pub const FRAME_LEN_MAX: usize = 16 << 20;
@@ -44,6 +45,8 @@ pub enum Request {
     Configure(Box<Config>),
     /// Listening sockets, as many as kinds, before `Serve`.
     Listeners(Vec<ListenerKind>),
+    /// The users and their passwords, before `Serve` and whenever they change.
+    Credentials(Credentials),
     /// A part of a whole list; takes effect with `ListReplace`.
     ListPart(Vec<Entry>),
     /// The parts sent since the last one become the list, at once.

@@ -57,7 +57,8 @@ impl Drop for Presence {
 
 async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> {
     let Presence { local, info } = presence;
-    let mut connection = Connection::new(local.shared.config.binding);
+    let mut connection =
+        Connection::new(local.shared.config.binding).with_login(local.shared.config.login);
     // A client that speaks at once has done so by now: its first request is read before the
     // reactor is told of the socket, which saves a wait.
     match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {

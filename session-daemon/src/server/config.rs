@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::command::request::Shutdown;
+use crate::server::login::{Credentials, Login};
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{TcpListener, UdpSocket};
@@ -82,6 +84,10 @@ pub struct ServerConfig {
     pub judge_sources: bool,
     /// Which protocols are spoken (`-B`).
     pub binding: Binding,
+    /// How clients say who they are (`-Y`, `-S`).
+    pub login: Login,
+    /// Whom they may be; replaced when the file is read again.
+    pub credentials: Arc<ArcSwap<Credentials>>,
     /// How often `-v` was given.
     pub verbosity: u32,
     /// Whether items may be changed by datagram (`--udp-writes`).
@@ -114,6 +120,8 @@ impl Default for ServerConfig {
             shutdown: None,
             judge_sources: true,
             binding: Binding::Auto,
+            login: Login::Free,
+            credentials: Arc::default(),
             verbosity: 0,
             udp_writes: false,
             tcp_port: 11211,

@@ -21,6 +21,7 @@ use crate::server::buffers::{Input, Output, Pool};
 use crate::server::config::Binding;
 use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};
+use crate::server::login::{self, Lock, Login};
 use crate::store::types::ClientFlags;
 use memchr::memchr;
 
@@ -36,6 +37,8 @@ pub trait Services {
     fn stats_reset(&self);
     /// Sets the log level, 0 to 3.
     fn verbosity(&self, level: u32);
+    /// Whether this is a user and its password; counted.
+    fn authenticate(&self, user: &[u8], password: &[u8]) -> bool;
     /// Asks the process to end; false when that is switched off.
     fn shutdown(&self, shutdown: Shutdown) -> bool;
 }
@@ -88,6 +91,7 @@ enum Progress {
 #[derive(Debug)]
 pub struct Connection {
     binding: Binding,
+    lock: Lock,
     state: State,
     input: Input,
     output: Output,
@@ -98,7 +102,14 @@ impl Connection {
     #[must_use]
     pub fn new(binding: Binding) -> Self {
         let state = first_state(binding);
-        Self { binding, state, input: Input::default(), output: Output::default() }
+        let (lock, input, output) = <(Lock, Input, Output)>::default();
+        Self { binding, lock, state, input, output }
+    }
+
+    /// The same for a client that has to say who it is before anything else.
+    #[must_use]
+    pub fn with_login(self, login: Login) -> Self {
+        Self { lock: Lock::new(login), ..self }
     }
 
     /// Room for bytes from the client.
@@ -163,6 +174,12 @@ impl Connection {
             if turn.requests_left == 0 {
                 return Step::Yield;
             }
+            if self.is_locked() {
+                match self.unlock(turn) {
+                    Progress::More => continue,
+                    Progress::Wait => return Step::Read,
+                }
+            }
             let progress = match &mut self.state {
                 State::Line | State::Keys(_) => self.line(turn),
                 State::Value(_) => self.value(turn),
@@ -179,6 +196,28 @@ impl Connection {
             };
             if matches!(progress, Progress::Wait) {
                 return Step::Read;
+            }
+        }
+    }
+
+    /// Whether what comes next says who the client is, and is nothing else.
+    fn is_locked(&self) -> bool {
+        let between = match &self.state {
+            State::Line | State::Fresh => true,
+            State::Binary(conversation) => !conversation.is_busy(),
+            _ => false,
+        };
+        between && self.lock.concerns(self.input.waiting())
+    }
+
+    fn unlock(&mut self, turn: &mut Turn<'_>) -> Progress {
+        match self.lock.hear(&mut self.input, &mut self.output, turn) {
+            login::Heard::More => Progress::More,
+            login::Heard::Wait => Progress::Wait,
+            login::Heard::Close => self.close(),
+            login::Heard::PassOver(len) => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                self.enter(State::Binary(binary::Conversation::Swallow(len)))
             }
         }
     }

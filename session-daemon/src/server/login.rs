@@ -153,12 +153,7 @@ impl Lock {
     }
 
     /// Hears who the client is.
-    pub fn hear(
-        &mut self,
-        input: &mut Input,
-        output: &mut Output,
-        turn: &mut Turn<'_>,
-    ) -> Heard {
+    pub fn hear(&mut self, input: &mut Input, output: &mut Output, turn: &mut Turn<'_>) -> Heard {
         turn.requests_left = turn.requests_left.saturating_sub(1);
         match self.login {
             Login::Free | Login::Token => self.hear_token(input, output, turn),
@@ -166,12 +161,7 @@ impl Lock {
         }
     }
 
-    fn hear_token(
-        &mut self,
-        input: &mut Input,
-        output: &mut Output,
-        turn: &mut Turn<'_>,
-    ) -> Heard {
+    fn hear_token(&mut self, input: &mut Input, output: &mut Output, turn: &mut Turn<'_>) -> Heard {
         let (answer, len) = match token::hear(input.waiting()) {
             token::Heard::Wait => return Heard::Wait,
             token::Heard::Endless => return Heard::Close,
@@ -186,12 +176,7 @@ impl Lock {
         if answer == token::Answer::TooLong { Heard::Close } else { Heard::More }
     }
 
-    fn hear_sasl(
-        &mut self,
-        input: &mut Input,
-        output: &mut Output,
-        turn: &mut Turn<'_>,
-    ) -> Heard {
+    fn hear_sasl(&mut self, input: &mut Input, output: &mut Output, turn: &mut Turn<'_>) -> Heard {
         let out = output.tail(turn.pool);
         let len = match sasl::hear(input.waiting()) {
             sasl::Heard::Wait => return Heard::Wait,
@@ -232,13 +217,7 @@ impl Lock {
         Heard::More
     }
 
-    fn judge(
-        &mut self,
-        tag: Tag,
-        message: &[u8],
-        out: &mut Vec<u8>,
-        services: &dyn Services,
-    ) {
+    fn judge(&mut self, tag: Tag, message: &[u8], out: &mut Vec<u8>, services: &dyn Services) {
         // Whatever is wrong is compared and counted like a wrong password.
         let (user, password) = sasl::plain(message).unwrap_or_default();
         let right = services.authenticate(user, password);
@@ -253,6 +232,7 @@ impl Lock {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::{Credentials, CredentialsError, same};
 

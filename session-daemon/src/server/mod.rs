@@ -10,6 +10,7 @@ pub mod connection;
 pub mod fetch;
 pub mod incoming;
 pub mod listener;
+pub mod login;
 pub mod shared;
 pub mod socket;
 pub mod statistics;

@@ -6,6 +6,7 @@ use crate::clock::Now;
 use crate::command::counters::Counter;
 use crate::command::request::StatsTopic;
 use crate::protocol::text::encode;
+use crate::server::login::Login;
 use crate::server::shared::Shared;
 use crate::store::stats::{ClassStats, Totals};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -58,8 +59,8 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
             sink("get_flushed", &0);
         }
     }
-    sink("auth_cmds", &0);
-    sink("auth_errors", &0);
+    sink("auth_cmds", &shared.count(Counter::AuthCmds));
+    sink("auth_errors", &shared.count(Counter::AuthErrors));
     if shared.config.idle_timeout.is_some() {
         sink("idle_kicks", &shared.count(Counter::IdleKicks));
     }
@@ -193,8 +194,8 @@ fn settings(shared: &Shared, sink: &mut Sink<'_>) {
     sink("cas_enabled", &yes_no(store.cas));
     sink("tcp_backlog", &config.backlog);
     sink("binding_protocol", &config.binding.name());
-    sink("auth_enabled_sasl", &"no");
-    sink("auth_enabled_ascii", &"no");
+    sink("auth_enabled_sasl", &yes_no(config.login == Login::Sasl));
+    sink("auth_enabled_ascii", &yes_no(config.login == Login::Token));
     sink("item_size_max", &store.item_size_max);
     sink("maxconns_fast", &yes_no(config.maxconns_fast));
     sink("flush_enabled", &yes_no(config.flush_allowed));

@@ -7,6 +7,7 @@ use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::buffers::Pool;
 use crate::server::config::{Binding, ServerConfig};
 use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::server::login::Login;
 use crate::server::shared::Shared;
 use crate::store::Store;
 use crate::store::types::{ClientFlags, Key, Lifetime, Mode, StoreConfig};
@@ -23,6 +24,9 @@ impl Services for Nobody {
     }
     fn stats_reset(&self) {}
     fn verbosity(&self, _: u32) {}
+    fn authenticate(&self, user: &[u8], password: &[u8]) -> bool {
+        (user, password) == (b"user", b"pass")
+    }
     fn shutdown(&self, _: Shutdown) -> bool {
         false
     }
@@ -35,6 +39,10 @@ fn converse(pieces: &[&[u8]], requests_per_turn: u32) -> Vec<u8> {
 
 /// [`converse`] where one protocol alone may be spoken.
 pub(crate) fn converse_as(binding: Binding, pieces: &[&[u8]], requests_per_turn: u32) -> Vec<u8> {
+    converse_in(Connection::new(binding), pieces, requests_per_turn)
+}
+
+fn converse_in(mut connection: Connection, pieces: &[&[u8]], requests_per_turn: u32) -> Vec<u8> {
     let config = StoreConfig {
         memory_limit: 16 << 20,
         item_size_max: 16 << 10,
@@ -44,7 +52,6 @@ pub(crate) fn converse_as(binding: Binding, pieces: &[&[u8]], requests_per_turn:
     let store = Store::create(&config).expect("a small store");
     let mut worker = store.worker().expect("the first worker");
     let (counters, mut pool) = (Counters::default(), Pool::default());
-    let mut connection = Connection::new(binding);
     let mut replies = Vec::new();
     let now = Now { realtime_ns: 1_700_000_000_000_000_000, boottime_ns: 1_000_000_000_000 };
     for piece in pieces {
@@ -170,6 +177,101 @@ fn a_reset_reaches_the_counters_of_the_store() {
     shared.reset_counters();
     assert_eq!(shared.store.totals().total_items, 0);
     assert_eq!(shared.store.totals().curr_items, 3);
+}
+
+/// What a client that logs in is told, however its bytes are cut.
+fn logged_in(login: Login, binding: Binding, all: &[u8]) -> String {
+    let connection = || Connection::new(binding).with_login(login);
+    let whole = text(&converse_in(connection(), &[all], 20));
+    for at in 0..all.len() {
+        let (one, two) = all.split_at(at);
+        assert_eq!(text(&converse_in(connection(), &[one, two], 1)), whole, "cut at {at}");
+    }
+    whole
+}
+
+#[test]
+fn nothing_is_done_for_a_text_client_that_is_not_known() {
+    let all =
+        b"get a\r\nset a 0 0 9\r\nuser xxxx\r\nset a 0 0 4\r\nuser\r\nadd a 0 0 1\r\n1\r\n\r\n\
+                set a 0 0 9\r\nuser passXXversion\r\n\
+                set a 0 0 9\r\nuser pass\r\nget a\r\nset a 0 0 9\r\nuser pass\r\nget a\r\n";
+    let unknown = "CLIENT_ERROR unauthenticated\\r\\n";
+    let expected = format!(
+        "{unknown}CLIENT_ERROR authentication failure\\r\\n\
+         CLIENT_ERROR bad authentication token format\\r\\n{unknown}{unknown}{unknown}\
+         CLIENT_ERROR bad command line termination\\r\\n{unknown}STORED\\r\\nEND\\r\\nSTORED\\r\\n\
+         VALUE a 0 9\\r\\nuser pass\\r\\nEND\\r\\n"
+    );
+    assert_eq!(logged_in(Login::Token, Binding::Ascii, all), expected);
+    let huge = b"set foo 0 0 2147483646\r\nuser pass\r\nversion\r\n";
+    let told = "CLIENT_ERROR auth token too long\\r\\n<closed>";
+    assert_eq!(logged_in(Login::Token, Binding::Ascii, huge), told);
+    assert_eq!(
+        text(&converse_in(
+            Connection::new(Binding::Ascii).with_login(Login::Token),
+            &[&[b'x'; 5000]],
+            20,
+        )),
+        "<closed>"
+    );
+}
+
+#[test]
+fn nothing_is_done_for_a_binary_client_that_is_not_known() {
+    let frame = |opcode: u8, key: &[u8], value: &[u8]| {
+        let (key_len, body_len) = (key.len() as u8, (key.len() + value.len()) as u8);
+        let mut frame = vec![0x80, opcode, 0, key_len, 0, 0, 0, 0, 0, 0, 0, body_len];
+        frame.extend_from_slice(&[7; 4]);
+        frame.extend_from_slice(&[0; 8]);
+        frame.extend_from_slice(key);
+        frame.extend_from_slice(value);
+        frame
+    };
+    // Opcode and status of every reply.
+    let replies = |frames: &[Vec<u8>]| {
+        let all = frames.concat();
+        let connection = || Connection::new(Binding::Binary).with_login(Login::Sasl);
+        let mut whole = converse_in(connection(), &[&all], 20);
+        for at in 0..all.len() {
+            let (one, two) = all.split_at(at);
+            assert_eq!(converse_in(connection(), &[one, two], 1), whole, "cut at {at}");
+        }
+        let mut told = Vec::new();
+        while whole.len() >= 24 {
+            let body_len = usize::from(whole[11]);
+            told.push((whole[1], whole[7]));
+            whole.drain(..24 + body_len);
+        }
+        (told, whole == b"<closed>")
+    };
+    let (right, wrong) = (&b"\0user\0pass"[..], &b"\0user\0paXX"[..]);
+    let (mechanisms, version) = (frame(0x20, b"", b""), frame(0x0b, b"", b""));
+    let (get, login) = (frame(0x00, b"key", b""), frame(0x21, b"PLAIN", right));
+    assert_eq!(
+        replies(&[mechanisms.clone(), version.clone(), get.clone(), version.clone()]),
+        (vec![(0x20, 0), (0x0b, 0), (0x00, 0x20)], true)
+    );
+    assert_eq!(
+        replies(&[login.clone(), get.clone(), version]),
+        (vec![(0x21, 0), (0x00, 0x01), (0x0b, 0)], false)
+    );
+    // A client that tries again is unknown again.
+    let again = frame(0x21, b"PLAIN", wrong);
+    assert_eq!(
+        replies(&[login.clone(), again, get.clone()]),
+        (vec![(0x21, 0), (0x21, 0x20), (0x00, 0x20)], true)
+    );
+    let step = frame(0x22, b"PLAIN", right);
+    assert_eq!(replies(&[step.clone(), get.clone()]), (vec![(0x22, 0x20), (0x00, 0x20)], true));
+    assert_eq!(
+        replies(&[frame(0x21, b"PLAIN", b""), step.clone(), get.clone()]),
+        (vec![(0x21, 0x21), (0x22, 0), (0x00, 0x01)], false)
+    );
+    assert_eq!(
+        replies(&[frame(0x21, b"CRAM-MD5", right), step, mechanisms, get]),
+        (vec![(0x21, 0x20), (0x22, 0x20), (0x20, 0), (0x00, 0x20)], true)
+    );
 }
 
 #[test]

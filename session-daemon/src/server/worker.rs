@@ -152,6 +152,13 @@ impl Services for Local {
         log::set_max_level(log_level(level));
     }
 
+    fn authenticate(&self, user: &[u8], password: &[u8]) -> bool {
+        let admitted = self.shared.config.credentials.load().admit(user, password);
+        self.counters().add_one(Counter::AuthCmds);
+        self.counters().add(Counter::AuthErrors, u64::from(!admitted));
+        admitted
+    }
+
     fn shutdown(&self, shutdown: Shutdown) -> bool {
         let hook = self.shared.config.shutdown.as_ref();
         hook.map(|hook| (hook.0)(shutdown)).is_some()

@@ -23,6 +23,7 @@ use crate::config::{Config, EXIT_USAGE, GuardKind};
 use crate::link::{ChildEnd, ListenerKind, Reply, Request};
 use crate::server::Server;
 use crate::server::config::{Listener, ServerConfig, ShutdownHook, WRITE_TIMEOUT};
+use crate::server::login::{Credentials, Login};
 use crate::startup::{abort_on_panic, logger, privileges};
 use crate::store::Store;
 use crate::store::types::StoreConfig;
@@ -95,6 +96,7 @@ struct Child {
     listeners: Vec<Listener>,
     parts: Vec<Entry>,
     list: Arc<ArcSwap<Allowlist>>,
+    credentials: Arc<ArcSwap<Credentials>>,
     server: SharedServer,
 }
 
@@ -116,6 +118,7 @@ impl Child {
                     ListenerKind::Unix => Listener::Unix(UnixListener::from(socket)),
                 }));
             }
+            Request::Credentials(credentials) => self.credentials.store(Arc::new(credentials)),
             Request::ListPart(entries) => self.parts.extend(entries),
             Request::ListReplace => {
                 let list = std::mem::take(&mut self.parts).into_iter().collect();
@@ -169,7 +172,8 @@ impl Child {
         let store = Store::create(&store_config(config)?)?;
         let listeners = std::mem::take(&mut self.listeners);
         let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
-        let config = server_config(config, hook)?;
+        let mut config = server_config(config, hook)?;
+        config.credentials = Arc::clone(&self.credentials);
         let started = Server::start(config, listeners, store, Arc::clone(&self.list));
         *server = Some(started.context("starting the workers")?);
         Ok(())
@@ -244,6 +248,12 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         shutdown,
         judge_sources: config.guard != GuardKind::Off,
         binding: config.binding,
+        login: match (config.auth_file.is_some(), config.sasl) {
+            (true, _) => Login::Token,
+            (false, true) => Login::Sasl,
+            (false, false) => Login::Free,
+        },
+        credentials: Arc::default(),
         verbosity: u32::from(config.verbosity),
         udp_writes: config.udp_writes,
         tcp_port: config.port_number().unwrap_or(0),

@@ -6,10 +6,11 @@
 //! | `run` | the parent's life: signals, child, guard, control |
 //! | `child` | the serving process |
 //! | `daemonize` | `-d` |
-//! | `sockets`, `lock`, `pidfile`, `privileges`, `lists`, `logger`, `notify` | one part each |
+//! | `credentials`, `sockets`, `lock`, `pidfile`, `privileges`, `lists`, `logger`, `notify` | one part each |
 #![forbid(unsafe_code)]
 
 mod child;
+mod credentials;
 mod daemonize;
 mod lists;
 mod lock;

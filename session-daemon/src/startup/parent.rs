@@ -30,13 +30,14 @@ use crate::guard::interfaces::Interfaces;
 use crate::guard::lists::Protocol;
 use crate::guard::{Destination, Guard, GuardConfig, ModeChoice};
 use crate::link::{ParentEnd, Request};
+use crate::server::login::Credentials;
 use crate::startup::daemonize::Detached;
 use crate::startup::lock::{self, Lock};
 use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
-use crate::startup::{abort_on_panic, lists, notify};
+use crate::startup::{abort_on_panic, credentials, lists, notify};
 use crate::sys;
 
 /// Told whenever the daemon ends with its guard attached.
@@ -66,6 +67,7 @@ struct Prepared {
     base: Allowlist,
     overlay: Overlay,
     list: Allowlist,
+    credentials: Option<Credentials>,
     file: Option<OverlayFile>,
     claims: Claims,
     guarded_ports: BTreeSet<u16>,
@@ -104,9 +106,10 @@ async fn serve(
 ) -> Result<u8> {
     let mut listening = prepared.claims.listen()?;
     privileges::clear_bounding()?;
+    let goods = Goods { config, list: &prepared.list, credentials: prepared.credentials.as_ref() };
     let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
     let started = tokio::select! {
-        started = start_child(&mut end, config, &prepared.list, &mut listening, guard.is_some()) =>
+        started = start_child(&mut end, &goods, &mut listening, guard.is_some()) =>
             started.map(Some),
         name = signals.stop() => {
             log::info!("{name}: stopping");
@@ -167,6 +170,7 @@ async fn serve(
 fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
     privileges::raise_limits(config)?;
     let base = lists::configured(config)?;
+    let credentials = credentials::configured(config)?;
     let claims = Claims::new(config, identity)?;
     let addresses = claims.all_addresses();
     let guarded = config.guard == GuardKind::Xdp && !only_loopback(&addresses);
@@ -198,7 +202,7 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         );
     }
     warn_of_guard(config, &list, &addresses);
-    Ok(Prepared { base, overlay, list, file, claims, guarded_ports, _locks: locks })
+    Ok(Prepared { base, overlay, list, credentials, file, claims, guarded_ports, _locks: locks })
 }
 
 /// The overlay's place with its lock. None for a user without a place for it.
@@ -335,33 +339,37 @@ const NO_LOCK: &str = "a guarded port needs root; without it use -l 127.0.0.1 or
 
 const NOT_STARTED: &str = "the serving process did not start";
 
+/// What the serving process needs beside the sockets.
+struct Goods<'a> {
+    config: &'a Config,
+    list: &'a Allowlist,
+    credentials: Option<&'a Credentials>,
+}
+
 /// Gives the serving process all that it needs, and has it serve.
 async fn start_child(
     end: &mut ParentEnd,
-    config: &Config,
-    list: &Allowlist,
+    goods: &Goods<'_>,
     listening: &mut Listening,
     guarded: bool,
 ) -> Result<Option<Pidfile>> {
-    hand_over(end, config, list, listening).await?;
+    hand_over(end, goods, listening).await?;
     listening.close();
-    let pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    let pidfile = goods.config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     // Before a client's first byte is read.
     privileges::lower_parent(guarded)?;
     end.done(&Request::Serve).await.context(NOT_STARTED)?;
     Ok(pidfile)
 }
 
-async fn hand_over(
-    end: &mut ParentEnd,
-    config: &Config,
-    list: &Allowlist,
-    listening: &Listening,
-) -> Result<()> {
+async fn hand_over(end: &mut ParentEnd, goods: &Goods<'_>, listening: &Listening) -> Result<()> {
     let serve = async {
-        end.done(&Request::Configure(Box::new(config.clone()))).await?;
+        end.done(&Request::Configure(Box::new(goods.config.clone()))).await?;
         end.listeners(&listening.descriptors()).await?;
-        let entries: Vec<Entry> = list.entries().cloned().collect();
+        if let Some(credentials) = goods.credentials {
+            end.done(&Request::Credentials(credentials.clone())).await?;
+        }
+        let entries: Vec<Entry> = goods.list.entries().cloned().collect();
         end.replace(&entries).await
     };
     serve.await.context(NOT_STARTED)

@@ -41,6 +41,12 @@ pub fn outcome(out: &mut Vec<u8>, tag: Tag, outcome: Outcome, cas: u64) {
     }
 }
 
+/// Success, and words with it.
+pub fn said(out: &mut Vec<u8>, tag: Tag, words: &[u8]) {
+    header(out, tag, Reply { body_len: len(words.len()), ..Reply::SUCCESS });
+    out.extend_from_slice(words);
+}
+
 /// A refusal. The quiet forms hear of it too.
 pub fn error(out: &mut Vec<u8>, tag: Tag, status: Status) {
     let words = status.words();

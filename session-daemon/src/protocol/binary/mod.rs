@@ -15,6 +15,7 @@ pub mod encode;
 pub mod header;
 pub mod opcode;
 pub mod parse;
+pub mod sasl;
 pub mod status;
 #[cfg(test)]
 mod tests;

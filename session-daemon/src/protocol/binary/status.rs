@@ -24,6 +24,8 @@ pub enum Status {
     NonNumeric = 0x06,
     /// The command is switched off.
     AuthFailure = 0x20,
+    /// A further message is expected.
+    AuthContinue = 0x21,
     /// No such command.
     UnknownCommand = 0x81,
     /// The store cannot make room.
@@ -42,6 +44,7 @@ impl Status {
             Self::NotStored => b"Not stored.",
             Self::NonNumeric => b"Non-numeric server-side value for incr or decr",
             Self::AuthFailure => b"Auth failure.",
+            Self::AuthContinue => b"",
             Self::UnknownCommand => b"Unknown command",
             Self::OutOfMemory => b"Out of memory",
         }

@@ -4,6 +4,7 @@
 
 pub mod encode;
 pub mod keys;
+pub mod login;
 pub mod number;
 pub mod parse;
 #[cfg(test)]
