@@ -5,12 +5,12 @@
 use super::counters::{Counter, Counters};
 use super::expiry;
 use super::request::{
-    Counting, Direction, Exptime, Fetch, Key, Outcome, Request, Shutdown, StatsTopic, Store,
-    StoreMode, Versioned,
+    Counting, Exptime, Fetch, Key, Outcome, Request, Shutdown, StatsTopic, Store, StoreMode,
+    Versioned,
 };
 use crate::clock::Now;
 use crate::store::types::{
-    Arithmetic, CasUnique, ClientFlags, Counted, Deleted, Lifetime, Mode, Stored, UploadError,
+    CasUnique, ClientFlags, Deleted, Mode, Placed, Stored, Terms, UploadError,
 };
 use crate::store::{Item, Upload, Worker, types};
 
@@ -89,7 +89,7 @@ impl Executor<'_> {
         Answer::Line(match request {
             Request::Delete { key } => self.delete(key, None),
             Request::Arithmetic { key, direction, delta } => {
-                self.count(&Counting { key, direction, delta, cas: None, create: None }).outcome
+                self.count(&Counting::new(key, direction, delta)).outcome()
             }
             Request::Touch { key, exptime } => self.touch(key, exptime),
             Request::FlushAll { at } => self.flush_all(at),
@@ -107,45 +107,6 @@ impl Executor<'_> {
             Deleted::Deleted => self.counted(Counter::DeleteHits, Outcome::Deleted),
             Deleted::NotFound => self.counted(Counter::DeleteMisses, Outcome::NotFound),
             Deleted::Exists => Outcome::Exists,
-        }
-    }
-
-    /// Adds to or takes from a number. What is made where none is counts as neither hit nor miss,
-    /// as in memcached.
-    pub fn count(&mut self, counting: &Counting<'_>) -> Versioned {
-        let Counting { key, direction, delta, cas, create } = *counting;
-        let (arithmetic, hit, miss) = match direction {
-            Direction::Increment => (Arithmetic::Increment, Counter::IncrHits, Counter::IncrMisses),
-            Direction::Decrement => (Arithmetic::Decrement, Counter::DecrHits, Counter::DecrMisses),
-        };
-        let (key, cas) = (store_key(key), cas.map(CasUnique));
-        let outcome = match self.store.arithmetic(key, arithmetic, delta, cas, self.now) {
-            Counted::Value { value, cas } => {
-                let outcome = self.counted(hit, Outcome::Number(value));
-                return Versioned { outcome, cas: cas.0 };
-            }
-            Counted::NotFound => match create {
-                Some((initial, exptime)) => return self.create_number(key, initial, exptime),
-                None => self.counted(miss, Outcome::NotFound),
-            },
-            Counted::Exists => Outcome::Exists,
-            Counted::NonNumeric => Outcome::NonNumeric,
-            Counted::NoMemory => self.counted(Counter::StoreNoMemory, Outcome::OutOfMemory),
-        };
-        outcome.into()
-    }
-
-    fn create_number(&mut self, key: types::Key<'_>, initial: u64, exptime: Exptime) -> Versioned {
-        let mut digits = itoa::Buffer::new();
-        let value = digits.format(initial).as_bytes();
-        let lifetime = expiry::lifetime(exptime, self.now);
-        match self.store.set(key, value, ClientFlags(0), lifetime, Mode::Add, self.now) {
-            Stored::Stored(cas) => Versioned { outcome: Outcome::Number(initial), cas: cas.0 },
-            // Somebody else made it in between.
-            Stored::NotStored | Stored::Exists | Stored::NotFound => Outcome::NotStored.into(),
-            Stored::TooLarge | Stored::NoMemory => {
-                self.counted(Counter::StoreNoMemory, Outcome::OutOfMemory).into()
-            }
         }
     }
 
@@ -170,11 +131,9 @@ impl Executor<'_> {
 
     /// A storage command whose value is at hand.
     pub fn store(&mut self, store: &Store<'_>, value: &[u8]) -> Versioned {
-        self.count_set();
-        let (flags, lifetime, mode) = self.terms(store);
-        let key = store_key(store.key);
-        let stored = self.store.set(key, value, flags, lifetime, mode, self.now);
-        self.stored(store, stored)
+        self.counters.add_one(Counter::CmdSet);
+        let placed = self.store.put(store_key(store.key), value, &self.terms(store), self.now);
+        self.stored(store, placed)
     }
 
     /// A storage command whose value comes in pieces.
@@ -182,7 +141,7 @@ impl Executor<'_> {
     /// # Errors
     /// The reply, when such a value cannot be taken.
     pub fn begin_upload(&mut self, store: &Store<'_>, value_len: usize) -> Result<Upload, Outcome> {
-        let flags = ClientFlags(store.flags);
+        let flags = ClientFlags(store.terms.flags);
         self.store
             .begin_upload(store_key(store.key), flags, value_len)
             .map_err(|error| self.upload_failed(store, error))
@@ -203,20 +162,14 @@ impl Executor<'_> {
 
     /// A storage command whose value has come in pieces.
     pub fn store_upload(&mut self, store: &Store<'_>, upload: Upload) -> Versioned {
-        self.count_set();
-        let (flags, lifetime, mode) = self.terms(store);
-        let key = store_key(store.key);
-        let stored = self.store.store_upload(key, upload, flags, lifetime, mode, self.now);
-        self.stored(store, stored)
-    }
-
-    /// Counts a storage command whose value has come.
-    pub(super) fn count_set(&self) {
         self.counters.add_one(Counter::CmdSet);
+        let (key, terms) = (store_key(store.key), self.terms(store));
+        let placed = self.store.put_upload(key, upload, &terms, self.now);
+        self.stored(store, placed)
     }
 
-    fn terms(&self, store: &Store<'_>) -> (ClientFlags, Lifetime, Mode) {
-        let mode = match store.mode {
+    fn terms(&self, store: &Store<'_>) -> Terms {
+        let mode = match store.terms.mode {
             StoreMode::Set => Mode::Set,
             StoreMode::Add => Mode::Add,
             StoreMode::Replace => Mode::Replace,
@@ -224,23 +177,35 @@ impl Executor<'_> {
             StoreMode::Prepend => Mode::Prepend,
             StoreMode::Cas(cas) => Mode::Cas(CasUnique(cas)),
         };
-        (ClientFlags(store.flags), expiry::lifetime(store.exptime, self.now), mode)
+        let lifetime = |exptime| expiry::lifetime(exptime, self.now);
+        Terms {
+            flags: ClientFlags(store.terms.flags),
+            lifetime: lifetime(store.terms.exptime),
+            mode,
+            joined_to: store.terms.joined_to.map(CasUnique),
+            vivify: store.terms.vivify.map(lifetime),
+            older_is_stale: store.terms.older_is_stale,
+            version: store.terms.version.map(CasUnique),
+            key_is_binary: store.terms.key_is_binary,
+        }
     }
 
-    fn stored(&mut self, store: &Store<'_>, stored: Stored) -> Versioned {
-        let outcome = match stored {
+    fn stored(&mut self, store: &Store<'_>, placed: Placed) -> Versioned {
+        let mode = store.terms.mode;
+        let outcome = match placed.stored {
             Stored::Stored(cas) => {
-                if matches!(store.mode, StoreMode::Cas(_)) {
+                if matches!(mode, StoreMode::Cas(_)) {
                     self.counters.add_one(Counter::CasHits);
                 }
-                return Versioned { outcome: Outcome::Stored, cas: cas.0 };
+                let (outcome, value_len) = (Outcome::Stored, placed.value_len);
+                return Versioned { outcome, cas: cas.0, value_len };
             }
             Stored::NotStored => Outcome::NotStored,
             Stored::Exists => self.counted(Counter::CasBadval, Outcome::Exists),
             Stored::NotFound => self.counted(Counter::CasMisses, Outcome::NotFound),
             // memcached has one answer to values that cannot be joined, whatever the reason.
             Stored::TooLarge | Stored::NoMemory
-                if matches!(store.mode, StoreMode::Append | StoreMode::Prepend) =>
+                if matches!(mode, StoreMode::Append | StoreMode::Prepend) =>
             {
                 Outcome::NotStored
             }
@@ -252,7 +217,7 @@ impl Executor<'_> {
 
     /// A `set` that fails takes the old item with it, so that no stale value is served.
     fn upload_failed(&mut self, store: &Store<'_>, error: UploadError) -> Outcome {
-        if store.mode == StoreMode::Set {
+        if store.terms.mode == StoreMode::Set {
             self.store.delete(store_key(store.key), None, self.now);
         }
         match error {
@@ -261,7 +226,7 @@ impl Executor<'_> {
         }
     }
 
-    fn counted(&self, counter: Counter, outcome: Outcome) -> Outcome {
+    pub(super) fn counted(&self, counter: Counter, outcome: Outcome) -> Outcome {
         self.counters.add_one(counter);
         outcome
     }

@@ -5,7 +5,8 @@
 pub mod counters;
 pub mod execute;
 pub mod expiry;
-pub mod joined;
+pub mod lease;
+pub mod number;
 pub mod request;
 #[cfg(test)]
 mod tests;

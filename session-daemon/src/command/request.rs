@@ -59,12 +59,83 @@ pub enum StoreMode {
 pub struct Store<'a> {
     /// Where.
     pub key: Key<'a>,
+    /// Everything else.
+    pub terms: StoreTerms,
+}
+
+/// All of a storage command but key and value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreTerms {
     /// The client's own 32 bits.
     pub flags: u32,
     /// Until when.
     pub exptime: Exptime,
     /// On what condition.
     pub mode: StoreMode,
+    /// The version that append and prepend ask of what is there; the other modes have it in
+    /// [`StoreMode::Cas`].
+    pub joined_to: Option<u64>,
+    /// append, prepend: where nothing is the value alone is stored, until then.
+    pub vivify: Option<Exptime>,
+    /// cas: an older version than the one that is there stores too, and the item is stale then.
+    pub older_is_stale: bool,
+    /// The version that clients are to see.
+    pub version: Option<u64>,
+    /// Clients spell the key in base64.
+    pub key_is_binary: bool,
+}
+
+impl StoreTerms {
+    /// The terms of a command of the classic protocol.
+    #[must_use]
+    pub const fn new(flags: u32, exptime: Exptime, mode: StoreMode) -> Self {
+        Self {
+            flags,
+            exptime,
+            mode,
+            joined_to: None,
+            vivify: None,
+            older_is_stale: false,
+            version: None,
+            key_is_binary: false,
+        }
+    }
+}
+
+/// What a lookup asks that may do more than read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// A new expiry time.
+    pub touch: Option<Exptime>,
+    /// An empty item is made where none is, until then, and is won.
+    pub vivify: Option<Exptime>,
+    /// An item with less time left than this is won, if nobody has won it yet.
+    pub recache: Option<Exptime>,
+    /// `recache` looks at the new expiry time, not at the old one.
+    pub touch_first: bool,
+    /// The version that clients are to see of an item that is made.
+    pub version: Option<u64>,
+    /// Clients spell the key in base64.
+    pub key_is_binary: bool,
+    /// The lookup leaves no trace.
+    pub unmarked: bool,
+}
+
+/// A removal with all that a wire format can ask of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removal<'a> {
+    /// Which item.
+    pub key: Key<'a>,
+    /// The version that it must have.
+    pub cas: Option<u64>,
+    /// The item stays and is marked stale.
+    pub stale: bool,
+    /// The item stays without its value, and with these flags.
+    pub emptied: Option<u32>,
+    /// A new expiry time of an item that stays.
+    pub exptime: Option<Exptime>,
+    /// The version that clients are to see of an item that stays.
+    pub version: Option<u64>,
 }
 
 /// Which way `incr` and `decr` go.
@@ -89,6 +160,21 @@ pub struct Counting<'a> {
     pub cas: Option<u64>,
     /// The number and the expiry time of the item that is made where none is.
     pub create: Option<(u64, Exptime)>,
+    /// A new expiry time of the item that is there.
+    pub touch: Option<Exptime>,
+    /// The version that clients are to see.
+    pub version: Option<u64>,
+    /// Clients spell the key in base64.
+    pub key_is_binary: bool,
+}
+
+impl<'a> Counting<'a> {
+    /// What the classic protocol asks.
+    #[must_use]
+    pub const fn new(key: Key<'a>, direction: Direction, delta: u64) -> Self {
+        let (cas, create, touch, version) = (None, None, None, None);
+        Self { key, direction, delta, cas, create, touch, version, key_is_binary: false }
+    }
 }
 
 /// What `stats` is asked about.
@@ -209,10 +295,12 @@ pub struct Versioned {
     pub outcome: Outcome,
     /// The item's version; 0 when the request left none of its own.
     pub cas: u64,
+    /// Bytes of the value that was stored; 0 when none was.
+    pub value_len: usize,
 }
 
 impl From<Outcome> for Versioned {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, cas: 0 }
+        Self { outcome, cas: 0, value_len: 0 }
     }
 }

@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod meta;
 pub mod text;
 pub mod udp;

@@ -93,9 +93,9 @@ impl Conversation {
                     After::Close => Progress::Close,
                 }
             }
-            Frame::Request { tag, ask: Ask::Store { store, joined_cas, value_len }, head_len } => {
+            Frame::Request { tag, ask: Ask::Store { store, value_len }, head_len } => {
                 let value_len = usize::try_from(value_len).unwrap_or(usize::MAX);
-                let put = Put { tag, store, joined_cas, value_len };
+                let put = Put { store, value_len };
                 let value = input.waiting().get(head_len..).unwrap_or_default();
                 let begun = put.begin(value, turn);
                 self.begun(tag, begun, head_len, input, output, turn)
@@ -184,9 +184,7 @@ fn reply(tag: Tag, versioned: Versioned, output: &mut Output, turn: &mut Turn<'_
 
 /// A storage command that has begun to come.
 struct Put<'a> {
-    tag: Tag,
     store: Store<'a>,
-    joined_cas: Option<u64>,
     value_len: usize,
 }
 
@@ -205,23 +203,19 @@ enum Begun {
 impl Put<'_> {
     /// `behind` is what has come of the input behind the head.
     fn begin(&self, behind: &[u8], turn: &mut Turn<'_>) -> Begun {
-        let Self { store, joined_cas, value_len, .. } = *self;
+        let Self { store, value_len } = *self;
         let executor = &mut turn.executor;
         let value = behind.get(..value_len);
-        let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.flags));
+        let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.terms.flags));
         let fits = executor.store.store().fits(key_len, flags, value_len);
-        if let Some(value) = value.filter(|_| fits && joined_cas.is_none()) {
+        if let Some(value) = value.filter(|_| fits) {
             let versioned = executor.store(&store, value);
             return Begun::Here { versioned, value_len };
         }
         if value.is_none() && fits && value_len <= VALUE_WAIT_LEN_MAX {
             return Begun::Wait;
         }
-        let begun = match joined_cas {
-            Some(cas) => Incoming::begin_joined(&store, cas, value_len, self.tag.quiet, executor),
-            None => Incoming::begin(&store, value_len, self.tag.quiet, executor),
-        };
-        match begun {
+        match Incoming::begin(&store, value_len, executor) {
             Ok(incoming) => Begun::Pieces(Box::new(incoming)),
             Err(outcome) => Begun::Refused { outcome, value_len },
         }
@@ -233,7 +227,7 @@ fn answer(tag: Tag, ask: Ask<'_>, output: &mut Output, turn: &mut Turn<'_>) {
     let versioned = match ask {
         Ask::Fetch(terms) => return fetch_one(tag, terms, output, turn),
         Ask::Delete { key, cas } => turn.executor.delete(key, cas).into(),
-        Ask::Count(counting) => turn.executor.count(&counting),
+        Ask::Count(counting) => turn.executor.count(&counting).versioned(),
         Ask::Flush { at } => match turn.executor.execute(Request::FlushAll { at }) {
             Answer::Line(outcome) => outcome.into(),
             _ => Outcome::Ok.into(),

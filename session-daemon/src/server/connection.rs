@@ -12,16 +12,20 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::execute::{Answer, Executor};
-use crate::command::request::{Outcome, Request, Shutdown, StatsTopic, Store};
+use crate::command::request::{Outcome, Request, Shutdown, StatsTopic, Store, Versioned};
 use crate::protocol::binary::REQUEST_MAGIC;
+use crate::protocol::meta::encode::{self as meta_encode, Echo};
+use crate::protocol::meta::parse::{self as meta_parse, Verb};
 use crate::protocol::text::parse::{After, Line, LineError};
+use crate::protocol::text::words::Words;
 use crate::protocol::text::{CRLF, LINE_LEN_MAX, encode, parse};
-use crate::server::binary;
 use crate::server::buffers::{Input, Output, Pool};
 use crate::server::config::Binding;
 use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};
 use crate::server::login::{self, Lock, Login};
+use crate::server::reply::{KeptReply, Reply};
+use crate::server::{binary, meta};
 use crate::store::types::ClientFlags;
 use memchr::memchr;
 
@@ -73,7 +77,7 @@ pub enum Step {
 enum State {
     Line,
     Keys(List),
-    Value(Box<Incoming>),
+    Value(KeptReply, Box<Incoming>),
     Swallow(Swallow),
     /// No byte has been looked at, and the first decides.
     Fresh,
@@ -154,7 +158,7 @@ impl Connection {
         let between = match &self.state {
             State::Line | State::Fresh => true,
             State::Binary(conversation) => !conversation.is_busy(),
-            State::Keys(_) | State::Value(_) | State::Swallow(_) | State::Closing => false,
+            State::Keys(_) | State::Value(..) | State::Swallow(_) | State::Closing => false,
         };
         !between || !self.input.waiting().is_empty() || !self.output.is_empty()
     }
@@ -182,7 +186,7 @@ impl Connection {
             }
             let progress = match &mut self.state {
                 State::Line | State::Keys(_) => self.line(turn),
-                State::Value(_) => self.value(turn),
+                State::Value(..) => self.value(turn),
                 State::Swallow(_) => self.swallow(),
                 State::Fresh => self.first_byte(),
                 State::Binary(conversation) => {
@@ -235,6 +239,11 @@ impl Connection {
     fn line(&mut self, turn: &mut Turn<'_>) -> Progress {
         let waiting = self.input.waiting();
         let open = if let State::Keys(list) = &self.state { Some(*list) } else { None };
+        if open.is_none() && waiting.first() == Some(&b'm') {
+            let done = meta::lookups(waiting, &mut self.output, turn);
+            self.input.consume(done);
+            return if done > 0 { Progress::More } else { self.request(turn) };
+        }
         match fetch::run(waiting, open, &mut self.output, turn) {
             fetch::Progress::Next(done, list) => {
                 self.input.consume(done);
@@ -261,11 +270,18 @@ impl Connection {
         else {
             return if waiting.len() < LINE_LEN_MAX { Progress::Wait } else { self.close() };
         };
+        let behind = waiting.get(line_len..).unwrap_or_default();
         let line = parse::line(line);
         if let Line::Store { store, value_len, noreply } = line {
-            let behind = waiting.get(line_len..).unwrap_or_default();
-            let begun = begin_value(&store, value_len, noreply, behind, turn);
-            return self.value_begun(begun, line_len, noreply, turn);
+            let reply = Reply::Text { noreply };
+            let begun = begin_value(&store, value_len, reply, behind, &mut self.output, turn);
+            return self.value_begun(begun, line_len, turn);
+        }
+        if let Line::Meta(Verb::Set, words) = line {
+            return match begin_meta_value(words, behind, &mut self.output, turn) {
+                Ok(begun) => self.value_begun(begun, line_len, turn),
+                Err(after) => self.go_on(after, line_len),
+            };
         }
         turn.requests_left = turn.requests_left.saturating_sub(1);
         let after = match line {
@@ -280,8 +296,17 @@ impl Connection {
                 }
                 after
             }
+            Line::Meta(verb, words) => {
+                meta::answer(verb, words, &mut self.output, turn);
+                After::NextLine
+            }
             Line::Store { .. } | Line::Quit | Line::HangUp => After::Close,
         };
+        self.go_on(after, line_len)
+    }
+
+    /// Behind a line that is done.
+    fn go_on(&mut self, after: After, line_len: usize) -> Progress {
         self.input.consume(line_len);
         match after {
             After::NextLine => Progress::More,
@@ -290,44 +315,32 @@ impl Connection {
         }
     }
 
-    fn value_begun(
-        &mut self,
-        begun: Begun,
-        line_len: usize,
-        noreply: bool,
-        turn: &mut Turn<'_>,
-    ) -> Progress {
+    fn value_begun(&mut self, begun: Begun, line_len: usize, turn: &mut Turn<'_>) -> Progress {
+        if !matches!(begun, Begun::Wait) {
+            self.input.consume(line_len);
+        }
         match begun {
             Begun::Wait => Progress::Wait,
-            Begun::Here { outcome, value_len } => {
-                self.reply(outcome, noreply, turn);
-                let value_len = value_len.saturating_add(CRLF.len());
-                self.input.consume(line_len.saturating_add(value_len));
+            Begun::Here { value_len } => {
+                self.input.consume(value_len.saturating_add(CRLF.len()));
                 Progress::More
             }
-            Begun::Pieces(incoming) => {
-                self.input.consume(line_len);
-                self.enter(State::Value(incoming))
-            }
-            Begun::Refused { outcome, value_len } => {
-                self.reply(outcome, noreply, turn);
-                self.input.consume(line_len);
-                self.enter(State::Swallow(Swallow::new(value_len)))
-            }
+            Begun::Pieces(reply, incoming) => self.enter(State::Value(reply, incoming)),
+            Begun::Refused { value_len } => self.enter(State::Swallow(Swallow::new(value_len))),
             Begun::BadEnd => self.bad_data(turn),
         }
     }
 
     /// Within a value that goes to the store in pieces.
     fn value(&mut self, turn: &mut Turn<'_>) -> Progress {
-        let State::Value(incoming) = &mut self.state else { return Progress::More };
-        let noreply = incoming.noreply();
+        let State::Value(reply, incoming) = &mut self.state else { return Progress::More };
         let waiting = self.input.waiting();
         let left_len = incoming.missing();
         let taken_len = waiting.len().min(left_len);
         let piece = waiting.get(..taken_len).unwrap_or_default();
         if let Err(outcome) = incoming.write(piece, &mut turn.executor) {
-            self.reply(outcome, noreply, turn);
+            count_request(turn);
+            reply.write(self.output.tail(turn.pool), outcome.into());
             return self.enter(State::Swallow(Swallow::new(left_len as u64)));
         }
         if incoming.missing() > 0 {
@@ -343,9 +356,10 @@ impl Connection {
             _ => return self.bad_data(turn),
         }
         self.input.consume(taken_len.saturating_add(CRLF.len()));
-        if let State::Value(incoming) = std::mem::replace(&mut self.state, State::Line) {
-            let outcome = incoming.finish(&mut turn.executor).outcome;
-            self.reply(outcome, noreply, turn);
+        if let State::Value(reply, incoming) = std::mem::replace(&mut self.state, State::Line) {
+            let versioned = incoming.finish(&mut turn.executor);
+            count_request(turn);
+            reply.write(self.output.tail(turn.pool), versioned);
         }
         Progress::More
     }
@@ -361,13 +375,6 @@ impl Connection {
             (_, true) => self.close(),
             (true, false) => self.enter(State::Line),
             (false, false) => Progress::Wait,
-        }
-    }
-
-    fn reply(&mut self, outcome: Outcome, noreply: bool, turn: &mut Turn<'_>) {
-        turn.requests_left = turn.requests_left.saturating_sub(1);
-        if !noreply {
-            encode::outcome(self.output.tail(turn.pool), outcome);
         }
     }
 
@@ -395,16 +402,16 @@ fn first_state(binding: Binding) -> State {
     }
 }
 
-/// How a storage command goes on behind its line.
+/// How a storage command goes on behind its line; it is answered unless its value has yet to come.
 enum Begun {
-    /// The value is here, and this is the reply.
-    Here { outcome: Outcome, value_len: usize },
+    /// The value is here, and was stored.
+    Here { value_len: usize },
     /// The value will be here soon.
     Wait,
     /// The value goes to the store as it comes.
-    Pieces(Box<Incoming>),
+    Pieces(KeptReply, Box<Incoming>),
     /// The store will not take it.
-    Refused { outcome: Outcome, value_len: u64 },
+    Refused { value_len: u64 },
     /// The value is here and does not end where it should.
     BadEnd,
 }
@@ -412,20 +419,22 @@ enum Begun {
 fn begin_value(
     store: &Store<'_>,
     value_len: u64,
-    noreply: bool,
+    reply: Reply<'_>,
     behind: &[u8],
+    output: &mut Output,
     turn: &mut Turn<'_>,
 ) -> Begun {
     let executor = &mut turn.executor;
     let whole_len = usize::try_from(value_len).unwrap_or(usize::MAX);
     // Asked first, as memcached does: the answer must not depend on how much has come.
-    let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.flags));
+    let (key_len, flags) = (store.key.bytes().len(), ClientFlags(store.terms.flags));
     let fits = executor.store.store().fits(key_len, flags, whole_len);
     if let Some((value, end)) = behind.split_at_checked(whole_len).filter(|_| fits) {
         match end {
             [b'\r', b'\n', ..] => {
-                let outcome = executor.store(store, value).outcome;
-                return Begun::Here { outcome, value_len: whole_len };
+                let versioned = executor.store(store, value);
+                write(reply, versioned, output, turn);
+                return Begun::Here { value_len: whole_len };
             }
             [] | [b'\r'] => {}
             _ => return Begun::BadEnd,
@@ -434,10 +443,43 @@ fn begin_value(
     if fits && whole_len <= VALUE_WAIT_LEN_MAX {
         return Begun::Wait;
     }
-    match Incoming::begin(store, whole_len, noreply, executor) {
-        Ok(incoming) => Begun::Pieces(Box::new(incoming)),
-        Err(outcome) => Begun::Refused { outcome, value_len },
+    match Incoming::begin(store, whole_len, executor) {
+        Ok(incoming) => Begun::Pieces(reply.kept(), Box::new(incoming)),
+        Err(outcome) => {
+            write(reply, outcome.into(), output, turn);
+            Begun::Refused { value_len }
+        }
     }
+}
+
+/// `ms`, whose words follow the verb. What becomes of the value when it is refused.
+fn begin_meta_value(
+    words: Words<'_>,
+    behind: &[u8],
+    output: &mut Output,
+    turn: &mut Turn<'_>,
+) -> Result<Begun, After> {
+    let mut buffer = meta::KEY_BUFFER;
+    let read = meta_parse::set(words, &mut buffer);
+    let stored = read.map(|(asked, store, value_len)| {
+        let whole_len = usize::try_from(value_len).unwrap_or(usize::MAX);
+        let reply = Reply::Meta { echo: Echo::of(&asked), value_len: whole_len };
+        begin_value(&store, value_len, reply, behind, output, turn)
+    });
+    stored.map_err(|rejected| {
+        count_request(turn);
+        meta_encode::error(output.tail(turn.pool), rejected.error);
+        rejected.after
+    })
+}
+
+fn write(reply: Reply<'_>, versioned: Versioned, output: &mut Output, turn: &mut Turn<'_>) {
+    count_request(turn);
+    reply.write(output.tail(turn.pool), versioned);
+}
+
+fn count_request(turn: &mut Turn<'_>) {
+    turn.requests_left = turn.requests_left.saturating_sub(1);
 }
 
 fn answer(request: Request<'_>, noreply: bool, output: &mut Output, turn: &mut Turn<'_>) {

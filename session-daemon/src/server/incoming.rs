@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::execute::Executor;
-use crate::command::request::{Exptime, Key, Outcome, Store, StoreMode, Versioned};
+use crate::command::request::{Key, Outcome, Store, StoreTerms, Versioned};
 use crate::protocol::text::CRLF;
 use crate::store::Upload;
 
@@ -12,13 +12,8 @@ use crate::store::Upload;
 #[derive(Debug)]
 pub struct Incoming {
     key: Box<[u8]>,
-    flags: u32,
-    exptime: Exptime,
-    mode: StoreMode,
-    noreply: bool,
+    terms: StoreTerms,
     upload: Upload,
-    /// The version that an append or a prepend was begun under.
-    joined_cas: Option<u64>,
     value_left: usize,
 }
 
@@ -30,38 +25,11 @@ impl Incoming {
     pub fn begin(
         store: &Store<'_>,
         value_len: usize,
-        noreply: bool,
         executor: &mut Executor<'_>,
     ) -> Result<Self, Outcome> {
         let upload = executor.begin_upload(store, value_len)?;
-        Ok(Self::new(store, None, value_len, noreply, upload))
-    }
-
-    /// Begins to take a value that is appended or prepended to the one of version `cas`.
-    ///
-    /// # Errors
-    /// The reply, when the item has another version or such a value cannot be taken.
-    pub fn begin_joined(
-        store: &Store<'_>,
-        cas: u64,
-        value_len: usize,
-        noreply: bool,
-        executor: &mut Executor<'_>,
-    ) -> Result<Self, Outcome> {
-        let upload = executor.begin_joined(store, cas, value_len)?;
-        Ok(Self::new(store, Some(cas), value_len, noreply, upload))
-    }
-
-    fn new(
-        store: &Store<'_>,
-        joined_cas: Option<u64>,
-        value_left: usize,
-        noreply: bool,
-        upload: Upload,
-    ) -> Self {
-        let Store { key, flags, exptime, mode } = *store;
-        let key = key.bytes().into();
-        Self { key, flags, exptime, mode, noreply, upload, joined_cas, value_left }
+        let key = store.key.bytes().into();
+        Ok(Self { key, terms: store.terms, upload, value_left: value_len })
     }
 
     /// Bytes of the value that have not come.
@@ -70,18 +38,12 @@ impl Incoming {
         self.value_left
     }
 
-    /// No answer is wanted.
-    #[must_use]
-    pub fn noreply(&self) -> bool {
-        self.noreply
-    }
-
     /// Takes the next bytes, at most [`Incoming::missing`].
     ///
     /// # Errors
     /// The reply, when there is no room for them; nothing of the piece was taken.
     pub fn write(&mut self, piece: &[u8], executor: &mut Executor<'_>) -> Result<(), Outcome> {
-        let store = command(&self.key, self.flags, self.exptime, self.mode);
+        let store = command(&self.key, self.terms);
         executor.upload(&store, &mut self.upload, piece)?;
         self.value_left = self.value_left.saturating_sub(piece.len());
         Ok(())
@@ -89,17 +51,13 @@ impl Incoming {
 
     /// Stores the value, all of which has come.
     pub fn finish(self, executor: &mut Executor<'_>) -> Versioned {
-        let store = command(&self.key, self.flags, self.exptime, self.mode);
-        match self.joined_cas {
-            Some(cas) => executor.finish_joined(&store, cas, self.upload),
-            None => executor.store_upload(&store, self.upload),
-        }
+        executor.store_upload(&command(&self.key, self.terms), self.upload)
     }
 }
 
-fn command(key: &[u8], flags: u32, exptime: Exptime, mode: StoreMode) -> Store<'_> {
+fn command(key: &[u8], terms: StoreTerms) -> Store<'_> {
     let key = Key::new(key).expect("its length was checked when the line was read");
-    Store { key, flags, exptime, mode }
+    Store { key, terms }
 }
 
 /// A value that nobody wants: it is counted off, and its end is checked.

@@ -11,6 +11,8 @@ pub mod fetch;
 pub mod incoming;
 pub mod listener;
 pub mod login;
+pub mod meta;
+pub mod reply;
 pub mod shared;
 pub mod socket;
 pub mod statistics;

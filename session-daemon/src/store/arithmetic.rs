@@ -4,23 +4,38 @@
 use crate::clock::Now;
 use crate::store::Worker;
 use crate::store::counters::Count;
-use crate::store::publish::{Expect, Refused};
-use crate::store::types::{Arithmetic, CasUnique, Counted, Key, Lifetime};
+use crate::store::item::{ACCESSES, Marks, STALE, WON};
+use crate::store::publish::{Expect, Heritage, Refused};
+use crate::store::types::{Arithmetic, CasUnique, CountTerms, Counted, Key, Lifetime};
 use std::io::Write;
 
 /// Longest value that incr and decr look at: 20 digits and room for padding.
 const NUMBER_LEN_MAX: usize = 64;
 
 impl Worker {
-    /// Adds to or takes from the decimal number that the item holds; with `cas`, only if it has
-    /// this version. Flags and lifetime stay. A number that has fewer digits than the value has
-    /// bytes is padded with spaces behind, as memcached does.
+    /// [`Worker::count_up_or_down`] without a new lifetime or a chosen version.
     pub fn arithmetic(
         &mut self,
         key: Key<'_>,
         arithmetic: Arithmetic,
         delta: u64,
         cas: Option<CasUnique>,
+        now: Now,
+    ) -> Counted {
+        let terms = CountTerms { cas, ..CountTerms::default() };
+        self.count_up_or_down(key, arithmetic, delta, &terms, now)
+    }
+
+    /// Adds to or takes from the decimal number that the item holds, if it has the version that
+    /// `terms` ask for. Flags stay, and so does the lifetime unless there is a new one; an item
+    /// that was stale or won is so afterwards. A number that has fewer digits than the value has
+    /// bytes is padded with spaces behind, as memcached does.
+    pub fn count_up_or_down(
+        &mut self,
+        key: Key<'_>,
+        arithmetic: Arithmetic,
+        delta: u64,
+        terms: &CountTerms,
         now: Now,
     ) -> Counted {
         self.begin();
@@ -30,20 +45,18 @@ impl Worker {
                 return Counted::NoMemory;
             }
             let Some(old) = self.find_alive(hash, key, now) else { return Counted::NotFound };
-            if cas.is_some_and(|cas| cas != self.shared().version(old)) {
+            if self.is_other_version(old, terms.cas) {
                 return Counted::Exists;
             }
             let Some(sum) = self.sum(old, arithmetic, delta) else { return Counted::NonNumeric };
-            let state = self.shared().item_state(old);
-            let flags = self.shared().item_flags(old, state);
-            let Some(draft) = self.draft(key, flags, sum.text().len(), now) else {
+            let marks = self.marks_of(old, terms.version);
+            let Some(draft) = self.draft(key, marks, sum.text().len(), now) else {
                 return Counted::NoMemory;
             };
             // The turn may have ended meanwhile: only what is found now may be built upon.
             let again = self.find_alive(hash, key, now).filter(|&old| {
-                let state = self.shared().item_state(old);
-                self.shared().item_flags(old, state) == flags
-                    && cas.is_none_or(|cas| cas == self.shared().version(old))
+                self.marks_of(old, terms.version) == marks
+                    && !self.is_other_version(old, terms.cas)
                     && self.sum(old, arithmetic, delta).is_some_and(|again| again == sum)
             });
             let Some(old) = again else {
@@ -51,20 +64,31 @@ impl Worker {
                 continue;
             };
             self.fill(&mut draft.fill_point(), std::iter::once(sum.text()));
-            let class = draft.state.class();
-            match self.publish(hash, key, draft, Expect::Same(old), Lifetime::Never, now) {
+            let (class, before) = (draft.state.class(), self.shared().item_times(old).lifetime());
+            let heritage =
+                Heritage { lifetime: terms.lifetime.is_none(), bits: ACCESSES | STALE | WON };
+            let (expect, lifetime) =
+                (Expect::Same(old, heritage), terms.lifetime.unwrap_or(Lifetime::Never));
+            match self.publish(hash, key, draft, expect, lifetime, now) {
                 Ok(cas) => {
                     let count = match arithmetic {
                         Arithmetic::Increment => Count::IncrHits,
                         Arithmetic::Decrement => Count::DecrHits,
                     };
                     self.count(class, count, 1);
-                    return Counted::Value { value: sum.value, cas };
+                    return Counted::Value { value: sum.value, cas, lifetime: before };
                 }
                 Err(Refused::Changed) => {}
                 Err(Refused::Because(_)) => unreachable!("only a particular item was expected"),
             }
         }
+    }
+
+    /// What an item that is made from another one carries.
+    pub(super) fn marks_of(&self, item: u64, version: Option<CasUnique>) -> Marks {
+        let state = self.shared().item_state(item);
+        let flags = self.shared().item_flags(item, state);
+        Marks { flags, version: self.chosen(version), key_is_binary: state.key_is_binary() }
     }
 
     /// The number that an item will hold, as it will be written.

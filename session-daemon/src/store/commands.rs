@@ -6,10 +6,11 @@ use crate::clock::Now;
 use crate::store::Worker;
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
-use crate::store::publish::{Expect, Refused};
+use crate::store::item::Marks;
+use crate::store::publish::{Expect, Heritage, Refused};
 use crate::store::sync::Ordering;
 use crate::store::types::{
-    CasUnique, ClientFlags, Deleted, Flush, Key, Lifetime, Mode, Stored, UploadError,
+    CasUnique, ClientFlags, Deleted, Flush, Key, Lifetime, Mode, Placed, Stored, Terms, UploadError,
 };
 use crate::store::upload::Upload;
 
@@ -24,26 +25,54 @@ impl Worker {
         mode: Mode,
         now: Now,
     ) -> Stored {
+        self.put(key, value, &Terms::new(flags, lifetime, mode), now).stored
+    }
+
+    /// Stores `value` on `terms`.
+    pub fn put(&mut self, key: Key<'_>, value: &[u8], terms: &Terms, now: Now) -> Placed {
         self.begin();
         let hash = self.shared().secret.hash(key.bytes());
-        if matches!(mode, Mode::Append | Mode::Prepend) {
-            let slices = std::iter::once(value);
-            return self.concatenate(hash, key, slices, value.len(), mode, now);
+        let slices = std::iter::once(value);
+        if matches!(terms.mode, Mode::Append | Mode::Prepend) {
+            return self.join(hash, key, slices, value.len(), terms, now);
         }
-        if let Some(refused) = self.refusal(hash, key, mode, now) {
-            return refused;
+        self.put_slices(hash, key, slices, value.len(), terms, now)
+    }
+
+    fn put_slices<'a>(
+        &mut self,
+        hash: u64,
+        key: Key<'_>,
+        slices: impl Iterator<Item = &'a [u8]>,
+        len: usize,
+        terms: &Terms,
+        now: Now,
+    ) -> Placed {
+        if let Some(refused) = self.refusal(hash, key, terms, now) {
+            return refused.into();
         }
-        if !self.shared().fits(key.bytes().len(), flags, value.len()) {
-            return Stored::TooLarge;
+        if !self.shared().fits(key.bytes().len(), terms.flags, len) {
+            return Stored::TooLarge.into();
         }
         if !self.prepare(now) {
-            return Stored::NoMemory;
+            return Stored::NoMemory.into();
         }
-        let Some(draft) = self.draft(key, flags, value.len(), now) else {
-            return Stored::NoMemory;
+        let Some(draft) = self.draft(key, self.marks(terms), len, now) else {
+            return Stored::NoMemory.into();
         };
-        self.fill(&mut draft.fill_point(), std::iter::once(value));
-        self.store_draft(hash, key, draft, lifetime, mode, now)
+        self.fill(&mut draft.fill_point(), slices);
+        self.store_draft(hash, key, draft, terms, now)
+    }
+
+    /// What an item of these terms carries.
+    fn marks(&self, terms: &Terms) -> Marks {
+        let Terms { flags, key_is_binary, .. } = *terms;
+        Marks { flags, version: self.chosen(terms.version), key_is_binary }
+    }
+
+    /// A version that a client chose, unless the store runs without versions.
+    pub(super) fn chosen(&self, version: Option<CasUnique>) -> Option<CasUnique> {
+        version.filter(|_| self.shared().config.cas)
     }
 
     /// Begins to receive a value of `value_len` bytes for a key. Memory is charged as the bytes
@@ -70,37 +99,52 @@ impl Worker {
     pub fn store_upload(
         &mut self,
         key: Key<'_>,
-        mut upload: Upload,
+        upload: Upload,
         flags: ClientFlags,
         lifetime: Lifetime,
         mode: Mode,
         now: Now,
     ) -> Stored {
+        self.put_upload(key, upload, &Terms::new(flags, lifetime, mode), now).stored
+    }
+
+    /// [`Worker::put`] with a value that was received before.
+    ///
+    /// # Panics
+    /// When bytes are [missing](Upload::missing).
+    pub fn put_upload(
+        &mut self,
+        key: Key<'_>,
+        mut upload: Upload,
+        terms: &Terms,
+        now: Now,
+    ) -> Placed {
         assert_eq!(upload.missing(), 0, "the upload is complete");
         self.begin();
         let hash = self.shared().secret.hash(key.bytes());
-        if matches!(mode, Mode::Append | Mode::Prepend) {
+        if matches!(terms.mode, Mode::Append | Mode::Prepend) {
             upload.complete();
-            return self.concatenate(hash, key, upload.slices(), upload.value_len(), mode, now);
+            return self.join(hash, key, upload.slices(), upload.value_len(), terms, now);
         }
-        if let Some(refused) = self.refusal(hash, key, mode, now) {
-            return refused;
+        if let Some(refused) = self.refusal(hash, key, terms, now) {
+            return refused.into();
         }
-        if !self.shared().fits(key.bytes().len(), flags, upload.value_len()) {
-            return Stored::TooLarge;
+        if !self.shared().fits(key.bytes().len(), terms.flags, upload.value_len()) {
+            return Stored::TooLarge.into();
         }
         if !self.prepare(now) {
-            return Stored::NoMemory;
+            return Stored::NoMemory.into();
         }
-        let Some(draft) = upload.into_draft(self, key, flags, now) else {
-            return Stored::NoMemory;
+        let marks = self.marks(terms);
+        let Some(draft) = upload.into_draft(self, key, marks, now) else {
+            return Stored::NoMemory.into();
         };
-        self.store_draft(hash, key, draft, lifetime, mode, now)
+        self.store_draft(hash, key, draft, terms, now)
     }
 
-    /// What the condition of `mode` says now, before memory is taken; publishing asks again.
-    fn refusal(&self, hash: u64, key: Key<'_>, mode: Mode, now: Now) -> Option<Stored> {
-        let expect = expectation(mode)?;
+    /// What the condition of `terms` says now, before memory is taken; publishing asks again.
+    fn refusal(&self, hash: u64, key: Key<'_>, terms: &Terms, now: Now) -> Option<Stored> {
+        let expect = expectation(terms)?;
         let found = self.find_alive(hash, key, now);
         let refused = self.check(expect, found).err()?;
         if let Some(item) = found
@@ -116,58 +160,88 @@ impl Worker {
         hash: u64,
         key: Key<'_>,
         draft: Draft,
-        lifetime: Lifetime,
-        mode: Mode,
+        terms: &Terms,
         now: Now,
-    ) -> Stored {
-        let expect = expectation(mode).unwrap_or(Expect::Anything);
-        let class = draft.state.class();
-        match self.publish(hash, key, draft, expect, lifetime, now) {
+    ) -> Placed {
+        let expect = expectation(terms).unwrap_or(Expect::Anything);
+        let (class, value_len) = (draft.state.class(), draft.state.value_len());
+        match self.publish(hash, key, draft, expect, terms.lifetime, now) {
             Ok(cas) => {
                 self.count(class, Count::CmdSet, 1);
-                if matches!(mode, Mode::Cas(_)) {
+                if matches!(terms.mode, Mode::Cas(_)) {
                     self.count(class, Count::CasHits, 1);
                 }
-                Stored::Stored(cas)
+                Placed { stored: Stored::Stored(cas), value_len }
             }
             Err(Refused::Because(stored)) => {
                 if stored == Stored::Exists {
                     self.count(class, Count::CasBadval, 1);
                 }
-                stored
+                stored.into()
             }
             Err(Refused::Changed) => unreachable!("no particular item was expected"),
         }
     }
 
-    /// Append and prepend: a new item of both values, in place of the very item it was made from.
+    /// Append and prepend: both values in place of the one that is there, or this one alone.
+    fn join<'a>(
+        &mut self,
+        hash: u64,
+        key: Key<'_>,
+        slices: impl Iterator<Item = &'a [u8]> + Clone,
+        len: usize,
+        terms: &Terms,
+        now: Now,
+    ) -> Placed {
+        loop {
+            if let Some(placed) = self.concatenate(hash, key, slices.clone(), len, terms, now) {
+                return placed;
+            }
+            let Some(lifetime) = terms.vivify else { return Stored::NotStored.into() };
+            let alone = Terms { lifetime, mode: Mode::Add, ..*terms };
+            let placed = self.put_slices(hash, key, slices.clone(), len, &alone, now);
+            // An item has come up in between: it is joined after all.
+            if placed.stored != Stored::NotStored {
+                return placed;
+            }
+        }
+    }
+
+    /// A new item of both values, in place of the very item it was made from; none without one.
     fn concatenate<'a>(
         &mut self,
         hash: u64,
         key: Key<'_>,
         slices: impl Iterator<Item = &'a [u8]> + Clone,
         len: usize,
-        mode: Mode,
+        terms: &Terms,
         now: Now,
-    ) -> Stored {
+    ) -> Option<Placed> {
         loop {
-            let Some(old) = self.find_alive(hash, key, now) else { return Stored::NotStored };
+            let old = self.find_alive(hash, key, now)?;
+            if self.is_other_version(old, terms.joined_to) {
+                return Some(Stored::Exists.into());
+            }
             let state = self.shared().item_state(old);
             let flags = self.shared().item_flags(old, state);
             let total = state.value_len() + len;
             if !self.shared().fits(key.bytes().len(), flags, total) {
-                return Stored::TooLarge;
+                return Some(Stored::TooLarge.into());
             }
             if !self.prepare(now) {
-                return Stored::NoMemory;
+                return Some(Stored::NoMemory.into());
             }
-            let Some(draft) = self.draft(key, flags, total, now) else {
-                return Stored::NoMemory;
+            let key_is_binary = terms.key_is_binary || state.key_is_binary();
+            let marks = Marks { flags, key_is_binary, ..self.marks(terms) };
+            let Some(draft) = self.draft(key, marks, total, now) else {
+                return Some(Stored::NoMemory.into());
             };
             // The turn may have ended meanwhile: only what is found now may be read.
             let old = self.find_alive(hash, key, now).filter(|&old| {
                 let state = self.shared().item_state(old);
-                state.value_len() + len == total && self.shared().item_flags(old, state) == flags
+                state.value_len() + len == total
+                    && self.shared().item_flags(old, state) == flags
+                    && !self.is_other_version(old, terms.joined_to)
             });
             let Some(old) = old else {
                 self.discard(draft);
@@ -175,23 +249,29 @@ impl Worker {
             };
             let present = self.shared().value_slices(old, self.shared().item_state(old));
             let mut at = draft.fill_point();
-            if mode == Mode::Prepend {
+            if terms.mode == Mode::Prepend {
                 self.fill(&mut at, slices.clone());
             }
             self.fill(&mut at, present);
-            if mode == Mode::Append {
+            if terms.mode == Mode::Append {
                 self.fill(&mut at, slices.clone());
             }
             let class = draft.state.class();
-            match self.publish(hash, key, draft, Expect::Same(old), Lifetime::Never, now) {
+            let expect = Expect::Same(old, Heritage { lifetime: true, bits: 0 });
+            match self.publish(hash, key, draft, expect, Lifetime::Never, now) {
                 Ok(cas) => {
                     self.count(class, Count::CmdSet, 1);
-                    return Stored::Stored(cas);
+                    return Some(Placed { stored: Stored::Stored(cas), value_len: total });
                 }
                 Err(Refused::Changed) => {}
-                Err(Refused::Because(stored)) => return stored,
+                Err(Refused::Because(stored)) => return Some(stored.into()),
             }
         }
+    }
+
+    /// Whether a version is asked for that the item does not have.
+    pub(super) fn is_other_version(&self, item: u64, asked: Option<CasUnique>) -> bool {
+        asked.is_some_and(|cas| cas != self.shared().version(item))
     }
 
     /// Deletes the key's item; with `cas`, only if it has this version.
@@ -201,7 +281,7 @@ impl Worker {
         let mut bucket = self.shared().lock_bucket(hash);
         let Some((slot, item)) = bucket.find(hash, key.bytes()) else { return Deleted::NotFound };
         let dead = self.shared().is_dead(item, now);
-        if !dead && cas.is_some_and(|cas| cas != self.shared().version(item)) {
+        if !dead && self.is_other_version(item, cas) {
             return Deleted::Exists;
         }
         let line = bucket.remove(slot);
@@ -237,10 +317,11 @@ impl Worker {
     }
 }
 
-fn expectation(mode: Mode) -> Option<Expect> {
-    match mode {
+fn expectation(terms: &Terms) -> Option<Expect> {
+    match terms.mode {
         Mode::Add => Some(Expect::Nothing),
         Mode::Replace => Some(Expect::Something),
+        Mode::Cas(cas) if terms.older_is_stale => Some(Expect::VersionOrLater(cas)),
         Mode::Cas(cas) => Some(Expect::Version(cas)),
         Mode::Set | Mode::Append | Mode::Prepend => None,
     }

@@ -3,14 +3,13 @@
 
 use crate::clock::Now;
 use crate::store::classes::{Classes, HEADER_LEN};
-use crate::store::item::{LINK, LINK_LEN, Link, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State};
+use crate::store::item::{
+    LINK, LINK_LEN, Link, Marks, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State,
+};
 use crate::store::layout::PageState;
 use crate::store::sync::Ordering;
-use crate::store::types::{ClientFlags, Key};
+use crate::store::types::Key;
 use crate::store::{Store, Worker};
-
-/// Bytes of stored client flags.
-const FLAGS_LEN: usize = 4;
 
 /// An item that is not published: its head, and the pieces of its value.
 #[derive(Debug)]
@@ -47,20 +46,19 @@ pub(super) struct Chain {
 }
 
 /// Bytes before the value in a head.
-fn head_len(key_len: usize, flags: ClientFlags, extent: bool) -> usize {
-    let flags_len = if flags.0 == 0 { 0 } else { FLAGS_LEN };
-    HEADER_LEN + key_len + flags_len + if extent { LINK_LEN } else { 0 }
+fn head_len(key_len: usize, marks: Marks, extent: bool) -> usize {
+    HEADER_LEN + key_len + marks.len() + if extent { LINK_LEN } else { 0 }
 }
 
 impl Classes {
     /// Whether a whole item fits into one chunk.
-    pub(super) fn is_single(&self, key_len: usize, flags: ClientFlags, value_len: usize) -> bool {
-        head_len(key_len, flags, false) + value_len <= self.chunk_max()
+    pub(super) fn is_single(&self, key_len: usize, marks: Marks, value_len: usize) -> bool {
+        head_len(key_len, marks, false) + value_len <= self.chunk_max()
     }
 
     /// Bytes of a value that fit into the head behind the link.
-    pub(super) fn tail_max(&self, key_len: usize, flags: ClientFlags) -> usize {
-        self.chunk_max() - head_len(key_len, flags, true)
+    pub(super) fn tail_max(&self, key_len: usize, marks: Marks) -> usize {
+        self.chunk_max() - head_len(key_len, marks, true)
     }
 
     /// Bytes of a value in a piece that is a chunk of the largest class.
@@ -130,15 +128,15 @@ impl Worker {
     pub(super) fn draft(
         &mut self,
         key: Key<'_>,
-        flags: ClientFlags,
+        marks: Marks,
         value_len: usize,
         now: Now,
     ) -> Option<Draft> {
         let key_len = key.bytes().len();
         let mut rest = value_len;
         let mut chain = Chain::default();
-        if !self.shared().classes.is_single(key_len, flags, value_len) {
-            let tail_max = self.shared().classes.tail_max(key_len, flags);
+        if !self.shared().classes.is_single(key_len, marks, value_len) {
+            let tail_max = self.shared().classes.tail_max(key_len, marks);
             while rest > tail_max {
                 let page = rest >= self.shared().page_piece_max();
                 let most = if page {
@@ -155,37 +153,41 @@ impl Worker {
                 rest -= len;
             }
         }
-        self.draft_head(key, flags, value_len, chain.first, rest, now)
+        self.draft_head(key, marks, value_len, chain.first, rest, now)
     }
 
     /// Takes a head for a value whose pieces are there; retires them if it cannot.
     pub(super) fn draft_head(
         &mut self,
         key: Key<'_>,
-        flags: ClientFlags,
+        marks: Marks,
         value_len: usize,
         first: u64,
         tail_len: usize,
         now: Now,
     ) -> Option<Draft> {
         let key_len = key.bytes().len();
-        let len = head_len(key_len, flags, first != 0) + tail_len;
+        let len = head_len(key_len, marks, first != 0) + tail_len;
         let class = self.shared().classes.of(len);
         let Some(head) = self.take_chunk(class, now) else {
             self.retire_pieces(first);
             return None;
         };
-        let state = State::new(class, key_len, value_len, first != 0, flags.0 != 0);
+        let state = State::new(class, key_len, value_len, first != 0, marks);
         let region = &self.shared().region;
         if first != 0 {
             // Relaxed: published with the item.
             region.word(head + LINK).store(Link::new(first, tail_len).0, Ordering::Relaxed);
         }
+        if let Some(version) = marks.version {
+            // Relaxed: published with the item.
+            region.word(head + state.version_offset()).store(version.0, Ordering::Relaxed);
+        }
         // SAFETY: the chunk was just taken; nobody else knows it.
         unsafe { region.write(head + state.key_offset(), key.bytes()) };
-        if flags.0 != 0 {
+        if state.has_flags() {
             // SAFETY: as above.
-            unsafe { region.write(head + state.flags_offset(), &flags.0.to_le_bytes()) };
+            unsafe { region.write(head + state.flags_offset(), &marks.flags.0.to_le_bytes()) };
         }
         Some(Draft { head, state, first, tail_len })
     }

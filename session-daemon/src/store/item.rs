@@ -2,13 +2,13 @@
 //! It owns the drawing of an item; it never decides about one.
 //!
 //! ```text
-//!  0        8        16       24                        24 or 32
-//! +--------+--------+--------+- - - - - - - - - - - - -+-------+----------------+------------+
-//! | state  | times  |  cas   |  link (EXTENT only)     |  key  | flags (CFLAGS) | value tail |
-//! +--------+--------+--------+- - - - - - - - - - - - -+-------+----------------+------------+
+//!  0        8        16       24
+//! +--------+--------+--------+- - - - - - - - - - -+- - - - - - - - -+-----+- - - - - - - +------+
+//! | state  | times  |  cas   |  link (EXTENT)      |  version (VE)   | key | flags (CF)   | tail |
+//! +--------+--------+--------+- - - - - - - - - - -+- - - - - - - - -+-----+- - - - - - - +------+
 //!
-//! state  63    56 55      48 47                18 17         6   5   4   3   2   1   0
-//!       | class  | key_len  |     value_len     |  0  | CF  | EX | FREQ  | FE | PI | LI |
+//! state  63   56 55     48 47       18 17 11  10   9    8    7    6    5   4  3  2    1    0
+//!       | class | key_len | value_len |  0  | KB | VE | WO | ST | CF | EX | FREQ | FE | PI | LI |
 //! times  63                32 31                0
 //!       |  last access, s    |  exptime, s      |       exptime 0: never, 1: past
 //! cas    63                             8 7     0
@@ -16,6 +16,9 @@
 //! link   63  56 55            40 39             0
 //!       |   0  |  tail_len      | first piece  |        in 8-byte units
 //! ```
+//! version: what clients see as the cas unique when one of them has chosen it; the cas word stays
+//! the store's own. KB: clients spell the key in base64. ST: stale. WO: somebody has to renew it.
+//!
 //! A value that does not fit into one chunk is a chain of pieces followed by the tail in the head
 //! chunk. A piece is a page or a chunk:
 //!
@@ -29,7 +32,7 @@
 //! The first word of a free chunk is 0. A chunk is read as an item only while LINKED is set.
 #![forbid(unsafe_code)]
 
-use crate::store::types::Lifetime;
+use crate::store::types::{CasUnique, ClientFlags, Lifetime};
 
 /// Offsets of the words.
 pub(super) const TIMES: u64 = 8;
@@ -37,6 +40,10 @@ pub(super) const CAS: u64 = 16;
 pub(super) const LINK: u64 = 24;
 /// Bytes of the link word.
 pub(super) const LINK_LEN: usize = 8;
+/// Bytes of a version that a client chose.
+pub(super) const VERSION_LEN: usize = 8;
+/// Bytes of stored client flags.
+pub(super) const FLAGS_LEN: usize = 4;
 /// Bytes of a piece before its part of the value.
 pub(super) const PIECE_HEADER_LEN: usize = 16;
 /// Offset of a piece's owner word.
@@ -52,6 +59,12 @@ const FETCHED: u64 = 1 << 2;
 const FREQ_SHIFT: u32 = 3;
 const EXTENT: u64 = 1 << 5;
 const CFLAGS: u64 = 1 << 6;
+pub(super) const STALE: u64 = 1 << 7;
+pub(super) const WON: u64 = 1 << 8;
+const VERSION: u64 = 1 << 9;
+const KEY_BINARY: u64 = 1 << 10;
+/// What counts an item's accesses.
+pub(super) const ACCESSES: u64 = FETCHED | FREQ_MAX << FREQ_SHIFT;
 const VALUE_LEN_SHIFT: u32 = 18;
 const VALUE_LEN_MASK: u64 = (1 << 30) - 1;
 
@@ -65,15 +78,17 @@ impl State {
         key_len: usize,
         value_len: usize,
         extent: bool,
-        flags: bool,
+        marks: Marks,
     ) -> Self {
         let mut word =
             u64::from(class) << 56 | (key_len as u64) << 48 | (value_len as u64) << VALUE_LEN_SHIFT;
-        if extent {
-            word |= EXTENT;
-        }
-        if flags {
-            word |= CFLAGS;
+        for (is_set, bit) in [
+            (extent, EXTENT),
+            (marks.flags.0 != 0, CFLAGS),
+            (marks.version.is_some(), VERSION),
+            (marks.key_is_binary, KEY_BINARY),
+        ] {
+            word |= if is_set { bit } else { 0 };
         }
         Self(word)
     }
@@ -110,6 +125,27 @@ impl State {
         self.0 & CFLAGS != 0
     }
 
+    pub(super) fn is_stale(self) -> bool {
+        self.0 & STALE != 0
+    }
+
+    pub(super) fn is_won(self) -> bool {
+        self.0 & WON != 0
+    }
+
+    pub(super) fn has_version(self) -> bool {
+        self.0 & VERSION != 0
+    }
+
+    pub(super) fn key_is_binary(self) -> bool {
+        self.0 & KEY_BINARY != 0
+    }
+
+    /// With those of `bits` that `other` has.
+    pub(super) fn with_bits_of(self, other: Self, bits: u64) -> Self {
+        Self(self.0 | other.0 & bits)
+    }
+
     pub(super) fn freq(self) -> u64 {
         self.0 >> FREQ_SHIFT & FREQ_MAX
     }
@@ -129,9 +165,14 @@ impl State {
         Self(self.0 - (1 << FREQ_SHIFT))
     }
 
+    /// Offset of the version, if there is one: a client chose it.
+    pub(super) fn version_offset(self) -> u64 {
+        LINK + if self.is_extent() { LINK_LEN as u64 } else { 0 }
+    }
+
     /// Offset of the key in the chunk.
     pub(super) fn key_offset(self) -> u64 {
-        LINK + if self.is_extent() { LINK_LEN as u64 } else { 0 }
+        self.version_offset() + if self.has_version() { VERSION_LEN as u64 } else { 0 }
     }
 
     /// Offset of the client flags.
@@ -141,12 +182,30 @@ impl State {
 
     /// Offset of the value's tail.
     pub(super) fn tail_offset(self) -> u64 {
-        self.flags_offset() + if self.has_flags() { 4 } else { 0 }
+        self.flags_offset() + if self.has_flags() { FLAGS_LEN as u64 } else { 0 }
     }
 
     /// Bytes of header, key, flags and value together.
     pub(super) fn item_len(self) -> usize {
         self.tail_offset() as usize + self.value_len()
+    }
+}
+
+/// What an item carries beside key and value. It takes part in the item's length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    pub(super) flags: ClientFlags,
+    /// The version that clients see, when one of them has chosen it.
+    pub(super) version: Option<CasUnique>,
+    /// Clients spell the key in base64.
+    pub(super) key_is_binary: bool,
+}
+
+impl Marks {
+    /// Bytes that the marks take.
+    pub(super) fn len(self) -> usize {
+        let flags_len = if self.flags.0 == 0 { 0 } else { FLAGS_LEN };
+        flags_len + if self.version.is_some() { VERSION_LEN } else { 0 }
     }
 }
 
@@ -240,7 +299,8 @@ mod tests {
     fn state_words_keep_their_fields() {
         for (class, key_len, value_len) in [(1, 1, 0), (254, 250, (1 << 30) - 1), (77, 9, 4096)] {
             for (extent, flags) in [(false, false), (true, false), (false, true), (true, true)] {
-                let state = State::new(class, key_len, value_len, extent, flags).linked();
+                let marks = Marks { flags: ClientFlags(flags.into()), ..Marks::default() };
+                let state = State::new(class, key_len, value_len, extent, marks).linked();
                 assert_eq!((state.class(), state.key_len()), (class, key_len));
                 assert_eq!((state.value_len(), state.is_extent()), (value_len, extent));
                 assert_eq!((state.has_flags(), state.freq()), (flags, 0));
@@ -250,6 +310,24 @@ mod tests {
                 assert_eq!(often.aged().aged().aged().value_len(), value_len);
             }
         }
+    }
+
+    #[test]
+    fn marks_have_places_of_their_own() {
+        let marks =
+            Marks { flags: ClientFlags(1), version: Some(CasUnique(9)), key_is_binary: true };
+        let plain = State::new(3, 5, 7, true, Marks::default());
+        let marked = State::new(3, 5, 7, true, marks);
+        assert!(marked.key_is_binary() && marked.has_version() && marked.has_flags());
+        assert_eq!(marked.version_offset(), 32);
+        assert_eq!(marked.tail_offset() - plain.tail_offset(), marks.len() as u64);
+        assert_eq!((marked.class(), marked.key_len(), marked.value_len()), (3, 5, 7));
+        assert!(!marked.is_stale() && !marked.is_won());
+        let won = State(marked.accessed().0 | STALE | WON);
+        assert!(won.is_stale() && won.is_won() && won.freq() == 1);
+        let heir = plain.with_bits_of(won, STALE | ACCESSES);
+        assert!(heir.is_stale() && !heir.is_won() && heir.is_fetched() && heir.freq() == 1);
+        assert_eq!((heir.class(), heir.has_version()), (3, false));
     }
 
     #[test]

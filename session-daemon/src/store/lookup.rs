@@ -52,6 +52,29 @@ impl Worker {
         }
     }
 
+    /// Brings buckets and items of keys that are looked up next near.
+    pub fn prefetch(&self, keys: &[Key<'_>]) {
+        self.begin();
+        for keys in keys.chunks(BATCH) {
+            let mut hashes = [0; BATCH];
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = self.shared().secret.hash(key.bytes());
+                self.shared().prefetch_bucket(*hash);
+            }
+            for hash in &hashes[..keys.len()] {
+                self.shared().prefetch_item(*hash);
+            }
+        }
+    }
+
+    /// The key's item as nobody had looked: neither marked nor counted.
+    #[must_use]
+    pub fn peek(&self, key: Key<'_>, now: Now) -> Option<Item<'_>> {
+        self.begin();
+        let hash = self.shared().secret.hash(key.bytes());
+        self.find_alive(hash, key, now).map(|item| self.item(item))
+    }
+
     /// [`Worker::get`], and gives the item a new lifetime. The item shows the new one.
     #[must_use]
     pub fn get_and_touch(&self, key: Key<'_>, lifetime: Lifetime, now: Now) -> Option<Item<'_>> {
@@ -101,7 +124,7 @@ impl Worker {
     }
 
     /// Writes what an access changes: nothing for an item that was used often, and lately.
-    fn mark_access(&self, found: &Item<'_>, now: Now) {
+    pub(super) fn mark_access(&self, found: &Item<'_>, now: Now) {
         let region = &self.shared().region;
         let (state, times) = (found.state, found.times);
         if state.is_linked() && (state.freq() < FREQ_MAX || !state.is_fetched()) {

@@ -42,11 +42,13 @@ mod hash;
 mod index;
 mod item;
 mod layout;
+mod lease;
 mod lookup;
 mod pages;
 mod publish;
 mod reader;
 mod region;
+mod renew;
 pub mod stats;
 mod sync;
 #[cfg(test)]
@@ -56,6 +58,7 @@ mod upload;
 mod validate;
 mod worker;
 
+pub use lease::Leased;
 pub use reader::{Item, ValueSlices};
 pub use upload::Upload;
 pub use validate::{Census, Violation};

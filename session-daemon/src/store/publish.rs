@@ -5,7 +5,7 @@
 use crate::clock::Now;
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
-use crate::store::item::{CAS, LINKED, PIECE_OWNER, State, TIMES, Times};
+use crate::store::item::{CAS, LINKED, PIECE_OWNER, STALE, State, TIMES, Times, WON};
 use crate::store::reader::{CAS_WORKER_BITS, second, stamp_at, stamp_of};
 use crate::store::sync::{Ordering, fence};
 use crate::store::types::{CasUnique, Key, Lifetime, Stored};
@@ -18,8 +18,30 @@ pub(super) enum Expect {
     Nothing,
     Something,
     Version(CasUnique),
-    /// This very item, found in the same turn. Its lifetime goes over.
-    Same(u64),
+    /// That version, or a later one: the new item is stale then, and takes over lifetime and win.
+    VersionOrLater(CasUnique),
+    /// This very item, found in the same turn.
+    Same(u64, Heritage),
+}
+
+/// What goes over from an item to the one that is made from it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heritage {
+    pub(super) lifetime: bool,
+    /// Bits of the state word.
+    pub(super) bits: u64,
+}
+
+impl Heritage {
+    fn of(expect: Expect, cas: Option<CasUnique>) -> Option<Self> {
+        match expect {
+            Expect::Same(_, heritage) => Some(heritage),
+            Expect::VersionOrLater(asked) if cas.is_some_and(|cas| cas != asked) => {
+                Some(Self { lifetime: true, bits: WON })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Why an item was not published.
@@ -32,11 +54,16 @@ pub(super) enum Refused {
 
 impl Worker {
     /// Whether an expectation holds for the item that was found, if any.
+    /// No item has version 0, not even one without versions.
     pub(super) fn check(&self, expect: Expect, found: Option<u64>) -> Result<(), Stored> {
+        let version = |item| self.shared().version(item);
         match (expect, found) {
             (Expect::Nothing, Some(_)) | (Expect::Something, None) => Err(Stored::NotStored),
-            (Expect::Version(_), None) => Err(Stored::NotFound),
-            (Expect::Version(cas), Some(item)) if self.shared().version(item) != cas => {
+            (Expect::Version(_) | Expect::VersionOrLater(_), None) => Err(Stored::NotFound),
+            (Expect::Version(cas), Some(item)) if cas.0 == 0 || version(item) != cas => {
+                Err(Stored::Exists)
+            }
+            (Expect::VersionOrLater(cas), Some(item)) if cas.0 == 0 || version(item) < cas => {
                 Err(Stored::Exists)
             }
             _ => Ok(()),
@@ -59,7 +86,7 @@ impl Worker {
         &mut self,
         hash: u64,
         key: Key<'_>,
-        draft: Draft,
+        mut draft: Draft,
         expect: Expect,
         lifetime: Lifetime,
         now: Now,
@@ -69,7 +96,7 @@ impl Worker {
         let found = bucket.find(hash, key.bytes());
         let alive = found.map(|(_, item)| item).filter(|&item| !self.shared().is_dead(item, now));
         let verdict = match expect {
-            Expect::Same(item) if alive != Some(item) => Err(Refused::Changed),
+            Expect::Same(item, _) if alive != Some(item) => Err(Refused::Changed),
             _ => self.check(expect, alive).map_err(Refused::Because),
         };
         if let Err(refused) = verdict {
@@ -80,8 +107,16 @@ impl Worker {
         }
         let old = found.map(|(_, item)| item);
         let mut times = Times::new(lifetime, second(now));
-        if let Expect::Same(old) = expect {
-            times = Times::new(self.shared().item_times(old).lifetime(), second(now));
+        let heritage = Heritage::of(expect, alive.map(|old| self.shared().version(old)));
+        if let (Some(old), Some(heritage)) = (alive, heritage) {
+            // Under the lock, under which lifetimes change and items are won.
+            draft.state = draft.state.with_bits_of(self.shared().item_state(old), heritage.bits);
+            if heritage.lifetime {
+                times = Times::new(self.shared().item_times(old).lifetime(), second(now));
+            }
+            if matches!(expect, Expect::VersionOrLater(_)) {
+                draft.state = State(draft.state.0 | STALE);
+            }
         }
         let cas = self.next_cas(old, now);
         self.commit(&draft, times, cas);
@@ -102,7 +137,7 @@ impl Worker {
             None => self.keys_added.set(self.keys_added.get() + 1),
         }
         self.note_deadline(draft.head, times);
-        Ok(self.shared().shown(cas))
+        Ok(self.shared().version(draft.head))
     }
 
     /// Makes a draft a whole item. It is found once its slot is written.
@@ -154,12 +189,12 @@ impl Worker {
 }
 
 impl Store {
-    /// The version that clients see.
-    fn shown(&self, cas: CasUnique) -> CasUnique {
-        if self.config.cas { cas } else { CasUnique(0) }
-    }
-
+    /// The version that clients see of an item that is, or was, published.
     pub(super) fn version(&self, item: u64) -> CasUnique {
-        self.shown(self.item_cas(item))
+        let state = self.item_state(item);
+        if !self.config.cas {
+            return CasUnique(0);
+        }
+        if state.has_version() { self.item_version(item, state) } else { self.item_cas(item) }
     }
 }

@@ -44,6 +44,12 @@ impl Store {
         CasUnique(self.region.word(item + CAS).load(Ordering::Relaxed))
     }
 
+    /// The version that a client chose for an item.
+    pub(super) fn item_version(&self, item: u64, state: State) -> CasUnique {
+        // Relaxed: as in `item_cas`.
+        CasUnique(self.region.word(item + state.version_offset()).load(Ordering::Relaxed))
+    }
+
     pub(super) fn item_link(&self, item: u64) -> Link {
         // Relaxed: as in `item_cas`.
         Link(self.region.word(item + LINK).load(Ordering::Relaxed))
@@ -182,8 +188,7 @@ impl<'w> Item<'w> {
     /// The version; 0 when the store runs without cas.
     #[must_use]
     pub fn cas(&self) -> CasUnique {
-        let store = self.worker.shared();
-        if store.config.cas { store.item_cas(self.offset) } else { CasUnique(0) }
+        self.worker.shared().version(self.offset)
     }
 
     /// How long the item lives.
@@ -202,6 +207,36 @@ impl<'w> Item<'w> {
     #[must_use]
     pub fn fetched(&self) -> bool {
         self.state.is_fetched()
+    }
+
+    /// Whether the item is marked stale.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.state.is_stale()
+    }
+
+    /// Whether somebody had been told to renew the item.
+    #[must_use]
+    pub fn is_won(&self) -> bool {
+        self.state.is_won()
+    }
+
+    /// Whether clients spell the key in base64.
+    #[must_use]
+    pub fn key_is_binary(&self) -> bool {
+        self.state.key_is_binary()
+    }
+
+    /// Number of the slab class.
+    #[must_use]
+    pub fn class(&self) -> u32 {
+        self.state.class()
+    }
+
+    /// Bytes of header, key, flags and value together.
+    #[must_use]
+    pub fn item_len(&self) -> usize {
+        self.state.item_len()
     }
 }
 

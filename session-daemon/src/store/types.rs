@@ -29,7 +29,8 @@ impl<'a> Key<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ClientFlags(pub u32);
 
-/// The version of an item: unique among all versions of all keys, growing for one key.
+/// The version of an item: unique among all versions of all keys, growing for one key, except for
+/// versions that a client chose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CasUnique(pub u64);
 
@@ -59,6 +60,62 @@ pub enum Mode {
     Prepend,
     /// Store only if the present item has this version.
     Cas(CasUnique),
+}
+
+/// All that a storage command may ask beside key and value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The client's own bits.
+    pub flags: ClientFlags,
+    /// How long the item lives.
+    pub lifetime: Lifetime,
+    /// What is asked of the present item.
+    pub mode: Mode,
+    /// [`Mode::Append`] and [`Mode::Prepend`]: the version that the present item must have.
+    pub joined_to: Option<CasUnique>,
+    /// [`Mode::Append`] and [`Mode::Prepend`]: where no item is, the value alone is stored, and
+    /// lives so long.
+    pub vivify: Option<Lifetime>,
+    /// [`Mode::Cas`]: a version below the present one stores too; the item keeps the present
+    /// lifetime then, and is stale.
+    pub older_is_stale: bool,
+    /// The version that clients see, in place of the store's own. Nothing else goes by it.
+    pub version: Option<CasUnique>,
+    /// Clients spell the key in base64.
+    pub key_is_binary: bool,
+}
+
+impl Terms {
+    /// The terms of a command of the classic protocols.
+    #[must_use]
+    pub const fn new(flags: ClientFlags, lifetime: Lifetime, mode: Mode) -> Self {
+        Self {
+            flags,
+            lifetime,
+            mode,
+            joined_to: None,
+            vivify: None,
+            older_is_stale: false,
+            version: None,
+            key_is_binary: false,
+        }
+    }
+}
+
+/// Outcome of a storage command, with the length of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// What became of it.
+    pub stored: Stored,
+    /// Bytes of the value that was stored: for append and prepend, of both together. 0 when
+    /// nothing was.
+    pub value_len: usize,
+}
+
+impl From<Stored> for Placed {
+    fn from(stored: Stored) -> Self {
+        Self { stored, value_len: 0 }
+    }
 }
 
 /// Outcome of a storage command.
@@ -99,6 +156,65 @@ pub enum Arithmetic {
     Decrement,
 }
 
+/// What `incr` and `decr` may ask beside key and delta.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CountTerms {
+    /// The version that the item must have.
+    pub cas: Option<CasUnique>,
+    /// A new lifetime.
+    pub lifetime: Option<Lifetime>,
+    /// The version that clients see, in place of the store's own.
+    pub version: Option<CasUnique>,
+}
+
+/// What is to become of an item that is neither stored nor deleted: stale, empty, or both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Renewal {
+    /// The version that the item must have.
+    pub cas: Option<CasUnique>,
+    /// The item is marked stale, gets a new version, and may be won again.
+    pub stale: bool,
+    /// The value goes, and these flags take the place of the item's.
+    pub emptied: Option<ClientFlags>,
+    /// A new lifetime.
+    pub lifetime: Option<Lifetime>,
+    /// The version that clients see, in place of the store's own. An item that is emptied but not
+    /// stale keeps the version it had, unless there is one here.
+    pub version: Option<CasUnique>,
+}
+
+/// Outcome of a [`Renewal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// Done.
+    Renewed,
+    /// There is no item.
+    NotFound,
+    /// It has another version than the one asked for.
+    Exists,
+    /// No memory for the new item. The old one stays.
+    NoMemory,
+}
+
+/// What a lookup may do to the item beside reading it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseTerms {
+    /// A new lifetime.
+    pub touch: Option<Lifetime>,
+    /// An empty item is made where none is, lives so long, and is won.
+    pub vivify: Option<Lifetime>,
+    /// An item that ends before this is won, if nobody has won it yet.
+    pub recache: Option<Lifetime>,
+    /// `recache` looks at the new lifetime, not at the old one.
+    pub touch_first: bool,
+    /// The version that clients see of an item that is made.
+    pub version: Option<CasUnique>,
+    /// Clients spell the key in base64.
+    pub key_is_binary: bool,
+    /// The lookup leaves no trace for eviction and for later lookups.
+    pub unmarked: bool,
+}
+
 /// Outcome of `incr` and `decr`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
@@ -108,6 +224,8 @@ pub enum Counted {
         value: u64,
         /// Version of the item that holds it.
         cas: CasUnique,
+        /// How long the item was to live before a new lifetime was given.
+        lifetime: Lifetime,
     },
     /// There is no item.
     NotFound,

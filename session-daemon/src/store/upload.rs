@@ -3,8 +3,9 @@
 
 use crate::clock::Now;
 use crate::store::draft::{Chain, Draft};
+use crate::store::item::Marks;
 use crate::store::reader::ValueSlices;
-use crate::store::types::{ClientFlags, Key, UploadError};
+use crate::store::types::{Key, UploadError};
 use crate::store::{Store, Worker};
 use std::sync::Arc;
 
@@ -174,24 +175,24 @@ impl Upload {
         mut self,
         worker: &mut Worker,
         key: Key<'_>,
-        flags: ClientFlags,
+        marks: Marks,
         now: Now,
     ) -> Option<Draft> {
         let key_len = key.bytes().len();
-        if self.store.classes.is_single(key_len, flags, self.value_len) {
+        if self.store.classes.is_single(key_len, marks, self.value_len) {
             self.complete();
-            let draft = worker.draft(key, flags, self.value_len, now)?;
+            let draft = worker.draft(key, marks, self.value_len, now)?;
             worker.fill(&mut draft.fill_point(), self.slices());
             return Some(draft);
         }
-        let tail_max = self.store.classes.tail_max(key_len, flags);
+        let tail_max = self.store.classes.tail_max(key_len, marks);
         let tail = self.stage.filter(|stage| stage.len <= tail_max && self.chain_len > 0);
         if tail.is_some() {
             self.stage = None;
         }
         let first = self.close();
         let tail_len = tail.map_or(0, |stage| stage.len);
-        let draft = worker.draft_head(key, flags, self.value_len, first, tail_len, now);
+        let draft = worker.draft_head(key, marks, self.value_len, first, tail_len, now);
         if let Some(stage) = tail {
             if let Some(draft) = &draft {
                 for bytes in self.staged(stage) {

@@ -9,7 +9,7 @@ use super::opcode::{Command, decode};
 use super::status::Status;
 use super::{BODY_LEN_MAX, DO_NOT_CREATE, HEADER_LEN, REQUEST_MAGIC};
 use crate::command::request::{
-    Counting, Direction, Exptime, KEY_LEN_MAX, Key, StatsTopic, Store, StoreMode,
+    Counting, Direction, Exptime, KEY_LEN_MAX, Key, StatsTopic, Store, StoreMode, StoreTerms,
 };
 
 /// What stands at the start of the input.
@@ -58,9 +58,6 @@ pub enum Ask<'a> {
     Store {
         /// All but the value.
         store: Store<'a>,
-        /// The version that `append` and `prepend` ask of what is there. The other modes have it
-        /// in [`StoreMode::Cas`].
-        joined_cas: Option<u64>,
         /// Bytes of the value, at most [`BODY_LEN_MAX`].
         value_len: u32,
     },
@@ -226,9 +223,10 @@ fn store<'a>(
         }
     };
     let mode = cas.filter(|_| !joins).map_or(mode, StoreMode::Cas);
-    let store = Store { key: Key::new(head.key)?, flags, exptime, mode };
-    let value_len = header.value_len()?;
-    Some(Ask::Store { store, joined_cas: cas.filter(|_| joins), value_len })
+    let joined_to = cas.filter(|_| joins);
+    let terms = StoreTerms { joined_to, ..StoreTerms::new(flags, exptime, mode) };
+    let store = Store { key: Key::new(head.key)?, terms };
+    Some(Ask::Store { store, value_len: header.value_len()? })
 }
 
 fn count<'a>(direction: Direction, cas: Option<u64>, head: Head<'a>) -> Option<Ask<'a>> {
@@ -238,7 +236,7 @@ fn count<'a>(direction: Direction, cas: Option<u64>, head: Head<'a>) -> Option<A
     let create =
         (expiry.0 != i64::from(DO_NOT_CREATE)).then_some((u64::from_be_bytes(*initial), expiry));
     let (key, delta) = (Key::new(head.key)?, u64::from_be_bytes(*delta));
-    Some(Ask::Count(Counting { key, direction, delta, cas, create }))
+    Some(Ask::Count(Counting { cas, create, ..Counting::new(key, direction, delta) }))
 }
 
 /// memcached compares the first two by their own length, the others by the key's.

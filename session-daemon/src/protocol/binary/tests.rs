@@ -5,7 +5,7 @@ use super::parse::{After, Ask, Fetch, Frame, frame};
 use super::status::{self, Status};
 use super::{HEADER_LEN, REPLY_MAGIC, REQUEST_MAGIC};
 use crate::command::request::{
-    Counting, Direction, Exptime, Key, Outcome, StatsTopic, Store, StoreMode,
+    Counting, Direction, Exptime, Key, Outcome, StatsTopic, Store, StoreMode, StoreTerms,
 };
 use crate::protocol::text::encode::VERSION;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -98,8 +98,10 @@ fn storage() {
         (0x13, StoreMode::Replace, true),
     ] {
         let head = |mode| Ask::Store {
-            store: Store { key: key(b"k"), flags: 7, exptime: Exptime(u32::MAX.into()), mode },
-            joined_cas: None,
+            store: Store {
+                key: key(b"k"),
+                terms: StoreTerms::new(7, Exptime(u32::MAX.into()), mode),
+            },
             value_len: 5,
         };
         let bytes = Bytes::new(opcode, &extras, b"k", b"value").bytes();
@@ -116,10 +118,10 @@ fn storage() {
         (0x19, StoreMode::Append, true),
         (0x1a, StoreMode::Prepend, true),
     ] {
-        let store = Store { key: key(b"k"), flags: 0, exptime: Exptime(0), mode };
-        for (cas, joined_cas) in [(0, None), (9, Some(9))] {
+        for (cas, joined_to) in [(0, None), (9, Some(9))] {
             let bytes = Bytes::new(opcode, b"", b"k", b"v").cas(cas).bytes();
-            let ask = Ask::Store { store, joined_cas, value_len: 1 };
+            let terms = StoreTerms { joined_to, ..StoreTerms::new(0, Exptime(0), mode) };
+            let ask = Ask::Store { store: Store { key: key(b"k"), terms }, value_len: 1 };
             assert_eq!(frame(&bytes), asked(opcode, quiet, ask, 25));
         }
     }
@@ -132,11 +134,8 @@ fn numbers() {
     extras[15] = 10;
     extras[19] = 60;
     let counting = Counting {
-        key: key(b"n"),
-        direction: Direction::Increment,
-        delta: 5,
-        cas: None,
         create: Some((10, Exptime(60))),
+        ..Counting::new(key(b"n"), Direction::Increment, 5)
     };
     for (opcode, direction, quiet) in [
         (0x05, Direction::Increment, false),

@@ -9,6 +9,7 @@ pub mod number;
 pub mod parse;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
 /// Longest line, terminator included, of every verb but the four that take a list of keys.
 /// memcached closes at the same length when the newline has not come.

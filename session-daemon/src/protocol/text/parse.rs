@@ -5,9 +5,11 @@
 
 use super::SWALLOW_LEN_MAX;
 use super::number::{signed, unsigned, unsigned_32};
+use super::words::Words;
 use crate::command::request::{
-    Direction, Exptime, Fetch, Key, Request, Shutdown, StatsTopic, Store, StoreMode,
+    Direction, Exptime, Fetch, Key, Request, Shutdown, StatsTopic, Store, StoreMode, StoreTerms,
 };
+use crate::protocol::meta::parse::Verb;
 
 /// Whose fault a rejected line is, in the words of `encode::error`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub enum Line<'a> {
         /// No answer is wanted, and the line was clear enough to tell.
         noreply: bool,
     },
+    /// A command of the meta protocol: its verb, and the words behind it.
+    Meta(Verb, Words<'a>),
     /// The client takes its leave.
     Quit,
     /// A web browser: hung up on without an answer.
@@ -189,35 +193,7 @@ pub fn line(line: &[u8]) -> Line<'_> {
         b"stats" => stats(words),
         b"shutdown" => shutdown(words),
         b"quit" => Line::Quit,
-        b"ms" => meta_set(words),
-        _ => unknown(words),
-    }
-}
-
-/// The words of a line: what stands between blanks.
-#[derive(Clone, Copy)]
-struct Words<'a>(&'a [u8]);
-
-impl<'a> Iterator for Words<'a> {
-    type Item = &'a [u8];
-
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let blank_len = self.0.iter().take_while(|byte| **byte == b' ').count();
-        let rest = self.0.get(blank_len..)?;
-        if rest.is_empty() {
-            return None;
-        }
-        let word_len = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
-        let (word, rest) = rest.split_at_checked(word_len)?;
-        self.0 = rest;
-        Some(word)
-    }
-}
-
-impl Words<'_> {
-    /// Whether the last of the remaining words is `noreply`.
-    fn noreply(self) -> bool {
-        self.last() == Some(b"noreply")
+        _ => Verb::of(verb).map_or_else(|| unknown(words), |verb| Line::Meta(verb, words)),
     }
 }
 
@@ -242,12 +218,8 @@ fn storage<'a>(
     let mode = mode(&mut words);
     let noreply = words.noreply();
     let parsed = || {
-        Some(Store {
-            key: Key::new(key?)?,
-            flags: unsigned_32(flags?)?,
-            exptime: Exptime(signed(exptime?)?),
-            mode: mode?,
-        })
+        let (flags, exptime) = (unsigned_32(flags?)?, Exptime(signed(exptime?)?));
+        Some(Store { key: Key::new(key?)?, terms: StoreTerms::new(flags, exptime, mode?) })
     };
     match parsed() {
         Some(store) => Line::Store { store, value_len, noreply },
@@ -257,13 +229,6 @@ fn storage<'a>(
             noreply,
         },
     }
-}
-
-/// The meta protocol is not served, but its one verb with a value must not leave it behind.
-fn meta_set(mut words: Words<'_>) -> Line<'_> {
-    let value_len = words.nth(1).and_then(unsigned).filter(|len| *len <= SWALLOW_LEN_MAX);
-    let after = value_len.map_or(After::Close, After::Swallow);
-    Line::Rejected { error: LineError::Unknown, after, noreply: false }
 }
 
 /// `delete <key> [0] [noreply]`.

@@ -342,7 +342,7 @@ impl Pair {
             return;
         };
         let sum = if up { number.wrapping_add(by) } else { number.saturating_sub(by) };
-        let Counted::Value { value, cas } = counted else { panic!("{counted:?}") };
+        let Counted::Value { value, cas, .. } = counted else { panic!("{counted:?}") };
         assert_eq!(value, sum);
         let len = entry.value.len();
         entry.value = format!("{sum:<len$}").into_bytes();
