@@ -197,7 +197,8 @@ pub enum Reason {
     DenyEntry = 6,
     /// Dropped: the entry's deadline has passed.
     Deadline = 7,
-    /// Dropped: a source that no packet from outside may carry (`::ffff:0:0/96`).
+    /// Dropped: a source that no packet from outside may carry (`::ffff:0:0/96`, and an own
+    /// address, if the list allows it).
     ForgedSource = 8,
     /// Dropped: cut off before the port could be read.
     Truncated = 9,

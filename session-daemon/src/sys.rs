@@ -126,6 +126,24 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     bpf(BPF_LINK_UPDATE, attr).map(drop)
 }
 
+/// `SO_ATTACH_BPF`: every packet for this socket is asked of `program` first; connections that a
+/// listening socket accepts inherit it.
+pub fn attach_filter(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd();
+    let len = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
+    // SAFETY: the option takes an int, which lives across the call.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            std::ptr::from_ref(&program).cast(),
+            len,
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `BPF_LINK_DETACH`: takes the program off the device although the link is still held.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, raw(link)).map(drop)

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{
+    ProgramError, SchedClassifier, SocketFilter, TestRun as _, TestRunOptions, Xdp,
+};
 use aya::{Ebpf, EbpfLoader, Pod};
 use session_common::guard::{
     Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, LPM_LIST_BITS, ListWord, MAGIC, Meta,
@@ -106,6 +108,8 @@ impl GuardProgram {
                 Hook::Tcx => <&mut SchedClassifier>::try_from(program)?.load()?,
             }
         }
+        let program = ebpf.program_mut("guard_socket").context("not in the object")?;
+        <&mut SocketFilter>::try_from(program)?.load()?;
         let mut guard = Self { ebpf, counted: vec![Counter::default(); Reason::ALL.len()] };
         guard.settings(0)?;
         Ok(guard)

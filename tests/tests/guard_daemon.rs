@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use session_tests::client::{Client, REFUSAL_TIMEOUT};
 use session_tests::sessiond::{Sessiond, Setup};
@@ -48,6 +49,35 @@ fn assert_guarded(topology: &Topology) {
         let error = reach(&topology.stranger, REFUSAL_TIMEOUT).expect_err("a stranger");
         assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
     }
+}
+
+/// The second layer: with the program off every interface, and nobody there to mend it, the
+/// listening sockets themselves answer no stranger.
+#[test]
+fn a_stranger_gets_no_answer_when_no_interface_is_guarded() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let topology = Topology::new(1)?;
+    let setup = Setup::guarded()?.args(["--allow", &topology.allow_argument()]);
+    let daemon = setup.start(Some(&topology.cache.namespace))?;
+    let link = interface(&daemon, "eth0")?["link_id"].to_string();
+    // The serving process goes on, and so do its connections.
+    daemon.process.signal(Signal::SIGSTOP);
+    run(Command::new("bpftool").args(["link", "detach", "id", &link]))?;
+    let shown = topology.cache.namespace.ip("-json -details link show dev eth0")?;
+    let shown: Value = serde_json::from_str(&shown)?;
+    assert!(shown[0]["xdp"]["prog"].is_null(), "nothing guards the interface: {shown}");
+    assert_guarded(&topology);
+    assert_guarded(&topology);
+
+    let since = Instant::now();
+    daemon.process.signal(Signal::SIGCONT);
+    logged(&daemon, "the guard was detached from eth0", since);
+    let status = guard(&daemon)?;
+    let mut reasons = status["reasons"].as_array().context("no reasons")?.iter();
+    let refused = reasons.find(|one| one["reason"] == "not_listed").context("none refused")?;
+    assert!(refused["packets"].as_u64() >= Some(4), "what the sockets drop counts: {refused}");
+    Ok(())
 }
 
 #[test]

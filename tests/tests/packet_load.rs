@@ -4,11 +4,11 @@
 use std::process::Command;
 use std::thread;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::EbpfLoader;
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::Program;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
-use session_tests::guard_program::{GuardProgram, Hook, object_path};
+use session_tests::guard_program::{GuardProgram, object_path};
 use session_tests::scratch::Scratch;
 use session_tests::{flood, require_program, require_root};
 
@@ -50,7 +50,7 @@ fn libbpf_loads_both_objects() -> Result<()> {
     let scratch = Scratch::new("libbpf")?;
     let bpffs = scratch.mount_bpffs()?;
     for (object, programs) in [
-        (object_path(), &["guard", "guard_frags", "guard_tcx"][..]),
+        (object_path(), &["guard", "guard_frags", "guard_socket", "guard_tcx"][..]),
         (flood::object_path(), &["bare_drop", "bare_drop_tcx", "bare_pass", "generate"]),
     ] {
         let pins =
@@ -71,18 +71,19 @@ fn libbpf_loads_both_objects() -> Result<()> {
 fn the_verifier_is_far_from_its_limit() -> Result<()> {
     require_root!();
     let mut ebpf = EbpfLoader::new().load_file(object_path())?;
-    for hook in Hook::ALL {
-        let program = ebpf.program_mut(hook.program()).context("not in the object")?;
-        match hook {
-            Hook::Native | Hook::NativeFrags => <&mut Xdp>::try_from(&mut *program)?.load()?,
-            Hook::Tcx => <&mut SchedClassifier>::try_from(&mut *program)?.load()?,
+    for (hook, program) in ebpf.programs_mut() {
+        match program {
+            Program::Xdp(program) => program.load()?,
+            Program::SchedClassifier(program) => program.load()?,
+            Program::SocketFilter(program) => program.load()?,
+            _ => bail!("{hook} is of another type"),
         }
         let info = program.info()?;
-        ensure!(info.gpl_compatible() == Some(true), "{hook:?}: the licence");
+        ensure!(info.gpl_compatible() == Some(true), "{hook}: the licence");
         let verified = info.verified_instruction_count().context("Linux 5.16 tells")?;
         let translated = info.size_translated().context("Linux 4.13 tells")? / 8;
-        println!("{hook:?}: {translated} instructions, {verified} verified");
-        ensure!(verified < VERIFIED_MAX, "{hook:?}: {verified} instructions verified");
+        println!("{hook}: {translated} instructions, {verified} verified");
+        ensure!(verified < VERIFIED_MAX, "{hook}: {verified} instructions verified");
     }
     Ok(())
 }

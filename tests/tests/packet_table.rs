@@ -510,6 +510,31 @@ fn without_an_endpoint_everything_passes() -> Result<()> {
     })
 }
 
+/// A list for a whole network allows the host's own addresses too, and whoever forges them.
+#[test]
+fn an_own_address_from_outside_is_forged() -> Result<()> {
+    require_root!();
+    host()?.run(|| {
+        let mut guard = guard()?;
+        let allow = Rule { deadline_ns: 0, counter: 1, action: ACTION_ALLOW };
+        guard.prefix(LIST, HOST4, 24, allow)?;
+        guard.prefix(LIST, HOST6, 64, allow)?;
+        let neighbour4 = Ipv4Addr::new(198, 18, 0, 200);
+        let neighbour6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x200);
+        for hook in Hook::ALL {
+            for protocol in [TCP, UDP] {
+                let frame = |source| to4(HOST4, source, protocol);
+                expect(&mut guard, hook, &frame(HOST4), Reason::ForgedSource)?;
+                expect(&mut guard, hook, &frame(neighbour4), Reason::Allowed)?;
+                let frame = |source| to6(HOST6, source, protocol);
+                expect(&mut guard, hook, &frame(HOST6), Reason::ForgedSource)?;
+                expect(&mut guard, hook, &frame(neighbour6), Reason::Allowed)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Where forwarding is off the host can only be the destination itself.
 #[test]
 fn without_forwarding_every_destination_is_local() -> Result<()> {

@@ -19,7 +19,9 @@ pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -37,6 +39,7 @@ use crate::guard::maps::Maps;
 use crate::guard::netlink::Netlink;
 use crate::guard::object::Programs;
 use crate::guard::pins::Pins;
+use crate::sys;
 
 /// How the guard stands on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +143,21 @@ pub struct Guard {
     ticked_at: Instant,
 }
 
+/// The guard on the listening sockets themselves: a second layer, which needs no interface.
+#[derive(Debug)]
+pub struct SocketGuard(OwnedFd);
+
+impl SocketGuard {
+    /// Has the kernel drop what the list refuses before the socket sees it. A connection inherits
+    /// the filter; whoever accepts it takes it off.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn stand_on(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        sys::attach_filter(socket, self.0.as_fd())
+    }
+}
+
 /// Changes need no lock: every key and counter that they touch carries the number of the list's
 /// slot, which is this daemon's for as long as it lives. So no other daemon delays a denial.
 impl Guard {
@@ -183,6 +201,17 @@ impl Guard {
         self.switch(staged, list)?;
         entries::sweep(&mut self.maps, &before);
         Ok(())
+    }
+
+    /// The guard's program for sockets, over the same list.
+    ///
+    /// # Errors
+    /// The kernel does not take it, or no descriptor is left.
+    pub fn for_sockets(&mut self) -> Result<SocketGuard, GuardError> {
+        let fault = |error| GuardError::Load { what: "the sockets' program".to_owned(), error };
+        let program = self.programs.for_sockets().map_err(|refusal| fault(refusal.text))?;
+        let fd = program.fd().try_clone_to_owned().map_err(|error| fault(error.to_string()))?;
+        Ok(SocketGuard(fd))
     }
 
     /// The list in force.

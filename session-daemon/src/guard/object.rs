@@ -73,7 +73,15 @@ pub(super) fn open(pins: &Pins, pinned: Option<&[u32]>) -> Result<(Programs, Map
 impl Programs {
     /// The program for a mode, loaded on first use; else why the kernel refuses it.
     pub(super) fn for_mode(&mut self, mode: Mode) -> Result<&Loaded, Refusal> {
-        let name = program_name(mode);
+        self.named(program_name(mode))
+    }
+
+    /// The program for listening sockets, loaded on first use; else why the kernel refuses it.
+    pub(super) fn for_sockets(&mut self) -> Result<&Loaded, Refusal> {
+        self.named(SOCKET_PROGRAM)
+    }
+
+    fn named(&mut self, name: &'static str) -> Result<&Loaded, Refusal> {
         if !self.loaded.contains_key(name) {
             let outcome = load(&mut self.object, name);
             self.loaded.insert(name, outcome);
@@ -86,6 +94,9 @@ impl Programs {
         self.loaded.iter().filter_map(|(name, loaded)| Some((*name, loaded.as_ref().ok()?)))
     }
 }
+
+/// Name of the program for listening sockets.
+const SOCKET_PROGRAM: &str = "guard_socket";
 
 /// Name of a mode's program in the object and among the pins.
 pub(super) const fn program_name(mode: Mode) -> &'static str {
@@ -101,6 +112,7 @@ fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
     let fd = match program {
         Program::Xdp(program) => program.load().and_then(|()| clone(program.fd()?)),
         Program::SchedClassifier(program) => program.load().and_then(|()| clone(program.fd()?)),
+        Program::SocketFilter(program) => program.load().and_then(|()| clone(program.fd()?)),
         _ => return Err("of another type in the object".into()),
     };
     let fd = fd.map_err(|error| program_error(&error))?;

@@ -82,6 +82,8 @@ pub struct ServerConfig {
     pub shutdown: Option<ShutdownHook>,
     /// Whether TCP sources are judged by the allowlist; false for `--guard=off`.
     pub judge_sources: bool,
+    /// Whether listening sockets carry the guard's filter, which connections inherit.
+    pub sockets_filtered: bool,
     /// Which protocols are spoken (`-B`).
     pub binding: Binding,
     /// How clients say who they are (`-Y`, `-S`).
@@ -119,6 +121,7 @@ impl Default for ServerConfig {
             flush_allowed: true,
             shutdown: None,
             judge_sources: true,
+            sockets_filtered: false,
             binding: Binding::Auto,
             login: Login::Free,
             credentials: Arc::default(),

@@ -152,6 +152,10 @@ fn admit(
         let _ = sockopt::set_socket_linger(&fd, Some(Duration::ZERO));
         return;
     }
+    if local.shared.config.sockets_filtered && !unix {
+        // From here on the list is enforced by closing; the filter would cost at each segment.
+        let _ = socket2::SockRef::from(&fd).detach_filter();
+    }
     local.counters().add_one(Counter::TotalConnections);
     if !local.shared.take_place() {
         local.counters().add_one(Counter::RejectedConnections);

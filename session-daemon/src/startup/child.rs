@@ -247,6 +247,7 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         flush_allowed: config.flush_all,
         shutdown,
         judge_sources: config.guard != GuardKind::Off,
+        sockets_filtered: config.guard == GuardKind::Xdp,
         binding: config.binding,
         login: match (config.auth_file.is_some(), config.sasl) {
             (true, _) => Login::Token,

@@ -28,7 +28,7 @@ use crate::control::socket::{ControlSocket, SocketError};
 use crate::files::directory;
 use crate::guard::interfaces::Interfaces;
 use crate::guard::lists::Protocol;
-use crate::guard::{Destination, Guard, GuardConfig, ModeChoice};
+use crate::guard::{Destination, Guard, GuardConfig, ModeChoice, SocketGuard};
 use crate::link::{ParentEnd, Request};
 use crate::server::login::Credentials;
 use crate::startup::daemonize::Detached;
@@ -102,9 +102,10 @@ async fn serve(
     mut signals: Signals,
     prepared: Prepared,
     control: Option<(ControlSocket, UnixListener)>,
-    guard: Option<Guard>,
+    mut guard: Option<Guard>,
 ) -> Result<u8> {
-    let mut listening = prepared.claims.listen()?;
+    let filter = guard.as_mut().and_then(socket_guard);
+    let mut listening = prepared.claims.listen(filter.as_ref())?;
     privileges::clear_bounding()?;
     let goods = Goods { config, list: &prepared.list, credentials: prepared.credentials.as_ref() };
     let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
@@ -302,6 +303,17 @@ fn stand_guard(config: &Config, prepared: &Prepared) -> Result<Option<Guard>> {
          (--guard=user serves with the check at accept alone)",
     )?;
     Ok(Some(guard))
+}
+
+/// The second layer: what the kernel does not take is missed, but the first one stands.
+fn socket_guard(guard: &mut Guard) -> Option<SocketGuard> {
+    match guard.for_sockets() {
+        Ok(filter) => Some(filter),
+        Err(error) => {
+            log::warn!("guard: {error}; the listening sockets stand without a filter of their own");
+            None
+        }
+    }
 }
 
 /// Starts the serving process from the running binary, with one end of the pair as its stdin.

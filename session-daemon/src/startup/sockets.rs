@@ -25,6 +25,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{Config, EXIT_OS, ListenAddress, Port, Refusal};
+use crate::guard::SocketGuard;
 use crate::link::ListenerKind;
 use crate::startup::privileges::Identity;
 
@@ -195,28 +196,33 @@ impl Claims {
     }
 
     /// Makes the sockets listen, one a worker and TCP address; called when the guard is attached.
-    pub(super) fn listen(self) -> Result<Listening, Refusal> {
+    /// `filter` stands on each of them before its first packet.
+    pub(super) fn listen(self, filter: Option<&SocketGuard>) -> Result<Listening, Refusal> {
+        let guarded = |socket: Socket| {
+            filter.map_or(Ok(()), |filter| filter.stand_on(socket.as_fd())).map(|()| socket)
+        };
         let mut listening =
             Listening { sockets: Vec::new(), addresses: self.addresses(), ..Listening::default() };
         for claim in self.tcp {
             let address = claim.address;
             let fail = |error: io::Error| failed(&self.text, &error);
-            claim.first.listen(self.backlog).map_err(fail)?;
-            claim.first.set_reuse_port(true).map_err(fail)?;
-            listening.sockets.push((ListenerKind::Tcp, claim.first));
+            let first = guarded(claim.first).map_err(fail)?;
+            first.listen(self.backlog).map_err(fail)?;
+            first.set_reuse_port(true).map_err(fail)?;
+            listening.sockets.push((ListenerKind::Tcp, first));
             for _ in 1..self.threads {
-                let socket = bound(address, true).map_err(fail)?;
+                let socket = bound(address, true).and_then(guarded).map_err(fail)?;
                 socket.listen(self.backlog).map_err(fail)?;
                 listening.sockets.push((ListenerKind::Tcp, socket));
             }
         }
         for address in self.udp {
             let fail = |error: io::Error| failed(&format!("UDP port {}", address.port()), &error);
-            let first = patiently(|| datagram_socket(address, false)).map_err(fail)?;
+            let first = patiently(|| datagram_socket(address, false, filter)).map_err(fail)?;
             first.set_reuse_port(true).map_err(fail)?;
             listening.sockets.push((ListenerKind::Udp, first));
             for _ in 1..self.threads {
-                let socket = datagram_socket(address, true).map_err(fail)?;
+                let socket = datagram_socket(address, true, filter).map_err(fail)?;
                 listening.sockets.push((ListenerKind::Udp, socket));
             }
             listening.datagram_addresses.push(address);
@@ -288,7 +294,12 @@ fn has_family(family: Domain) -> bool {
 /// `net.core.rmem_max` lets it.
 const DATAGRAM_BUFFER_LEN: usize = 4 << 20;
 
-fn datagram_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+/// A datagram that the list refuses does not even wait in the buffer.
+fn datagram_socket(
+    address: SocketAddr,
+    shared: bool,
+    filter: Option<&SocketGuard>,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -299,6 +310,7 @@ fn datagram_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     if shared {
         socket.set_reuse_port(true)?;
     }
+    filter.map_or(Ok(()), |filter| filter.stand_on(socket.as_fd()))?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -397,7 +409,7 @@ mod tests {
 
     #[test]
     fn each_worker_has_a_socket_of_each_address() {
-        let listening = claims("-p -1 -l 127.0.0.1 -t 3").unwrap().listen().unwrap();
+        let listening = claims("-p -1 -l 127.0.0.1 -t 3").unwrap().listen(None).unwrap();
         assert_eq!(listening.descriptors().len(), 3);
         assert_ne!(listening.addresses[0].port(), 0);
         assert!(only_loopback(&listening.addresses));
@@ -407,7 +419,7 @@ mod tests {
     fn an_address_that_is_named_twice_is_bound_once() {
         let port = claims("-p -1 -l 127.0.0.1").unwrap().addresses()[0].port();
         let twice = claims(&format!("-l 127.0.0.1:{port},127.0.0.1:{port} -t 1")).unwrap();
-        assert_eq!(twice.listen().unwrap().addresses.len(), 1);
+        assert_eq!(twice.listen(None).unwrap().addresses.len(), 1);
     }
 
     #[test]
@@ -416,8 +428,8 @@ mod tests {
         let words = format!("-l 127.0.0.1:{} -t 2", first.addresses()[0].port());
         // Both have bound, and only one of them may listen.
         let second = claims(&words).unwrap();
-        let _listening = first.listen().unwrap();
-        let refusal = second.listen().unwrap_err();
+        let _listening = first.listen(None).unwrap();
+        let refusal = second.listen(None).unwrap_err();
         assert_eq!(refusal.status, EXIT_OS);
         assert!(refusal.text.ends_with(": Address already in use"), "{}", refusal.text);
         // With one that listens, the first step is refused already.
@@ -432,12 +444,12 @@ mod tests {
         assert_eq!(claimed.all_addresses().len(), 2);
         // Nothing is bound yet: the guard does not stand.
         drop(std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap());
-        let listening = claimed.listen().unwrap();
+        let listening = claimed.listen(None).unwrap();
         let kinds = listening.descriptors().into_iter().map(|(kind, _)| kind);
         assert_eq!(kinds.filter(|kind| *kind == ListenerKind::Udp).count(), 3);
         assert_eq!(listening.datagram_addresses, [SocketAddr::from(([127, 0, 0, 1], port))]);
         // Another daemon does not share them, although its sockets would.
-        let refusal = claims(&words).unwrap().listen().unwrap_err();
+        let refusal = claims(&words).unwrap().listen(None).unwrap_err();
         assert_eq!(
             refusal.text,
             format!("failed to listen on UDP port {port}: Address already in use")
@@ -470,12 +482,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let words = format!("-s {} -a 750", path.display());
-        let first = claims(&words).unwrap().listen().unwrap();
+        let first = claims(&words).unwrap().listen(None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o750);
         let refusal = claims(&words).unwrap_err();
         assert!(refusal.text.starts_with("failed to listen on UNIX socket: "));
         drop(first);
-        claims(&words).unwrap().listen().unwrap();
+        claims(&words).unwrap().listen(None).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "kept").unwrap();
         assert_eq!(claims(&words).unwrap_err().status, EXIT_OS);

@@ -7,10 +7,9 @@
 use core::{arch::asm, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
-    EbpfContext,
     bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET},
     helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_load_bytes},
-    programs::{TcContext, XdpContext},
+    programs::{XdpContext, sk_buff::SkBuff},
 };
 use session_ebpf::{ETHERNET_LEN, Frame, Link};
 
@@ -165,47 +164,42 @@ impl Frame for XdpBuffer<'_> {
     }
 }
 
-/// A socket buffer at the tcx hook, read from its network header on, so that devices without a
-/// link-layer header and tags that the device or the stack has stripped make no difference.
-pub(super) struct SocketBuffer<'a> {
-    context: &'a TcContext,
+/// A socket buffer at tcx or at a socket, read from its network header on, so that devices without
+/// a link-layer header and tags that the device or the stack has stripped make no difference.
+pub(super) struct SocketBuffer {
+    skb: *const __sk_buff,
 }
 
-impl<'a> SocketBuffer<'a> {
+impl SocketBuffer {
     #[inline(always)]
-    pub(super) fn new(context: &'a TcContext) -> Self {
-        Self { context }
-    }
-
-    #[inline(always)]
-    fn skb(&self) -> *const __sk_buff {
-        self.context.skb.skb
+    pub(super) fn new(skb: &SkBuff) -> Self {
+        Self { skb: skb.skb }
     }
 
     /// Index of the device that received the packet.
     #[inline(always)]
     pub(super) fn ifindex(&self) -> u32 {
         // SAFETY: the kernel hands a valid context to the program.
-        unsafe { (*self.skb()).ifindex }
+        unsafe { (*self.skb).ifindex }
     }
 
     /// The ethertype as the stack has it. The link-layer header counts as Ethernet.
     #[inline(always)]
     pub(super) fn link(&self) -> Link {
         // SAFETY: as for `ifindex`.
-        let protocol = unsafe { (*self.skb()).protocol };
+        let protocol = unsafe { (*self.skb).protocol };
         Link { ethertype: u16::from_be(protocol as u16), at: 0, before_len: ETHERNET_LEN }
     }
 }
 
-impl Frame for SocketBuffer<'_> {
+impl Frame for SocketBuffer {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper writes at most `N` bytes to a buffer of `N` bytes.
         let status = unsafe {
             bpf_skb_load_bytes_relative(
-                self.context.as_ptr().cast_const(),
+                self.skb.cast(),
                 offset as u32,
                 bytes.as_mut_ptr().cast(),
                 N as u32,

@@ -74,13 +74,14 @@ pub(super) fn add<const N: usize>(counters: &PerCpuArray<Counter, N>, index: u32
 #[repr(C, align(8))]
 struct Route(FibLookup);
 
-/// The maps, and the packet's context for the routing lookup.
-pub(super) struct Maps {
+/// The maps, and the packet's context for the routing lookup. Without `ROUTES` there is none, and
+/// every packet is the host's own: the stack has delivered it to a socket already.
+pub(super) struct Maps<const ROUTES: bool> {
     context: *mut c_void,
     ifindex: u32,
 }
 
-impl Maps {
+impl<const ROUTES: bool> Maps<ROUTES> {
     #[inline(always)]
     pub(super) fn new(context: *mut c_void, ifindex: u32) -> Self {
         Self { context, ifindex }
@@ -139,7 +140,7 @@ fn is_route_elsewhere(answer: i64) -> bool {
     .contains(&(answer as u32))
 }
 
-impl Tables for Maps {
+impl<const ROUTES: bool> Tables for Maps<ROUTES> {
     #[inline(always)]
     fn endpoint(&self, key: EndpointKey) -> Option<u32> {
         // SAFETY: read at once, not kept beyond an update.
@@ -168,7 +169,7 @@ impl Tables for Maps {
     }
 }
 
-impl Lookup<[u8; 4]> for Maps {
+impl<const ROUTES: bool> Lookup<[u8; 4]> for Maps<ROUTES> {
     #[inline(always)]
     fn host(&self, list: ListWord, address: [u8; 4]) -> Option<Rule> {
         // SAFETY: copied at once from memory that stays mapped while the program runs. Since Linux
@@ -185,14 +186,17 @@ impl Lookup<[u8; 4]> for Maps {
     }
 
     #[inline(always)]
-    fn is_own(&self, destination: [u8; 4]) -> bool {
+    fn is_own(&self, address: [u8; 4]) -> bool {
         // SAFETY: only whether there is an entry.
-        unsafe { LOCAL4.get(destination) }.is_some()
+        unsafe { LOCAL4.get(address) }.is_some()
     }
 
     #[inline(always)]
     fn is_forwarded(&self, pair: &Pair<[u8; 4]>) -> bool {
         const AF_INET: u8 = 2;
+        if !ROUTES {
+            return false;
+        }
         let mut route = self.route(AF_INET);
         route.0.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(pair.source);
         route.0.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(pair.destination);
@@ -200,7 +204,7 @@ impl Lookup<[u8; 4]> for Maps {
     }
 }
 
-impl Lookup<[u8; 16]> for Maps {
+impl<const ROUTES: bool> Lookup<[u8; 16]> for Maps<ROUTES> {
     #[inline(always)]
     fn host(&self, list: ListWord, address: [u8; 16]) -> Option<Rule> {
         // SAFETY: as for IPv4.
@@ -214,14 +218,17 @@ impl Lookup<[u8; 16]> for Maps {
     }
 
     #[inline(always)]
-    fn is_own(&self, destination: [u8; 16]) -> bool {
+    fn is_own(&self, address: [u8; 16]) -> bool {
         // SAFETY: only whether there is an entry.
-        unsafe { LOCAL6.get(destination) }.is_some()
+        unsafe { LOCAL6.get(address) }.is_some()
     }
 
     #[inline(always)]
     fn is_forwarded(&self, pair: &Pair<[u8; 16]>) -> bool {
         const AF_INET6: u8 = 10;
+        if !ROUTES {
+            return false;
+        }
         let mut route = self.route(AF_INET6);
         route.0.__bindgen_anon_3.ipv6_src = words(pair.source);
         route.0.__bindgen_anon_4.ipv6_dst = words(pair.destination);
