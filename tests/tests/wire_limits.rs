@@ -165,3 +165,130 @@ fn a_connection_too_many_is_told_so() -> Result<()> {
     });
     Ok(())
 }
+
+#[test]
+fn a_connection_too_many_waits_where_that_was_asked_for() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-c", "3", "-t", "2", "-o", "no_maxconns_fast"]);
+    let daemon = setup.start(None)?;
+    let mut open: Vec<Client> = Vec::new();
+    wait::until("three places", || {
+        let mut client = daemon.client();
+        client.socket().set_read_timeout(Some(Duration::from_millis(300))).ok()?;
+        if client.command("version").is_ok_and(|line| line.starts_with("VERSION")) {
+            open.push(client);
+        }
+        (open.len() == 3).then_some(())
+    });
+    // The kernel accepts it; the daemon leaves it waiting, and says nothing.
+    let mut waiting = connect(&daemon)?;
+    waiting.write_all(b"version\r\n")?;
+    waiting.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut reply = [0; 16];
+    let early = waiting.read(&mut reply);
+    ensure!(early.as_ref().is_err_and(session_tests::client::is_timeout), "{early:?}");
+    let client = open.first_mut().context("a client")?;
+    let stats = client.stats("")?;
+    ensure!(stats["curr_connections"] == "3", "{:?}", stats["curr_connections"]);
+    ensure!(!stats.contains_key("rejected_connections"), "memcached has no such name then");
+    open.pop();
+    waiting.set_read_timeout(Some(Duration::from_secs(10)))?;
+    waiting.read_exact(&mut reply)?;
+    ensure!(&reply == b"VERSION 1.6.45\r\n", "{}", reply.escape_ascii());
+    Ok(())
+}
+
+/// What the process that serves has used of the processors, in clock ticks.
+fn cpu_ticks(pid: &str) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("stat")?;
+    let field = |idx: usize| fields.split_whitespace().nth(idx).context("stat");
+    Ok(field(11)?.parse::<u64>()? + field(12)?.parse::<u64>()?)
+}
+
+#[test]
+fn without_descriptors_it_waits_for_some_and_serves_the_others() -> Result<()> {
+    // Another user's limits are for those with CAP_SYS_RESOURCE, which a container's root lacks.
+    let user: &[&str] = if session_tests::skip::is_root() { &["-u", "root"] } else { &[] };
+    let setup = Setup::loopback()?.args(user);
+    let daemon = setup.start(None)?;
+    let mut client = daemon.client();
+    let pid = client.stats("")?["pid"].clone();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
+    let process = rustix::process::Pid::from_raw(pid.parse()?).context("a pid")?;
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let hard = files.and_then(|files| files.split_whitespace().nth(1)).context("limits")?;
+    let hard: u64 = hard.parse()?;
+    let limit = |number| rustix::process::Rlimit { current: Some(number), maximum: Some(hard) };
+    let nofile = rustix::process::Resource::Nofile;
+    let before = rustix::process::prlimit(Some(process), nofile, limit(descriptors + 5))?;
+    let mut others = (0..30).map(|_| connect(&daemon)).collect::<Result<Vec<_>>>()?;
+    wait::until("an accept that failed", || {
+        (client.stats("").ok()?["listen_disabled_num"].parse::<u64>().ok()? > 0).then_some(())
+    });
+    // Who is served stays so, and the failure is not asked for again and again.
+    let ticks = cpu_ticks(&pid)?;
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(100));
+        ensure!(client.get("none")?.is_none(), "a value came from nowhere");
+    }
+    let used = cpu_ticks(&pid)? - ticks;
+    ensure!(used < 30, "{used} hundredths of a second of a processor in one second");
+    rustix::process::prlimit(Some(process), nofile, before)?;
+    for other in &mut others {
+        other.write_all(b"version\r\n")?;
+        let mut reply = [0; 16];
+        other.read_exact(&mut reply)?;
+        ensure!(&reply == b"VERSION 1.6.45\r\n", "{}", reply.escape_ascii());
+    }
+    Ok(())
+}
+
+#[test]
+fn all_connections_together_keep_no_more_than_the_limit() -> Result<()> {
+    let setup = Setup::loopback()?.arg("--buffer-limit=1");
+    let daemon = setup.start(None)?;
+    let mut observer = daemon.client();
+    // Half a list of keys that could go on: 1900 bytes each, which 551 clients may leave.
+    let half = format!("delete {}", "k".repeat(1893));
+    let mut halves = Vec::new();
+    for _ in 0..600 {
+        let mut stream = connect(&daemon)?;
+        stream.write_all(half.as_bytes())?;
+        halves.push(stream);
+    }
+    wait::until("clients that were refused", || {
+        (observer.stats("").ok()?["read_buf_oom"].parse::<u64>().ok()? >= 40).then_some(())
+    });
+    let stats = observer.stats("")?;
+    let refused: usize = stats["read_buf_oom"].parse()?;
+    ensure!(stats["read_buf_bytes"].parse::<u64>()? <= 1 << 20, "{}", stats["read_buf_bytes"]);
+    let mut told = 0;
+    for stream in &mut halves {
+        stream.set_nonblocking(true)?;
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        told += usize::from(text == "SERVER_ERROR out of memory reading request\r\n");
+    }
+    ensure!(told == refused && refused < 100, "{told} were told, {refused} counted");
+    drop(halves);
+    wait::until("nothing that is kept", || {
+        (observer.stats("").ok()?["read_buf_bytes"] == "0").then_some(())
+    });
+    // The same for answers: of ten clients that do not read theirs only one or so fits.
+    observer.set("large", &vec![b'v'; 500_000])?;
+    let mut deaf = Vec::new();
+    for _ in 0..10 {
+        let mut stream = connect(&daemon)?;
+        stream.write_all("get large\r\n".repeat(40).as_bytes())?;
+        deaf.push(stream);
+    }
+    wait::until("clients that were closed", || {
+        let stats = observer.stats("").ok()?;
+        let kept: u64 = stats["read_buf_bytes"].parse().ok()?;
+        assert!(kept <= 1 << 20, "{kept} bytes are kept");
+        (stats["response_obj_oom"].parse::<u64>().ok()? >= 8).then_some(())
+    });
+    ensure!(observer.get("large")?.is_some_and(|value| value.len() == 500_000), "not served");
+    Ok(())
+}

@@ -72,6 +72,12 @@ pub enum Flag {
     Extended,
     /// `--udp-writes`
     UdpWrites,
+    /// `--read-timeout`
+    ReadTimeout,
+    /// `--write-timeout`
+    WriteTimeout,
+    /// `--buffer-limit`
+    BufferLimit,
     /// `--allow`
     Allow,
     /// `--allow-file`
@@ -170,6 +176,9 @@ const FLAGS: &[Row] = &[
     row('\0', "sasl-pwdb", Argument::Required, Flag::SaslPwdb),
     row('o', "extended", Argument::Required, Flag::Extended),
     row('\0', "udp-writes", Argument::None, Flag::UdpWrites),
+    row('\0', "read-timeout", Argument::Required, Flag::ReadTimeout),
+    row('\0', "write-timeout", Argument::Required, Flag::WriteTimeout),
+    row('\0', "buffer-limit", Argument::Required, Flag::BufferLimit),
     row('\0', "allow", Argument::Required, Flag::Allow),
     row('\0', "allow-file", Argument::Required, Flag::AllowFile),
     row('\0', "allow-any", Argument::None, Flag::AllowAny),

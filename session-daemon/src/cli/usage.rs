@@ -75,6 +75,10 @@ const FLAGS: &str = "\
    - idle_timeout:        timeout for idle connections (default: 0, no timeout)
     --sasl-pwdb=<file>    user:password lines for -S, reread on SIGHUP (default: the
                           file that MEMCACHED_SASL_PWDB names)
+    --read-timeout=<s>    close who leaves a request half sent so long (default: 60)
+    --write-timeout=<s>   close who reads no byte of its answers so long (default: 60)
+    --buffer-limit=<num>  megabytes of half-sent requests and unread answers that all
+                          connections together may keep (default: 128)
     --udp-writes          serve what changes items by datagram too: whoever can
                           forge an allowed address can then change items
 

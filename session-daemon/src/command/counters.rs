@@ -86,6 +86,12 @@ counters! {
     ConnYields => "conn_yields",
     /// Connections closed by `idle_timeout`.
     IdleKicks => "idle_kicks",
+    /// Connections closed because their client left a request half sent.
+    ReadKicks => "read_kicks",
+    /// Connections closed because there was no room to keep their half of a request.
+    ReadBufOom => "read_buf_oom",
+    /// Connections closed because there was no room to keep their unread answers.
+    ResponseOom => "response_obj_oom",
     /// Connections closed because their client did not read its answers.
     WriteKicks => "write_kicks",
     /// Datagrams without an answer: in several parts, cut short, or from a server's port.

@@ -152,6 +152,12 @@ pub struct Config {
     pub maxconns_fast: bool,
     /// `-o idle_timeout`, seconds, 0 for none.
     pub idle_timeout_s: u32,
+    /// `--read-timeout`, seconds.
+    pub read_timeout_s: u32,
+    /// `--write-timeout`, seconds.
+    pub write_timeout_s: u32,
+    /// `--buffer-limit`, bytes.
+    pub buffer_limit: u64,
     /// `--allow`.
     pub allow: Vec<IpNet>,
     /// `--allow-file`.
@@ -207,6 +213,9 @@ impl Default for Config {
             flush_all: true,
             maxconns_fast: true,
             idle_timeout_s: 0,
+            read_timeout_s: 60,
+            write_timeout_s: 60,
+            buffer_limit: 128 << 20,
             allow: Vec::new(),
             allow_files: Vec::new(),
             allow_any: false,
@@ -247,6 +256,19 @@ impl Config {
             Flag::Port => self.port = value::port(argument)?,
             Flag::UdpPort => self.udp_port = value::udp_port(argument)?,
             Flag::UdpWrites => self.udp_writes = true,
+            Flag::ReadTimeout => {
+                let text = "--read-timeout must be a number of seconds greater than 0";
+                self.read_timeout_s = value::positive(argument, text)?;
+            }
+            Flag::WriteTimeout => {
+                let text = "--write-timeout must be a number of seconds greater than 0";
+                self.write_timeout_s = value::positive(argument, text)?;
+            }
+            Flag::BufferLimit => {
+                let text = "--buffer-limit must be a number of megabytes greater than 0";
+                let megabytes: u32 = value::positive(argument, text)?;
+                self.buffer_limit = u64::from(megabytes) << 20;
+            }
             Flag::UnixSocket => self.unix_socket = Some(value::path("-s", argument)?),
             Flag::UnixMask => self.unix_mask = value::octal(argument)?,
             Flag::EnableShutdown => self.shutdown = true,

@@ -37,6 +37,8 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
         ("-f nan", 1, "Factor must be greater than 1"),
         ("-n 0", 1, "Chunk size must be greater than 0"),
         ("-R 0", 1, "Number of requests per event must be greater than 0"),
+        ("--read-timeout 0", 1, "--read-timeout must be a number of seconds greater than 0"),
+        ("--buffer-limit x", 1, "--buffer-limit must be a number of megabytes greater than 0"),
         ("-I 10", 64, "Item max size cannot be less than 1024 bytes."),
         ("-I 2g", 64, "Item max size cannot be less than 1024 bytes."),
         ("-I 33m", 64, "Cannot set item size limit higher than 1/2 of memory max."),

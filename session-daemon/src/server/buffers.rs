@@ -69,6 +69,12 @@ impl Input {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Takes `len` of the waiting bytes away.
     pub fn consume(&mut self, len: usize) {
         self.start = self.start.saturating_add(len).min(self.end);
@@ -126,6 +132,12 @@ impl Output {
     #[must_use]
     pub fn waiting(&self) -> &[u8] {
         self.buffer.get(self.sent..).unwrap_or_default()
+    }
+
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Whether no further answer may be added until some are sent.

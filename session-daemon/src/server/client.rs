@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 use crate::command::counters::Counter;
-use crate::server::buffers::Pool;
+use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
 use crate::server::connection::{Connection, Step};
 use crate::server::listener::Accepted;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
 use crate::server::worker::Local;
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -23,7 +23,8 @@ pub fn begin(local: &Rc<Local>, accepted: Accepted) {
     let id = local.shared.next_id();
     let info = Arc::new(ConnectionInfo::new(id, fd.as_raw_fd(), peer, listener, now));
     local.seat().connections().insert(id, Arc::clone(&info));
-    let presence = Presence { local: Rc::clone(local), info: Arc::clone(&info) };
+    let held = Cell::new(0);
+    let presence = Presence { local: Rc::clone(local), info: Arc::clone(&info), held };
     // A list that changed while the connection changed hands is minded here.
     if !local.shared.admits(&info.peer, now) {
         info.reset();
@@ -44,10 +45,26 @@ pub fn begin(local: &Rc<Local>, accepted: Accepted) {
 struct Presence {
     local: Rc<Local>,
     info: Arc<ConnectionInfo>,
+    /// Bytes that it keeps while it waits, counted among those of all connections.
+    held: Cell<usize>,
+}
+
+impl Presence {
+    /// Counts `len` bytes as kept for a wait; false when all connections together keep too many.
+    fn hold(&self, len: usize) -> bool {
+        let before = self.held.replace(0);
+        self.local.shared.release(before);
+        let held = len == 0 || self.local.shared.hold(len);
+        if held {
+            self.held.set(len);
+        }
+        held
+    }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
+        self.hold(0);
         self.local.seat().connections().remove(&self.info.id);
         // Relaxed: a hint for whoever hands connections out.
         self.local.seat().load.fetch_sub(1, Ordering::Relaxed);
@@ -56,7 +73,7 @@ impl Drop for Presence {
 }
 
 async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> {
-    let Presence { local, info } = presence;
+    let Presence { local, info, .. } = presence;
     let mut connection =
         Connection::new(local.shared.config.binding).with_login(local.shared.config.login);
     // A client that speaks at once has done so by now: its first request is read before the
@@ -78,11 +95,19 @@ async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> 
             Step::Read => {
                 write(&mut connection, &mut socket, presence).await?;
                 info.doing(Activity::Read, connection.is_busy());
-                let mut into = Into { connection: &mut connection, pool: &local.pool };
-                let len = socket.read(&mut into).await?;
-                if len == 0 {
-                    return Ok(());
-                }
+                let mut into = Into { connection: &mut connection, presence };
+                let len = match socket.read(&mut into).await {
+                    Ok(0) => return Ok(()),
+                    Ok(len) => len,
+                    Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                        local.counters().add_one(Counter::ReadBufOom);
+                        // Whether or not the client hears why, it is closed.
+                        let _ = socket.write_now(NO_MEMORY_FOR_REQUEST);
+                        return Err(error);
+                    }
+                    Err(error) => return Err(error),
+                };
+                presence.hold(0);
                 info.doing(Activity::Parse, true);
                 received(&mut connection, local, len);
             }
@@ -102,7 +127,7 @@ async fn write(
     socket: &mut Socket,
     presence: &Presence,
 ) -> io::Result<()> {
-    let Presence { local, info } = presence;
+    let Presence { local, info, .. } = presence;
     while !connection.output().is_empty() {
         if let Some(len) = socket.write_now(connection.output())? {
             local.counters().add(Counter::BytesWritten, len as u64);
@@ -110,26 +135,37 @@ async fn write(
             continue;
         }
         info.doing(Activity::Write, true);
+        connection.rest(&mut local.pool.borrow_mut());
+        if !presence.hold(connection.kept_len()) {
+            local.counters().add_one(Counter::ResponseOom);
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         let waited = socket.writable(local.shared.config.write_timeout).await;
         if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
             local.counters().add_one(Counter::WriteKicks);
         }
         waited?;
     }
+    presence.hold(0);
     Ok(())
 }
 
 struct Into<'a> {
     connection: &'a mut Connection,
-    pool: &'a RefCell<Pool>,
+    presence: &'a Presence,
 }
 
 impl ReadInto for Into<'_> {
     fn read<R>(&mut self, read: impl FnOnce(&mut [u8]) -> R) -> R {
-        read(self.connection.space(&mut self.pool.borrow_mut()))
+        read(self.connection.space(&mut self.presence.local.pool.borrow_mut()))
     }
 
-    fn rest(&mut self) {
-        self.connection.rest(&mut self.pool.borrow_mut());
+    fn rest(&mut self) -> io::Result<()> {
+        self.connection.rest(&mut self.presence.local.pool.borrow_mut());
+        if self.presence.hold(self.connection.kept_len()) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
     }
 }

@@ -16,6 +16,13 @@ use std::time::Duration;
 /// Longer than any pause of a healthy client, short enough that stuck ones do not pile up.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a client may leave a request half sent before it is closed, unless told otherwise.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of half-sent requests and of unread answers that all connections together may keep,
+/// unless told otherwise: a hundred stuck clients with a full answer each, and an item to it.
+pub const BUFFERS_LEN_MAX: usize = 128 << 20;
+
 /// A socket by which clients come.
 #[derive(Debug)]
 pub enum Listener {
@@ -76,6 +83,10 @@ pub struct ServerConfig {
     pub idle_timeout: Option<Duration>,
     /// Connections that leave answers unread for so long are closed.
     pub write_timeout: Duration,
+    /// Connections that leave a request half sent for so long are closed.
+    pub read_timeout: Duration,
+    /// Bytes of requests and answers that all connections together may keep while they wait.
+    pub buffers_len_max: usize,
     /// False for `-F`.
     pub flush_allowed: bool,
     /// Called on `shutdown`; none for a server started without `-A`.
@@ -118,6 +129,8 @@ impl Default for ServerConfig {
             requests_per_turn: 20,
             idle_timeout: None,
             write_timeout: WRITE_TIMEOUT,
+            read_timeout: READ_TIMEOUT,
+            buffers_len_max: BUFFERS_LEN_MAX,
             flush_allowed: true,
             shutdown: None,
             judge_sources: true,

@@ -138,6 +138,12 @@ impl Connection {
         self.output.clear(pool);
     }
 
+    /// Bytes of memory that it keeps besides its own few: none between two requests.
+    #[must_use]
+    pub fn kept_len(&self) -> usize {
+        self.input.capacity().saturating_add(self.output.capacity())
+    }
+
     /// Bytes for the client.
     #[must_use]
     pub fn output(&self) -> &[u8] {

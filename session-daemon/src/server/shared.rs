@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::task::AbortHandle;
 
 const NS: u64 = 1_000_000_000;
@@ -135,6 +136,13 @@ impl ConnectionInfo {
         self.busy.load(Ordering::Relaxed)
     }
 
+    /// Whether the rest of a request, the beginning of which is here, has been missing for `time`.
+    #[must_use]
+    pub fn is_half_received_for(&self, time: Duration, now: Now) -> bool {
+        let reading = self.activity.load(Ordering::Relaxed) == Activity::Read as u8;
+        reading && self.is_busy() && self.idle_s(now) >= time.as_secs()
+    }
+
     /// Ties the task that serves the connection to it.
     pub fn served_by(&self, task: AbortHandle) {
         // Set once, right after the task is spawned.
@@ -200,6 +208,8 @@ pub struct Shared {
     pub listeners: Box<[(i32, Arc<str>)]>,
     /// Open client connections.
     pub connections: AtomicUsize,
+    /// Bytes that connections keep while they wait.
+    held: AtomicUsize,
     /// Log level that `verbosity` has set.
     pub verbosity: AtomicU32,
     /// False while no descriptor or memory is left for another connection.
@@ -226,6 +236,7 @@ impl Shared {
             allowlist,
             listeners,
             connections: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             accepting: AtomicBool::new(true),
             started: Now::sample(),
             next_id: AtomicU64::new(1),
@@ -270,6 +281,31 @@ impl Shared {
                 (count < self.config.conns_max).then_some(count + 1)
             })
             .is_ok()
+    }
+
+    /// Counts bytes that a connection keeps; false, and nothing counted, when all connections
+    /// together would keep more than `--buffer-limit`.
+    #[must_use]
+    pub fn hold(&self, len: usize) -> bool {
+        // Relaxed: the count itself is all that is agreed on.
+        self.held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                held.checked_add(len).filter(|held| *held <= self.config.buffers_len_max)
+            })
+            .is_ok()
+    }
+
+    /// Counts bytes as kept no longer.
+    pub fn release(&self, len: usize) {
+        if len > 0 {
+            self.held.fetch_sub(len, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that connections keep while they wait.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Gives a place back.

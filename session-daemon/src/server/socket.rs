@@ -72,7 +72,7 @@ impl Socket {
     /// 0 at the end.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// What the kernel says, and what `space(false)` does.
     pub async fn read<S: ReadInto>(&mut self, into: &mut S) -> io::Result<usize> {
         if self.reads >= READS_PER_TURN_MAX {
             self.reads = 0;
@@ -84,8 +84,10 @@ impl Socket {
             loop {
                 let Poll::Ready(ready) = fd.poll_read_ready(context) else {
                     *reads = 0;
-                    into.rest();
-                    return Poll::Pending;
+                    return match into.rest() {
+                        Ok(()) => Poll::Pending,
+                        Err(error) => Poll::Ready(Err(error)),
+                    };
                 };
                 let mut ready = ready?;
                 let (space_len, result) = into
@@ -149,7 +151,10 @@ pub trait ReadInto {
     /// Calls `read` with the room there is.
     fn read<R>(&mut self, read: impl FnOnce(&mut [u8]) -> R) -> R;
     /// A wait begins: memory that is not needed meanwhile goes back.
-    fn rest(&mut self);
+    ///
+    /// # Errors
+    /// When what is needed may not be kept; the wait does not begin.
+    fn rest(&mut self) -> io::Result<()>;
 }
 
 /// Lets the other tasks of this thread have a turn.

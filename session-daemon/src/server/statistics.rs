@@ -124,8 +124,11 @@ fn connections(shared: &Shared, sink: &mut Sink<'_>) {
         sink("rejected_connections", &shared.count(Counter::RejectedConnections));
     }
     sink("connection_structures", &open);
-    zeros(&["response_obj_oom", "response_obj_count", "response_obj_bytes"], sink);
-    zeros(&["read_buf_count", "read_buf_bytes", "read_buf_bytes_free", "read_buf_oom"], sink);
+    sink(Counter::ResponseOom.name(), &shared.count(Counter::ResponseOom));
+    zeros(&["response_obj_count", "response_obj_bytes", "read_buf_count"], sink);
+    sink("read_buf_bytes", &shared.held());
+    zeros(&["read_buf_bytes_free"], sink);
+    sink(Counter::ReadBufOom.name(), &shared.count(Counter::ReadBufOom));
     sink("reserved_fds", &(shared.listeners.len() + shared.config.threads * FDS_PER_WORKER));
 }
 
@@ -204,6 +207,8 @@ fn settings(shared: &Shared, sink: &mut Sink<'_>) {
     sink("track_sizes", &"no");
     sink("client_flags_size", &size_of::<u32>());
     sink("write_timeout", &config.write_timeout.as_secs());
+    sink("read_timeout", &config.read_timeout.as_secs());
+    sink("buffer_limit", &config.buffers_len_max);
     sink("sessiond_version", &env!("CARGO_PKG_VERSION"));
 }
 
@@ -287,6 +292,7 @@ fn guard(shared: &Shared, sink: &mut Sink<'_>) {
     sink(Counter::RejectedByList.name(), &shared.count(Counter::RejectedByList));
     sink(Counter::ResetByList.name(), &shared.count(Counter::ResetByList));
     sink(Counter::WriteKicks.name(), &shared.count(Counter::WriteKicks));
+    sink(Counter::ReadKicks.name(), &shared.count(Counter::ReadKicks));
     for counter in UDP {
         sink(counter.name(), &shared.count(counter));
     }

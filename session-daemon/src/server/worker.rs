@@ -308,6 +308,16 @@ async fn upkeep(local: Rc<Local>) {
             local.counters().add(Counter::IdleKicks, idle.len() as u64);
             idle.iter().for_each(|info| info.close());
         }
+        let limit = local.shared.config.read_timeout;
+        let stuck: Vec<_> = local
+            .seat()
+            .connections()
+            .values()
+            .filter(|info| info.is_half_received_for(limit, now))
+            .cloned()
+            .collect();
+        local.counters().add(Counter::ReadKicks, stuck.len() as u64);
+        stuck.iter().for_each(|info| info.close());
         loop {
             let more = local.store.borrow_mut().maintain(local.now());
             if !more {

@@ -22,7 +22,7 @@ use crate::command::request::Shutdown;
 use crate::config::{Config, EXIT_USAGE, GuardKind};
 use crate::link::{ChildEnd, ListenerKind, Reply, Request};
 use crate::server::Server;
-use crate::server::config::{Listener, ServerConfig, ShutdownHook, WRITE_TIMEOUT};
+use crate::server::config::{Listener, ServerConfig, ShutdownHook};
 use crate::server::login::{Credentials, Login};
 use crate::startup::{abort_on_panic, logger, privileges};
 use crate::store::Store;
@@ -243,7 +243,9 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         maxconns_fast: config.maxconns_fast,
         requests_per_turn: config.requests_per_turn,
         idle_timeout: (idle > 0).then(|| Duration::from_secs(idle)),
-        write_timeout: WRITE_TIMEOUT,
+        write_timeout: Duration::from_secs(config.write_timeout_s.into()),
+        read_timeout: Duration::from_secs(config.read_timeout_s.into()),
+        buffers_len_max: usize::try_from(config.buffer_limit)?,
         flush_allowed: config.flush_all,
         shutdown,
         judge_sources: config.guard != GuardKind::Off,

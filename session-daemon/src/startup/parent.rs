@@ -121,6 +121,7 @@ async fn serve(
         Ok(Some(pidfile)) => pidfile,
         not_started => {
             run::kill(&mut child);
+            listening.remove();
             return not_started.map(|_| 0);
         }
     };
@@ -158,9 +159,7 @@ async fn serve(
     let ending = running.until_end(config).await;
     notify::notify("STOPPING=1");
     drop((pidfile, socket));
-    if let Some(path) = &listening.unix {
-        let _ = std::fs::remove_file(path);
-    }
+    listening.remove();
     match ending {
         Ending::Asked => Ok(0),
         Ending::Failed(error) => Err(error),

@@ -244,6 +244,14 @@ impl Listening {
         self.sockets.iter().map(|(kind, socket)| (*kind, socket.as_fd())).collect()
     }
 
+    /// Removes the path of the unix socket, which nobody serves any more.
+    pub(super) fn remove(&self) {
+        if let Some(path) = &self.unix {
+            // It may be gone; the next daemon replaces it in any case.
+            let _ = fs::remove_file(path);
+        }
+    }
+
     /// Closes the parent's copies: a child that ends closes the port with it.
     pub(super) fn close(&mut self) {
         self.sockets.clear();

@@ -82,6 +82,9 @@ pub fn error(out: &mut Vec<u8>, error: LineError) {
 /// What a connection over the limit is told before it is closed.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"ERROR Too many open connections\r\n";
 
+/// What a client is told before it is closed, when its half of a request cannot be kept.
+pub const NO_MEMORY_FOR_REQUEST: &[u8] = b"SERVER_ERROR out of memory reading request\r\n";
+
 /// `STAT <name> <value>`. Rare, so its value may come as text.
 pub fn stat(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b"STAT ");
