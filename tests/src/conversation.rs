@@ -7,6 +7,7 @@ use session_daemon::clock::Now;
 use session_daemon::command::counters::Counters;
 use session_daemon::command::execute::Executor;
 use session_daemon::command::request::{Shutdown, StatsTopic};
+use session_daemon::server::administration::Administration;
 use session_daemon::server::buffers::Pool;
 use session_daemon::server::config::Binding;
 use session_daemon::server::connection::{Connection, Services, Step, Turn};
@@ -21,6 +22,8 @@ pub struct Conversation {
 }
 
 struct Nothing;
+
+impl Administration for Nothing {}
 
 impl Services for Nothing {
     fn stats(&self, _: StatsTopic, _: &mut dyn FnMut(&str, &str)) {}
@@ -78,6 +81,7 @@ impl Conversation {
                 counters: &self.counters,
                 now: Now::sample(),
                 flush_allowed: true,
+                observer: None,
             };
             let step = connection.drive(&mut Turn {
                 executor,
@@ -90,7 +94,7 @@ impl Conversation {
             self.worker.quiesce();
             match step {
                 Step::Close => return true,
-                Step::Read => return false,
+                Step::Read | Step::Watch => return false,
                 Step::Write | Step::Yield => {}
             }
         }

@@ -68,6 +68,12 @@ pub enum Flag {
     AuthFile,
     /// `--sasl-pwdb`
     SaslPwdb,
+    /// `-L`
+    LargePages,
+    /// `-N`
+    NapiIds,
+    /// `-D`
+    Delimiter,
     /// `-o`
     Extended,
     /// `--udp-writes`
@@ -78,6 +84,8 @@ pub enum Flag {
     WriteTimeout,
     /// `--buffer-limit`
     BufferLimit,
+    /// `--admin`
+    Admin,
     /// `--allow`
     Allow,
     /// `--allow-file`
@@ -115,9 +123,6 @@ pub struct Unserved {
 pub const UNSERVED: &[Unserved] = &[
     Unserved { short: 'e', long: "memory-file", argument: true },
     Unserved { short: 'Z', long: "enable-ssl", argument: false },
-    Unserved { short: 'L', long: "enable-largepages", argument: false },
-    Unserved { short: 'N', long: "napi-ids", argument: true },
-    Unserved { short: 'D', long: "", argument: true },
 ];
 
 /// Whether a flag takes an argument, as in `getopt_long`'s `has_arg`.
@@ -174,6 +179,9 @@ const FLAGS: &[Row] = &[
     row('S', "enable-sasl", Argument::None, Flag::EnableSasl),
     row('Y', "auth-file", Argument::Required, Flag::AuthFile),
     row('\0', "sasl-pwdb", Argument::Required, Flag::SaslPwdb),
+    row('L', "enable-largepages", Argument::None, Flag::LargePages),
+    row('N', "napi-ids", Argument::Required, Flag::NapiIds),
+    row('D', "", Argument::Required, Flag::Delimiter),
     row('o', "extended", Argument::Required, Flag::Extended),
     row('\0', "udp-writes", Argument::None, Flag::UdpWrites),
     row('\0', "read-timeout", Argument::Required, Flag::ReadTimeout),
@@ -185,6 +193,7 @@ const FLAGS: &[Row] = &[
     row('\0', "interface", Argument::Required, Flag::Interface),
     row('\0', "guard", Argument::Required, Flag::Guard),
     row('\0', "guard-mode", Argument::Required, Flag::GuardMode),
+    row('\0', "admin", Argument::Required, Flag::Admin),
     row('\0', "control", Argument::Required, Flag::Control),
     row('\0', "state", Argument::Required, Flag::State),
     row('\0', "bpffs", Argument::Required, Flag::Bpffs),

@@ -63,16 +63,34 @@ const FLAGS: &str = "\
 -I, --max-item-size=<num> adjusts max item size
                           (default: 1m, min: 1k, max: 1024m)
 -F, --disable-flush-all   disable flush_all command
--X, --disable-dumping     nothing to disable: no command dumps keys
--W, --disable-watch       nothing to disable: there is no watch command
 -S, --enable-sasl         turn on SASL authentication (PLAIN, binary protocol only);
                           the passwords are in --sasl-pwdb
 -Y, --auth-file=<file>    turn on authentication in the ASCII protocol, by the
                           user:password lines of the file; reread on SIGHUP
+-X, --disable-dumping     disable stats cachedump and lru_crawler metadump
+-W, --disable-watch       disable watch commands (live logging)
+-D <char>                 what ends the prefix of a key in stats detail (default: \":\");
+                          turns stats detail on
+-L, --enable-largepages   accepted; the kernel's transparent huge pages apply
+-N, --napi-ids=<num>      accepted; connections go to the least loaded worker
 -o, --extended            comma separated list of extended options
    - maxconns_fast:       immediately close new connections after limit
                           (default: enabled); no_maxconns_fast waits instead
    - idle_timeout:        timeout for idle connections (default: 0, no timeout)
+   - track_sizes:         enable stats sizes
+   - watcher_logbuf_size: kilobytes that a watcher may be behind (default: 256)
+   - sock_cookie_id:      mark of the listening sockets, for packet filters
+   - no_slab_reassign, no_lru_crawler, no_lru_maintainer: refuse the commands of these names
+   - no_modern:           the three above and no_maxconns_fast
+   - relaxed_privileges:  debug command debugtime, which moves the store's clock
+   accepted, and changing nothing here (each says why in the log): modern, hashpower,
+   no_hashexpand, hash_algorithm, slab_reassign, slab_automove, no_slab_automove,
+   slab_automove_ratio, slab_automove_window, slab_automove_freeratio, slab_sizes,
+   slab_chunk_max, no_chunked_items, tail_repair_time, lru_crawler, lru_crawler_sleep,
+   lru_crawler_tocrawl, lru_maintainer, hot_lru_pct, warm_lru_pct, hot_max_factor,
+   warm_max_factor, temporary_ttl, worker_logbuf_size, read_buf_mem_limit,
+   resp_obj_mem_limit, inline_ascii_resp, no_inline_ascii_resp, drop_privileges,
+   no_drop_privileges
     --sasl-pwdb=<file>    user:password lines for -S, reread on SIGHUP (default: the
                           file that MEMCACHED_SASL_PWDB names)
     --read-timeout=<s>    close who leaves a request half sent so long (default: 60)
@@ -90,6 +108,8 @@ Who may reach the port (nobody but this host, until told otherwise):
     --guard=<kind>        xdp: drop in the driver (default); user: refuse at accept
                           only; off: serve everybody
     --guard-mode=<mode>   auto, native, tcx or generic (default: auto)
+    --admin=<where>       clients: administration commands are taken from every client
+                          (default); control: only from sessionctl
     --control=<path>      socket of sessionctl (default: /run/sessiond/control.sock,
                           control-<port>.sock on another port than 11211)
     --state=<path>        what sessionctl changed, kept over restarts (default:

@@ -4,13 +4,14 @@
 
 use super::counters::{Counter, Counters};
 use super::expiry;
+use super::observe::{Event, Observer};
 use super::request::{
     Counting, Exptime, Fetch, Key, Outcome, Request, Shutdown, StatsTopic, Store, StoreMode,
     Versioned,
 };
 use crate::clock::Now;
 use crate::store::types::{
-    CasUnique, ClientFlags, Deleted, Mode, Placed, Stored, Terms, UploadError,
+    CasUnique, ClientFlags, Deleted, Lifetime, Mode, Placed, Stored, Terms, UploadError,
 };
 use crate::store::{Item, Upload, Worker, types};
 
@@ -24,6 +25,8 @@ pub struct Executor<'w> {
     pub now: Now,
     /// False for `-F`.
     pub flush_allowed: bool,
+    /// Who is told of what happens; none while nobody watches.
+    pub observer: Option<&'w dyn Observer>,
 }
 
 /// The store's key of a request's.
@@ -84,6 +87,13 @@ pub enum Answer {
 }
 
 impl Executor<'_> {
+    /// Tells whoever watches.
+    pub fn note(&self, event: &Event<'_>) {
+        if let Some(observer) = self.observer {
+            observer.note(event);
+        }
+    }
+
     /// Executes a request that carries no value and is no fetch.
     pub fn execute(&mut self, request: Request<'_>) -> Answer {
         Answer::Line(match request {
@@ -103,7 +113,9 @@ impl Executor<'_> {
 
     /// Removes an item; with `cas`, only if it has this version.
     pub fn delete(&mut self, key: Key<'_>, cas: Option<u64>) -> Outcome {
-        match self.store.delete(store_key(key), cas.map(CasUnique), self.now) {
+        let deleted = self.store.delete(store_key(key), cas.map(CasUnique), self.now);
+        self.note(&Event::Deleted { key: key.bytes(), found: deleted == Deleted::Deleted });
+        match deleted {
             Deleted::Deleted => self.counted(Counter::DeleteHits, Outcome::Deleted),
             Deleted::NotFound => self.counted(Counter::DeleteMisses, Outcome::NotFound),
             Deleted::Exists => Outcome::Exists,
@@ -133,7 +145,9 @@ impl Executor<'_> {
     pub fn store(&mut self, store: &Store<'_>, value: &[u8]) -> Versioned {
         self.counters.add_one(Counter::CmdSet);
         let placed = self.store.put(store_key(store.key), value, &self.terms(store), self.now);
-        self.stored(store, placed)
+        let versioned = self.stored(store, placed);
+        self.note_stored(store, value.len(), versioned.outcome);
+        versioned
     }
 
     /// A storage command whose value comes in pieces.
@@ -145,6 +159,7 @@ impl Executor<'_> {
         self.store
             .begin_upload(store_key(store.key), flags, value_len)
             .map_err(|error| self.upload_failed(store, error))
+            .inspect_err(|outcome| self.note_stored(store, 0, *outcome))
     }
 
     /// The next piece of a value.
@@ -162,10 +177,27 @@ impl Executor<'_> {
 
     /// A storage command whose value has come in pieces.
     pub fn store_upload(&mut self, store: &Store<'_>, upload: Upload) -> Versioned {
+        let value_len = upload.value_len();
         self.counters.add_one(Counter::CmdSet);
         let (key, terms) = (store_key(store.key), self.terms(store));
         let placed = self.store.put_upload(key, upload, &terms, self.now);
-        self.stored(store, placed)
+        let versioned = self.stored(store, placed);
+        self.note_stored(store, value_len, versioned.outcome);
+        versioned
+    }
+
+    fn note_stored(&self, store: &Store<'_>, value_len: usize, outcome: Outcome) {
+        if self.observer.is_none() {
+            return;
+        }
+        let ttl_s = match expiry::lifetime(store.terms.exptime, self.now) {
+            Lifetime::Until(second) => {
+                u64::from(second).saturating_sub(self.now.boottime_ns / 1_000_000_000) as u32
+            }
+            Lifetime::Never | Lifetime::Past => 0,
+        };
+        let (key, mode) = (store.key.bytes(), store.terms.mode);
+        self.note(&Event::Stored { key, outcome, mode, ttl_s, value_len });
     }
 
     fn terms(&self, store: &Store<'_>) -> Terms {

@@ -4,6 +4,7 @@
 use super::counters::Counter;
 use super::execute::{Executor, store_key};
 use super::expiry;
+use super::observe::{Event, Seen};
 use super::request::{Key, Lease, Outcome, Removal};
 use crate::store::types::{CasUnique, ClientFlags, Deleted, LeaseTerms, Renewal, Renewed};
 use crate::store::{Item, Leased};
@@ -22,7 +23,7 @@ impl Executor<'_> {
             key_is_binary: lease.key_is_binary,
             unmarked: lease.unmarked,
         };
-        let counters = self.counters;
+        let (counters, observer) = (self.counters, self.observer);
         let leased = self.store.lease(store_key(key), &terms, self.now);
         let (command, outcome) = match &leased {
             Some(_) if lease.touch.is_some() => (Counter::CmdTouch, Counter::TouchHits),
@@ -31,6 +32,10 @@ impl Executor<'_> {
         };
         counters.add_one(command);
         counters.add_one(outcome);
+        if let Some(observer) = observer {
+            let found = leased.as_ref().map(|leased| Seen::of(&leased.item));
+            observer.note(&Event::Fetched { key: key.bytes(), found });
+        }
         leased
     }
 
@@ -42,6 +47,13 @@ impl Executor<'_> {
 
     /// Removes an item, or leaves it stale or empty.
     pub fn remove(&mut self, removal: &Removal<'_>) -> Outcome {
+        let outcome = self.remove_unnoted(removal);
+        let found = outcome == Outcome::Deleted;
+        self.note(&Event::Deleted { key: removal.key.bytes(), found });
+        outcome
+    }
+
+    fn remove_unnoted(&mut self, removal: &Removal<'_>) -> Outcome {
         let key = store_key(removal.key);
         let cas = removal.cas.map(CasUnique);
         if !removal.stale && removal.emptied.is_none() {

@@ -286,6 +286,8 @@ pub enum Outcome {
     FlushNotAllowed,
     /// `shutdown` is switched off.
     ShutdownNotEnabled,
+    /// Only `sessionctl` may ask that.
+    Confined,
 }
 
 /// What became of a request, with the version of the item that it left.

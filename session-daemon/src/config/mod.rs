@@ -16,6 +16,7 @@ use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
 pub use crate::config::listen::{ListenAddress, split_listen};
 use crate::server::config::Binding;
+use crate::server::tuning::Tuning;
 
 /// `EX_USAGE` of sysexits.h.
 pub const EXIT_USAGE: u8 = 64;
@@ -158,6 +159,18 @@ pub struct Config {
     pub write_timeout_s: u32,
     /// `--buffer-limit`, bytes.
     pub buffer_limit: u64,
+    /// Not `-X`.
+    pub dumps: bool,
+    /// Not `-W`.
+    pub watch: bool,
+    /// `--admin=control`.
+    pub admin_confined: bool,
+    /// `-o relaxed_privileges`, which stands for memcached's debug build.
+    pub debug_commands: bool,
+    /// `-o sock_cookie_id`.
+    pub socket_mark: Option<u32>,
+    /// The settings of memcached's own mechanisms.
+    pub tuning: Tuning,
     /// `--allow`.
     pub allow: Vec<IpNet>,
     /// `--allow-file`.
@@ -216,6 +229,12 @@ impl Default for Config {
             read_timeout_s: 60,
             write_timeout_s: 60,
             buffer_limit: 128 << 20,
+            dumps: true,
+            watch: true,
+            admin_confined: false,
+            debug_commands: false,
+            socket_mark: None,
+            tuning: Tuning::default(),
             allow: Vec::new(),
             allow_files: Vec::new(),
             allow_any: false,
@@ -302,11 +321,25 @@ impl Config {
             Flag::Protocol => self.binding = value::binding(argument)?,
             Flag::MaxItemSize => self.item_size_max = value::size(argument),
             Flag::DisableFlushAll => self.flush_all = false,
-            Flag::DisableDumping => self.remark("-X: there is no command that dumps keys"),
-            Flag::DisableWatch => self.remark("-W: there is no watch command"),
             Flag::EnableSasl => self.sasl = true,
             Flag::AuthFile => self.auth_file = Some(value::path("-Y", argument)?),
             Flag::SaslPwdb => self.sasl_pwdb = Some(value::path("--sasl-pwdb", argument)?),
+            Flag::DisableDumping => self.dumps = false,
+            Flag::DisableWatch => self.watch = false,
+            Flag::LargePages => self.remark(
+                "-L: memory is taken as it is needed, and the kernel makes large pages of it \
+                 where /sys/kernel/mm/transparent_hugepage says so",
+            ),
+            Flag::NapiIds => {
+                let text = "Maximum number of NAPI IDs must be greater than 0";
+                self.tuning.napi_ids = value::positive(argument, text)?;
+                self.remark("-N: connections go to the worker that serves fewest");
+            }
+            Flag::Delimiter => {
+                self.tuning.prefix_delimiter = value::delimiter(argument)?;
+                self.tuning.detail = true;
+            }
+            Flag::Admin => self.admin_confined = value::admin(argument)?,
             Flag::Extended => suboptions::take(self, argument)?,
             Flag::Allow => self.allow.extend(
                 parse_prefixes(argument)
@@ -400,6 +433,13 @@ impl Config {
         if self.udp_writes && self.udp_port == 0 {
             return usage("--udp-writes needs -U");
         }
+        if self.tuning.napi_ids > u32::from(self.threads) {
+            return usage(&format!(
+                "Number of napi_ids({}) cannot be greater than number of threads({})",
+                self.tuning.napi_ids, self.threads
+            ));
+        }
+        suboptions::check(self)?;
         for prefix in &self.allow {
             check_any(*prefix, Action::Allow, self.any())
                 .map_err(|error| Refusal::new(EXIT_USAGE, format!("--allow: {error}")))?;

@@ -57,10 +57,8 @@ fn what_is_not_served_is_refused_by_name() {
     for words in [
         "-e /x",
         "-Z",
-        "-L",
-        "-D :",
         "-o ext_path=/x:1G",
-        "-o no_lru_crawler",
+        "-o proxy_config=/x",
         "-l mtls:127.0.0.1",
         "-l proto[binary]:127.0.0.1:5",
     ] {
@@ -155,9 +153,67 @@ fn allowing_everybody_needs_a_second_flag() {
 
 #[test]
 fn settled_options_say_why_they_change_nothing() {
-    let config = read("-o modern,hashpower=20,slab_automove=1 -X -W").unwrap();
-    assert_eq!(config.remarks.len(), 5);
+    let words = "modern,no_hashexpand,hashpower=20,hash_algorithm=xxh3,slab_reassign,slab_automove,\
+        slab_automove=2,no_slab_automove,slab_automove_ratio=0.5,slab_automove_window=30,\
+        slab_automove_freeratio=0.1,slab_sizes=100-200,slab_chunk_max=512,no_chunked_items,\
+        tail_repair_time=10,lru_crawler,lru_crawler_sleep=1,lru_crawler_tocrawl=5,lru_maintainer,\
+        hot_lru_pct=10,warm_lru_pct=20,hot_max_factor=0.5,warm_max_factor=3,temporary_ttl=5,\
+        worker_logbuf_size=64,read_buf_mem_limit=64,resp_obj_mem_limit=64,inline_ascii_resp,\
+        no_inline_ascii_resp,drop_privileges,no_drop_privileges";
+    let config = read(&format!("-o {words} -L -N 2")).unwrap();
+    assert_eq!(config.remarks.len(), words.split(',').count() + 2);
     assert!(config.remarks.iter().all(|remark| remark.contains("changes nothing")));
+    assert_eq!(config.tuning.slab_automove_ratio.to_string(), "0.50");
+    assert_eq!((config.tuning.slab_automove, config.tuning.temporary_ttl_s), (0, Some(5)));
+    for word in ["no_slab_reassign", "no_lru_crawler", "no_lru_maintainer", "no_modern"] {
+        let config = read(&format!("-o {word}")).unwrap();
+        assert!(config.remarks[0].contains("refuse"), "{word}");
+        assert_ne!(config.tuning, Tuning::default(), "{word}");
+    }
+}
+
+#[test]
+fn options_with_meaning_are_taken() {
+    let words =
+        "-X -W -D / -o track_sizes,watcher_logbuf_size=2,relaxed_privileges,sock_cookie_id=7";
+    let config = read(&format!("{words} --admin=control")).unwrap();
+    assert_eq!(config.remarks, Vec::<String>::new());
+    assert!(!config.dumps && !config.watch && config.admin_confined && config.debug_commands);
+    let Tuning { track_sizes, detail, prefix_delimiter, watcher_logbuf_len, .. } = config.tuning;
+    assert!(track_sizes && detail);
+    assert_eq!((prefix_delimiter, watcher_logbuf_len), (b'/', 2048));
+    assert_eq!(config.socket_mark, Some(7));
+    assert_eq!(read("-o ,,").unwrap(), Config::default());
+}
+
+#[test]
+fn bad_values_of_options_are_refused() {
+    for word in [
+        "hashpower=11",
+        "hashpower=33",
+        "hashpower",
+        "hash_algorithm=md5",
+        "slab_automove=3",
+        "slab_automove_ratio=0",
+        "slab_automove_ratio=1.5",
+        "slab_automove_window=2",
+        "tail_repair_time=9",
+        "lru_crawler_sleep=1000001",
+        "hot_lru_pct=80",
+        "hot_lru_pct=70",
+        "hot_max_factor=0",
+        "warm_max_factor=-1",
+        "no_lru_maintainer,temporary_ttl=5",
+        "watcher_logbuf_size=0",
+        "lru_crawler_tocrawl=-1",
+        "ext_item_age=5",
+        "ssl_key=/x",
+    ] {
+        assert_eq!(refusal(&format!("-o {word}")).0, 1, "{word}");
+    }
+    assert_eq!(refusal("-N 5").0, EXIT_USAGE);
+    assert_eq!(refusal("-D ab").0, EXIT_USAGE);
+    assert_eq!(refusal("--admin=me").0, EXIT_USAGE);
 }
 
 #[test]

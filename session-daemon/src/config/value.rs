@@ -117,6 +117,23 @@ pub(super) fn binding(text: &str) -> Result<Binding, Refusal> {
     }
 }
 
+/// `-D`: one byte that a key can hold.
+pub(super) fn delimiter(text: &str) -> Result<u8, Refusal> {
+    match text.as_bytes() {
+        [byte] if byte.is_ascii_graphic() => Ok(*byte),
+        _ => Err(usage(format!("-D {text}: write one visible character"))),
+    }
+}
+
+/// `--admin`: whether commands that change the server are confined to the control socket.
+pub(super) fn admin(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "control" => Ok(true),
+        "clients" => Ok(false),
+        _ => Err(usage(format!("--admin={text}: should be one of clients or control"))),
+    }
+}
+
 /// Names of at most 15 bytes without a slash or a blank, as the kernel has them.
 pub(super) fn interfaces(text: &str) -> Result<Vec<String>, Refusal> {
     let name = |name: &str| {

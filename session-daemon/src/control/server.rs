@@ -22,6 +22,8 @@ use crate::control::connection;
 use crate::control::keeper::{Changed, Keeper};
 use crate::control::protocol::Peer;
 use crate::control::sides::{KernelSide, ServingSide, SharedGuard, SharedLink};
+use crate::guard::status::GuardStatus;
+use crate::link::Request;
 
 /// Connections served at one time; more are closed unanswered.
 pub(crate) const CONNECTIONS_MAX: usize = 32;
@@ -236,6 +238,17 @@ impl Control {
         Value::Object(packets.collect())
     }
 
+    /// Tells the serving process what the guard has counted, for `stats guard`; to be called once
+    /// a second. A process that is gone is noticed elsewhere.
+    pub(crate) async fn publish_guard(&self) {
+        let Some(guard) = &self.shared.guard else { return };
+        let counters = guard_counters(&guard.borrow().status());
+        let request = Request::GuardCounters(counters);
+        if let Err(error) = self.shared.link.lock().await.done(&request).await {
+            log::debug!("stats guard stays as it was: {error}");
+        }
+    }
+
     /// Takes the configuration anew (SIGHUP).
     pub(crate) async fn reload(&self, base: Result<Allowlist>) {
         let result = match base {
@@ -333,6 +346,27 @@ impl Control {
             }
         }
     }
+}
+
+/// The guard's state by names of `stats guard`.
+fn guard_counters(status: &GuardStatus) -> Vec<(String, String)> {
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let mut counters = vec![
+        ("guard_generation".to_owned(), status.generation.to_string()),
+        ("guard_complete".to_owned(), yes_no(status.complete)),
+        ("guard_audit".to_owned(), yes_no(status.audit)),
+    ];
+    for interface in &status.interfaces {
+        let mode = interface.mode.map_or_else(|| "none".to_owned(), |mode| mode.to_string());
+        counters.push((format!("interface:{}:mode", interface.name), mode));
+    }
+    for count in &status.reasons {
+        let verdict = if count.dropped { "dropped" } else { "passed" };
+        let name = |what: &str| format!("{verdict}:{}:{what}", count.reason);
+        counters.push((name("packets"), count.packets.to_string()));
+        counters.push((name("bytes"), count.bytes.to_string()));
+    }
+    counters
 }
 
 /// Who asked when nobody did: the daemon itself.

@@ -64,6 +64,8 @@ pub enum Request {
     Enforce,
     /// A snapshot of the statistics.
     Statistics,
+    /// What the guard has counted, names and values, for `stats guard`.
+    GuardCounters(Vec<(String, String)>),
     /// Stop serving and exit with status 0.
     Stop {
         /// Whether connections may finish the request that they are in.

@@ -228,6 +228,9 @@ fn answer(tag: Tag, ask: Ask<'_>, output: &mut Output, turn: &mut Turn<'_>) {
         Ask::Fetch(terms) => return fetch_one(tag, terms, output, turn),
         Ask::Delete { key, cas } => turn.executor.delete(key, cas).into(),
         Ask::Count(counting) => turn.executor.count(&counting).versioned(),
+        Ask::Flush { .. } | Ask::StatsReset if turn.services.is_confined() => {
+            Outcome::Confined.into()
+        }
         Ask::Flush { at } => match turn.executor.execute(Request::FlushAll { at }) {
             Answer::Line(outcome) => outcome.into(),
             _ => Outcome::Ok.into(),

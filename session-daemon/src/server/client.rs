@@ -6,6 +6,7 @@ use crate::command::counters::Counter;
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
 use crate::server::connection::{Connection, Step};
 use crate::server::listener::Accepted;
+use crate::server::observing;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
 use crate::server::worker::Local;
@@ -23,14 +24,17 @@ pub fn begin(local: &Rc<Local>, accepted: Accepted) {
     let id = local.shared.next_id();
     let info = Arc::new(ConnectionInfo::new(id, fd.as_raw_fd(), peer, listener, now));
     local.seat().connections().insert(id, Arc::clone(&info));
-    let held = Cell::new(0);
-    let presence = Presence { local: Rc::clone(local), info: Arc::clone(&info), held };
+    observing::opened(&local.shared, &info.peer, info.fd, now);
+    let (held, ended) = (Cell::new(0), Cell::new("shutdown"));
+    let presence = Presence { local: Rc::clone(local), info: Arc::clone(&info), held, ended };
     // A list that changed while the connection changed hands is minded here.
     if !local.shared.admits(&info.peer, now) {
         info.reset();
     }
     let task = tokio::task::spawn_local(async move {
-        if let Err(error) = serve(&presence, fd).await {
+        let served = serve(&presence, fd).await;
+        presence.ended.set(if served.is_ok() { "normal" } else { "error" });
+        if let Err(error) = served {
             log::debug!("{}: {error}", presence.info.peer.notation(None));
         }
     });
@@ -47,6 +51,8 @@ struct Presence {
     info: Arc<ConnectionInfo>,
     /// Bytes that it keeps while it waits, counted among those of all connections.
     held: Cell<usize>,
+    /// Why it ends, in memcached's words: when nothing else is said, the server ended it.
+    ended: Cell<&'static str>,
 }
 
 impl Presence {
@@ -65,6 +71,9 @@ impl Presence {
 impl Drop for Presence {
     fn drop(&mut self) {
         self.hold(0);
+        let Self { local, info, ended, .. } = self;
+        let reason = if info.is_idle_closed() { "idle_timeout" } else { ended.get() };
+        observing::closed(&local.shared, &info.peer, info.fd, reason, local.now());
         self.local.seat().connections().remove(&self.info.id);
         // Relaxed: a hint for whoever hands connections out.
         self.local.seat().load.fetch_sub(1, Ordering::Relaxed);
@@ -110,6 +119,23 @@ async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> 
                 presence.hold(0);
                 info.doing(Activity::Parse, true);
                 received(&mut connection, local, len);
+            }
+            Step::Watch => {
+                info.doing(Activity::Watch, false);
+                let filled = connection.events();
+                let mut into = Into { connection: &mut connection, presence };
+                let event = async {
+                    if let Some(filled) = &filled {
+                        filled.wait().await;
+                    }
+                };
+                tokio::select! {
+                    len = socket.read(&mut into) => match len? {
+                        0 => return Ok(()),
+                        len => received(&mut connection, local, len),
+                    },
+                    () = event => {}
+                }
             }
             Step::Close => return write(&mut connection, &mut socket, presence).await,
         }

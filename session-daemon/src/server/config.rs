@@ -4,6 +4,7 @@
 
 use crate::command::request::Shutdown;
 use crate::server::login::{Credentials, Login};
+use crate::server::tuning::Tuning;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -89,6 +90,16 @@ pub struct ServerConfig {
     pub buffers_len_max: usize,
     /// False for `-F`.
     pub flush_allowed: bool,
+    /// False for `-X`.
+    pub dumps_allowed: bool,
+    /// False for `-W`.
+    pub watch_allowed: bool,
+    /// Whether commands that change the server are taken from `sessionctl` alone.
+    pub admin_confined: bool,
+    /// Whether `debugtime` is served.
+    pub debug_commands: bool,
+    /// The settings of memcached's own mechanisms at start.
+    pub tuning: Tuning,
     /// Called on `shutdown`; none for a server started without `-A`.
     pub shutdown: Option<ShutdownHook>,
     /// Whether TCP sources are judged by the allowlist; false for `--guard=off`.
@@ -132,6 +143,11 @@ impl Default for ServerConfig {
             read_timeout: READ_TIMEOUT,
             buffers_len_max: BUFFERS_LEN_MAX,
             flush_allowed: true,
+            dumps_allowed: true,
+            watch_allowed: true,
+            admin_confined: false,
+            debug_commands: false,
+            tuning: Tuning::default(),
             shutdown: None,
             judge_sources: true,
             sockets_filtered: false,

@@ -11,20 +11,25 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+use crate::command::admin::{AdminOutcome, DumpKind};
 use crate::command::execute::{Answer, Executor};
+use crate::command::observe::Event;
 use crate::command::request::{Outcome, Request, Shutdown, StatsTopic, Store, Versioned};
 use crate::protocol::binary::REQUEST_MAGIC;
 use crate::protocol::meta::encode::{self as meta_encode, Echo};
 use crate::protocol::meta::parse::{self as meta_parse, Verb};
 use crate::protocol::text::parse::{After, Line, LineError};
 use crate::protocol::text::words::Words;
-use crate::protocol::text::{CRLF, LINE_LEN_MAX, encode, parse};
+use crate::protocol::text::{CRLF, LINE_LEN_MAX, admin, encode, parse};
+use crate::server::administration::{Administration, administer, is_administration};
 use crate::server::buffers::{Input, Output, Pool};
 use crate::server::config::Binding;
+use crate::server::dump::Dump;
 use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};
 use crate::server::login::{self, Lock, Login};
 use crate::server::reply::{KeptReply, Reply};
+use crate::server::watchers::{Filled, Watching};
 use crate::server::{binary, meta};
 use crate::store::types::ClientFlags;
 use memchr::memchr;
@@ -34,7 +39,7 @@ use memchr::memchr;
 pub const VALUE_WAIT_LEN_MAX: usize = 4 << 10;
 
 /// What the server answers itself.
-pub trait Services {
+pub trait Services: Administration {
     /// Hands over each statistic of a topic: its name and its value.
     fn stats(&self, topic: StatsTopic, take: &mut dyn FnMut(&str, &str));
     /// Zeroes the counters.
@@ -69,6 +74,8 @@ pub enum Step {
     Write,
     /// Another turn, after the others had theirs.
     Yield,
+    /// An event to tell, or the client's end; what the client sends meanwhile is passed over.
+    Watch,
     /// To be closed.
     Close,
 }
@@ -79,6 +86,10 @@ enum State {
     Keys(List),
     Value(KeptReply, Box<Incoming>),
     Swallow(Swallow),
+    /// A list is sent piece by piece.
+    Dump(Box<Dump>),
+    /// Events are sent until the client closes.
+    Watch(Watching),
     /// No byte has been looked at, and the first decides.
     Fresh,
     Binary(binary::Conversation),
@@ -165,6 +176,8 @@ impl Connection {
             State::Line | State::Fresh => true,
             State::Binary(conversation) => !conversation.is_busy(),
             State::Keys(_) | State::Value(..) | State::Swallow(_) | State::Closing => false,
+            State::Dump(_) => false,
+            State::Watch(_) => true,
         };
         !between || !self.input.waiting().is_empty() || !self.output.is_empty()
     }
@@ -177,6 +190,11 @@ impl Connection {
             }
             if self.output.is_full() {
                 return Step::Write;
+            }
+            match self.beside_the_input(turn) {
+                Some(Step::Read) => continue,
+                Some(step) => return step,
+                None => {}
             }
             if self.input.waiting().is_empty() {
                 return Step::Read;
@@ -202,7 +220,7 @@ impl Connection {
                         binary::Progress::Close => self.close(),
                     }
                 }
-                State::Closing => Progress::More,
+                State::Dump(_) | State::Watch(_) | State::Closing => Progress::More,
             };
             if matches!(progress, Progress::Wait) {
                 return Step::Read;
@@ -229,6 +247,37 @@ impl Connection {
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
                 self.enter(State::Binary(binary::Conversation::Swallow(len)))
             }
+        }
+    }
+
+    /// Goes on with what does not wait for the client: a list, or events. `Step::Read` when the
+    /// list is over.
+    fn beside_the_input(&mut self, turn: &mut Turn<'_>) -> Option<Step> {
+        match &mut self.state {
+            State::Dump(dump) => {
+                let (store, now) = (&*turn.executor.store, turn.executor.now);
+                let out = self.output.tail(turn.pool);
+                if turn.services.dump(dump, store, now, out) {
+                    return Some(if self.output.is_full() { Step::Write } else { Step::Yield });
+                }
+                self.state = State::Line;
+                Some(Step::Read)
+            }
+            State::Watch(watching) => {
+                self.input.consume(usize::MAX);
+                watching.take(self.output.tail(turn.pool));
+                Some(if self.output.is_empty() { Step::Watch } else { Step::Write })
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells when there are events for a connection that watches.
+    #[must_use]
+    pub fn events(&self) -> Option<Filled> {
+        match &self.state {
+            State::Watch(watching) => Some(watching.filled()),
+            _ => None,
         }
     }
 
@@ -276,6 +325,7 @@ impl Connection {
         else {
             return if waiting.len() < LINE_LEN_MAX { Progress::Wait } else { self.close() };
         };
+        turn.executor.note(&Event::Command(line.strip_suffix(b"\r").unwrap_or(line)));
         let behind = waiting.get(line_len..).unwrap_or_default();
         let line = parse::line(line);
         if let Line::Store { store, value_len, noreply } = line {
@@ -306,6 +356,12 @@ impl Connection {
                 meta::answer(verb, words, &mut self.output, turn);
                 After::NextLine
             }
+            Line::Admin { admin, noreply } => {
+                administer(admin, noreply, &mut self.output, turn);
+                After::NextLine
+            }
+            Line::Dump(kind) => return self.dump(kind, line_len, turn),
+            Line::Watch(kinds) => return self.watch(kinds, line_len, turn),
             Line::Store { .. } | Line::Quit | Line::HangUp => After::Close,
         };
         self.go_on(after, line_len)
@@ -318,6 +374,29 @@ impl Connection {
             After::NextLine => Progress::More,
             After::Swallow(value_len) => self.enter(State::Swallow(Swallow::new(value_len))),
             After::Close => self.close(),
+        }
+    }
+
+    fn dump(&mut self, kind: DumpKind, line_len: usize, turn: &mut Turn<'_>) -> Progress {
+        self.input.consume(line_len);
+        let out = self.output.tail(turn.pool);
+        match turn.services.begin_dump(kind, out) {
+            Ok(dump) => self.enter(State::Dump(Box::new(dump))),
+            Err(outcome) => {
+                out.extend_from_slice(admin::words(outcome));
+                Progress::More
+            }
+        }
+    }
+
+    fn watch(&mut self, kinds: u32, line_len: usize, turn: &mut Turn<'_>) -> Progress {
+        self.input.consume(line_len);
+        let watching = turn.services.watch(kinds);
+        let outcome = watching.as_ref().err().copied().unwrap_or(AdminOutcome::Ok);
+        self.output.tail(turn.pool).extend_from_slice(admin::words(outcome));
+        match watching {
+            Ok(watching) => self.enter(State::Watch(watching)),
+            Err(_) => Progress::More,
         }
     }
 
@@ -489,6 +568,12 @@ fn count_request(turn: &mut Turn<'_>) {
 }
 
 fn answer(request: Request<'_>, noreply: bool, output: &mut Output, turn: &mut Turn<'_>) {
+    if is_administration(&request) && turn.services.is_confined() {
+        if !noreply {
+            encode::outcome(output.tail(turn.pool), Outcome::Confined);
+        }
+        return;
+    }
     let outcome = match turn.executor.execute(request) {
         Answer::Line(outcome) => outcome,
         Answer::Verbosity(level) => {

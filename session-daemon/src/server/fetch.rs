@@ -4,6 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::execute::{count_fetch, fetch};
+use crate::command::observe::{Event, Seen};
 use crate::command::request::{Exptime, Fetch};
 use crate::protocol::text::keys::{NextKey, next_key};
 use crate::protocol::text::parse::{KeyList, LineError, key_list};
@@ -322,6 +323,10 @@ impl<'a> Batch<'a> {
             }
             let out = output.tail(turn.pool);
             count_fetch(turn.executor.counters, terms, item.is_some());
+            let found = || item.as_ref().map(Seen::of);
+            if let Some(observer) = turn.executor.observer {
+                observer.note(&Event::Fetched { key: key.bytes(), found: found() });
+            }
             if let Some(item) = item {
                 append(out, key.bytes(), item, entry.with_cas);
             }

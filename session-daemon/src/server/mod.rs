@@ -2,23 +2,30 @@
 //! bytes under way; it never knows the guard.
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod administration;
 pub mod binary;
 pub mod buffers;
 pub mod client;
 pub mod config;
 pub mod connection;
+pub mod dump;
 pub mod fetch;
 pub mod incoming;
 pub mod listener;
 pub mod login;
 pub mod meta;
+pub mod observing;
+pub mod prefixes;
 pub mod reply;
 pub mod shared;
 pub mod socket;
 pub mod statistics;
 #[cfg(test)]
 mod tests;
+pub mod tuning;
 pub mod udp;
+pub mod watchers;
 pub mod worker;
 
 use crate::allowlist::Allowlist;
@@ -124,6 +131,11 @@ impl Server {
     /// Makes every counter read 0, as `stats reset` does.
     pub fn stats_reset(&self) {
         self.shared.reset_counters();
+    }
+
+    /// Takes what the guard has counted, to be told by `stats guard`.
+    pub fn guard_counters(&self, counters: Vec<(String, String)>) {
+        self.shared.guard_counters.store(Arc::new(counters));
     }
 
     /// The general statistics, names and values in the order of `stats`.

@@ -7,11 +7,16 @@ use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::counters::{self, Counter, Counters};
 use crate::server::config::ServerConfig;
+use crate::server::prefixes::Prefixes;
+use crate::server::tuning::Tuning;
+use crate::server::watchers::Watchers;
 use crate::store::Store;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::task::AbortHandle;
@@ -30,6 +35,15 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// The address, for the log.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) | Self::Udp(address) => Some(*address),
+            Self::Unix => None,
+        }
+    }
+
     /// The address that the allowlist judges.
     #[must_use]
     pub fn source(&self) -> Option<IpAddr> {
@@ -61,6 +75,8 @@ pub enum Activity {
     Read,
     /// Answering.
     Parse,
+    /// Getting events.
+    Watch,
     /// Waiting for the client to read.
     Write,
 }
@@ -81,6 +97,8 @@ pub struct ConnectionInfo {
     /// Whether a request is half received or an answer half sent.
     busy: AtomicBool,
     reset: AtomicBool,
+    /// Closed because it asked nothing.
+    idle_closed: AtomicBool,
     task: OnceLock<AbortHandle>,
 }
 
@@ -97,6 +115,7 @@ impl ConnectionInfo {
             activity: AtomicU8::new(Activity::Read as u8),
             busy: AtomicBool::new(false),
             reset: AtomicBool::new(false),
+            idle_closed: AtomicBool::new(false),
             task: OnceLock::new(),
         }
     }
@@ -126,8 +145,15 @@ impl ConnectionInfo {
         match self.activity.load(Ordering::Relaxed) {
             state if state == Activity::Parse as u8 => "conn_parse_cmd",
             state if state == Activity::Write as u8 => "conn_mwrite",
+            state if state == Activity::Watch as u8 => "conn_watch",
             _ => "conn_read",
         }
+    }
+
+    /// Whether it gets events, and so asks nothing for a long time.
+    #[must_use]
+    pub fn is_watching(&self) -> bool {
+        self.activity.load(Ordering::Relaxed) == Activity::Watch as u8
     }
 
     /// Whether closing now would cut a request or an answer off.
@@ -156,6 +182,18 @@ impl ConnectionInfo {
         }
     }
 
+    /// Closes the connection because it asked nothing for long.
+    pub fn close_idle(&self) {
+        self.idle_closed.store(true, Ordering::Relaxed);
+        self.close();
+    }
+
+    /// Whether the connection is closed because it asked nothing for long.
+    #[must_use]
+    pub fn is_idle_closed(&self) -> bool {
+        self.idle_closed.load(Ordering::Relaxed)
+    }
+
     /// Closes the connection with a reset.
     pub fn reset(&self) {
         self.reset.store(true, Ordering::Relaxed);
@@ -179,6 +217,8 @@ pub struct Seat {
     pub load: AtomicUsize,
     connections: Mutex<HashMap<u64, Arc<ConnectionInfo>>>,
     inlets: Mutex<Vec<Arc<ConnectionInfo>>>,
+    /// What `stats detail` counts.
+    pub prefixes: Prefixes,
 }
 
 impl Seat {
@@ -212,6 +252,19 @@ pub struct Shared {
     held: AtomicUsize,
     /// Log level that `verbosity` has set.
     pub verbosity: AtomicU32,
+    /// What the guard had counted when the parent last told.
+    pub guard_counters: ArcSwap<Vec<(String, String)>>,
+    /// Those who watch.
+    pub watchers: Arc<Watchers>,
+    /// Crawls and dumps that began.
+    pub crawls: AtomicU64,
+    tuning: Mutex<Tuning>,
+    /// Whether `stats detail` counts, as `tuning` has it.
+    detail: AtomicBool,
+    /// Nanoseconds by which `debugtime` has moved the clock.
+    clock_moved_ns: AtomicI64,
+    /// Boot time at which `debugtime` has stopped the clock, as it was read; 0 while it goes.
+    clock_stopped_ns: AtomicU64,
     /// False while no descriptor or memory is left for another connection.
     pub accepting: AtomicBool,
     /// When the server started.
@@ -231,6 +284,13 @@ impl Shared {
         Self {
             seats: (0..config.threads).map(|_| Seat::default()).collect(),
             verbosity: AtomicU32::new(config.verbosity),
+            guard_counters: ArcSwap::default(),
+            watchers: Arc::new(Watchers::new(config.tuning.watcher_logbuf_len)),
+            crawls: AtomicU64::new(0),
+            tuning: Mutex::new(config.tuning.clone()),
+            detail: AtomicBool::new(config.tuning.detail),
+            clock_moved_ns: AtomicI64::new(0),
+            clock_stopped_ns: AtomicU64::new(0),
             config,
             store,
             allowlist,
@@ -241,6 +301,79 @@ impl Shared {
             started: Now::sample(),
             next_id: AtomicU64::new(1),
         }
+    }
+
+    /// The settings of memcached's own mechanisms now.
+    #[must_use]
+    pub fn tuning(&self) -> Tuning {
+        self.locked_tuning().clone()
+    }
+
+    /// Changes the settings of memcached's own mechanisms.
+    pub fn tune<T>(&self, change: impl FnOnce(&mut Tuning) -> T) -> T {
+        change(&mut self.locked_tuning())
+    }
+
+    /// Switches `stats detail`.
+    pub fn set_detail(&self, on: bool) {
+        self.tune(|tuning| tuning.detail = on);
+        self.detail.store(on, Ordering::Relaxed);
+    }
+
+    /// What ends the prefix of a key; none while `stats detail` is off.
+    #[must_use]
+    pub fn detail_delimiter(&self) -> Option<u8> {
+        // Relaxed: counting begins and ends at about the time of the command.
+        self.detail.load(Ordering::Relaxed).then_some(self.config.tuning.prefix_delimiter)
+    }
+
+    /// Counts a crawl or a dump that began.
+    pub fn count_crawl(&self) {
+        self.crawls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The time, as `debugtime` has moved it.
+    #[must_use]
+    pub fn sample(&self) -> Now {
+        let now = Now::sample();
+        if !self.config.debug_commands {
+            return now;
+        }
+        let stopped_ns = self.clock_stopped_ns.load(Ordering::Relaxed);
+        let standing_ns =
+            if stopped_ns == 0 { 0 } else { now.boottime_ns.saturating_sub(stopped_ns) };
+        let moved = |ns: u64| {
+            ns.saturating_sub(standing_ns)
+                .saturating_add_signed(self.clock_moved_ns.load(Ordering::Relaxed))
+        };
+        Now { realtime_ns: moved(now.realtime_ns), boottime_ns: moved(now.boottime_ns) }
+    }
+
+    /// Moves the clock (`debugtime`).
+    pub fn move_clock(&self, seconds: i64) {
+        let ns = seconds.saturating_mul(NS as i64);
+        self.clock_moved_ns.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// Stops the clock, or lets it go on from where it stands (`debugtime`).
+    pub fn stop_clock(&self, stop: bool) {
+        let now_ns = Now::sample().boottime_ns;
+        if stop {
+            let (unset, relaxed) = (0, Ordering::Relaxed);
+            // Stopped already: it stands where it stood.
+            let _ = self.clock_stopped_ns.compare_exchange(unset, now_ns, relaxed, relaxed);
+            return;
+        }
+        let stopped_ns = self.clock_stopped_ns.swap(0, Ordering::Relaxed);
+        if stopped_ns != 0 {
+            let stood_ns = i64::try_from(now_ns.saturating_sub(stopped_ns)).unwrap_or(i64::MAX);
+            self.clock_moved_ns.fetch_sub(stood_ns, Ordering::Relaxed);
+        }
+    }
+
+    // Held for a moment, by administration commands and `stats` alone.
+    fn locked_tuning(&self) -> MutexGuard<'_, Tuning> {
+        self.tuning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number that no other connection has.

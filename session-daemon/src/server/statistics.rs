@@ -2,13 +2,16 @@
 //! behind which name; the mechanisms that this server does not have read 0 (docs/protocol.md).
 #![forbid(unsafe_code)]
 
+mod classes;
+mod settings;
+
 use crate::clock::Now;
 use crate::command::counters::Counter;
 use crate::command::request::StatsTopic;
 use crate::protocol::text::encode;
-use crate::server::login::Login;
 use crate::server::shared::Shared;
-use crate::store::stats::{ClassStats, Totals};
+use crate::server::tuning::Tuning;
+use crate::store::stats::Totals;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use std::fmt::Display;
@@ -37,10 +40,10 @@ pub fn general_text(shared: &Shared) -> Vec<(String, String)> {
 fn list(shared: &Shared, topic: StatsTopic, now: Now, sink: &mut Sink<'_>) {
     match topic {
         StatsTopic::General => general(shared, now, sink),
-        StatsTopic::Settings => settings(shared, sink),
-        StatsTopic::Items => items(&shared.store.classes(), sink),
-        StatsTopic::Slabs => slabs(&shared.store.classes(), &shared.store.totals(), sink),
-        // As memcached without -o track_sizes.
+        StatsTopic::Settings => settings::list(shared, sink),
+        StatsTopic::Items => classes::items(shared, sink),
+        StatsTopic::Slabs => classes::slabs(shared, sink),
+        // As memcached without -o track_sizes; with it the items are walked.
         StatsTopic::Sizes => sink("sizes_status", &"disabled"),
         StatsTopic::Conns => conns(shared, now, sink),
         StatsTopic::Guard => guard(shared, sink),
@@ -50,6 +53,7 @@ fn list(shared: &Shared, topic: StatsTopic, now: Now, sink: &mut Sink<'_>) {
 
 fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     let totals = shared.store.totals();
+    let tuning = shared.tuning();
     process(shared, now, sink);
     connections(shared, sink);
     for counter in COMMANDS {
@@ -72,7 +76,9 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     sink("time_in_listen_disabled_us", &0);
     sink("threads", &shared.config.threads);
     sink("conn_yields", &shared.count(Counter::ConnYields));
-    contents(&totals, sink);
+    index(&totals, sink);
+    background(shared, &totals, &tuning, sink);
+    items(&totals, &tuning, sink);
 }
 
 /// In memcached's order.
@@ -141,119 +147,58 @@ fn zeros(names: &[&str], sink: &mut Sink<'_>) {
     }
 }
 
-fn contents(totals: &Totals, sink: &mut Sink<'_>) {
+fn index(totals: &Totals, sink: &mut Sink<'_>) {
     sink("hash_power_level", &totals.hash_power_level);
     sink("hash_bytes", &totals.hash_bytes);
-    zeros(&["hash_is_expanding", "slab_reassign_rescues", "slab_reassign_chunk_rescues"], sink);
-    zeros(&["slab_reassign_inline_reclaim", "slab_reassign_busy_items"], sink);
-    zeros(&["slab_reassign_busy_deletes", "slab_reassign_busy_nomem"], sink);
-    zeros(&["slab_reassign_last_busy_status", "slab_reassign_running"], sink);
-    sink("slabs_moved", &totals.slabs_moved);
-    zeros(&["lru_crawler_running", "lru_crawler_starts", "lru_maintainer_juggles"], sink);
-    zeros(&["malloc_fails", "log_worker_dropped", "log_worker_written"], sink);
-    zeros(&["log_watcher_skipped", "log_watcher_sent", "log_watchers"], sink);
+    sink("hash_is_expanding", &0);
+}
+
+/// What memcached's threads beside the workers do: absent with the option that ends them.
+fn background(shared: &Shared, totals: &Totals, tuning: &Tuning, sink: &mut Sink<'_>) {
+    if tuning.slab_reassign {
+        zeros(&["slab_reassign_rescues", "slab_reassign_chunk_rescues"], sink);
+        zeros(&["slab_reassign_inline_reclaim", "slab_reassign_busy_items"], sink);
+        zeros(&["slab_reassign_busy_deletes", "slab_reassign_busy_nomem"], sink);
+        sink("slab_reassign_last_busy_status", &0);
+        sink("slab_reassign_running", &u8::from(totals.pages_draining > 0));
+        sink("slabs_moved", &totals.slabs_moved);
+    }
+    if tuning.lru_crawler {
+        sink("lru_crawler_running", &0);
+        sink("lru_crawler_starts", &shared.crawls.load(Ordering::Relaxed));
+    }
+    if tuning.lru_maintainer {
+        sink("lru_maintainer_juggles", &0);
+    }
+    sink("malloc_fails", &0);
+    let counts = shared.watchers.counts();
+    sink("log_worker_dropped", &counts.worker_dropped.load(Ordering::Relaxed));
+    sink("log_worker_written", &counts.worker_written.load(Ordering::Relaxed));
+    sink("log_watcher_skipped", &counts.watcher_skipped.load(Ordering::Relaxed));
+    sink("log_watcher_sent", &counts.watcher_sent.load(Ordering::Relaxed));
+    sink("log_watchers", &shared.watchers.count());
     zeros(&["unexpected_napi_ids", "round_robin_fallback"], sink);
+}
+
+fn items(totals: &Totals, tuning: &Tuning, sink: &mut Sink<'_>) {
     sink("bytes", &totals.bytes);
     sink("curr_items", &totals.curr_items);
     sink("total_items", &totals.total_items);
     sink("slab_global_page_pool", &totals.pages_free);
     sink("expired_unfetched", &totals.expired_unfetched);
     sink("evicted_unfetched", &totals.evicted_unfetched);
-    sink("evicted_active", &totals.evicted_active);
+    if tuning.lru_maintainer {
+        sink("evicted_active", &totals.evicted_active);
+    }
     sink("evictions", &totals.evictions);
     sink("reclaimed", &totals.reclaimed);
     sink("crawler_reclaimed", &totals.crawler_reclaimed);
     sink("crawler_items_checked", &totals.crawler_items_checked);
-    zeros(&["lrutail_reflocked", "moves_to_cold", "moves_to_warm", "moves_within_lru"], sink);
-    zeros(&["direct_reclaims", "lru_bumps_dropped"], sink);
-}
-
-fn settings(shared: &Shared, sink: &mut Sink<'_>) {
-    let config = &shared.config;
-    let store = shared.store.config();
-    let yes_no = |yes: bool| if yes { "yes" } else { "no" };
-    let on_off = |on: bool| if on { "on" } else { "off" };
-    sink("maxbytes", &store.memory_limit);
-    sink("maxconns", &config.conns_max);
-    sink("tcpport", &config.tcp_port);
-    sink("udpport", &config.udp_port);
-    sink("inter", &config.inter.as_deref().unwrap_or("NULL"));
-    sink("verbosity", &shared.verbosity.load(Ordering::Relaxed));
-    sink("evictions", &on_off(store.evictions));
-    sink("domain_socket", &config.unix_path.as_deref().unwrap_or("NULL"));
-    sink("umask", &format!("{:o}", config.unix_mask));
-    sink("shutdown_command", &yes_no(config.shutdown.is_some()));
-    if let Some(factor) = store.growth_factor {
-        sink("growth_factor", &format!("{factor:.2}"));
+    sink("lrutail_reflocked", &0);
+    if tuning.lru_maintainer {
+        zeros(&["moves_to_cold", "moves_to_warm", "moves_within_lru"], sink);
+        zeros(&["direct_reclaims", "lru_bumps_dropped"], sink);
     }
-    if let Some(chunk_min) = store.chunk_min {
-        sink("chunk_size", &chunk_min);
-    }
-    sink("num_threads", &config.threads);
-    sink("num_threads_per_udp", &config.threads);
-    sink("stat_key_prefix", &":");
-    sink("detail_enabled", &"no");
-    sink("reqs_per_event", &config.requests_per_turn);
-    sink("cas_enabled", &yes_no(store.cas));
-    sink("tcp_backlog", &config.backlog);
-    sink("binding_protocol", &config.binding.name());
-    sink("auth_enabled_sasl", &yes_no(config.login == Login::Sasl));
-    sink("auth_enabled_ascii", &yes_no(config.login == Login::Token));
-    sink("item_size_max", &store.item_size_max);
-    sink("maxconns_fast", &yes_no(config.maxconns_fast));
-    sink("flush_enabled", &yes_no(config.flush_allowed));
-    sink("dump_enabled", &"no");
-    sink("idle_timeout", &config.idle_timeout.map_or(0, |timeout| timeout.as_secs()));
-    sink("track_sizes", &"no");
-    sink("client_flags_size", &size_of::<u32>());
-    sink("write_timeout", &config.write_timeout.as_secs());
-    sink("read_timeout", &config.read_timeout.as_secs());
-    sink("buffer_limit", &config.buffers_len_max);
-    sink("sessiond_version", &env!("CARGO_PKG_VERSION"));
-}
-
-fn items(classes: &[ClassStats], sink: &mut Sink<'_>) {
-    for class in classes.iter().filter(|class| class.number > 0) {
-        let mut item = |name: &str, value: u64| {
-            sink(&format!("items:{}:{name}", class.class), &value);
-        };
-        item("number", class.number);
-        item("mem_requested", class.mem_requested);
-        item("evicted", class.evicted);
-        item("evicted_nonzero", class.evicted_nonzero);
-        item("evicted_time", class.evicted_time);
-        item("outofmemory", class.outofmemory);
-        item("tailrepairs", 0);
-        item("reclaimed", class.reclaimed);
-        item("expired_unfetched", class.expired_unfetched);
-        item("evicted_unfetched", class.evicted_unfetched);
-        item("evicted_active", class.evicted_active);
-        item("crawler_reclaimed", class.crawler_reclaimed);
-        item("crawler_items_checked", class.crawler_items_checked);
-    }
-}
-
-fn slabs(classes: &[ClassStats], totals: &Totals, sink: &mut Sink<'_>) {
-    for class in classes {
-        let mut slab = |name: &str, value: u64| sink(&format!("{}:{name}", class.class), &value);
-        slab("chunk_size", class.chunk_size);
-        slab("chunks_per_page", class.chunks_per_page);
-        slab("total_pages", class.total_pages);
-        slab("total_chunks", class.total_chunks);
-        slab("used_chunks", class.used_chunks);
-        slab("free_chunks", class.free_chunks);
-        slab("free_chunks_end", 0);
-        slab("get_hits", class.get_hits);
-        slab("cmd_set", class.cmd_set);
-        slab("delete_hits", class.delete_hits);
-        slab("incr_hits", class.incr_hits);
-        slab("decr_hits", class.decr_hits);
-        slab("cas_hits", class.cas_hits);
-        slab("cas_badval", class.cas_badval);
-        slab("touch_hits", class.touch_hits);
-    }
-    sink("active_slabs", &classes.len());
-    sink("total_malloced", &totals.total_malloced);
 }
 
 fn conns(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
@@ -296,6 +241,9 @@ fn guard(shared: &Shared, sink: &mut Sink<'_>) {
     for counter in UDP {
         sink(counter.name(), &shared.count(counter));
     }
+    for (name, value) in shared.guard_counters.load().iter() {
+        sink(name, value);
+    }
 }
 
 /// What became of datagrams that were not answered as they asked.
@@ -311,6 +259,7 @@ fn store(totals: &Totals, sink: &mut Sink<'_>) {
     sink("page_len", &totals.page_len);
     sink("pages_used", &totals.pages_used);
     sink("pages_free", &totals.pages_free);
+    sink("pages_draining", &totals.pages_draining);
     sink("hash_bytes", &totals.hash_bytes);
     sink("hash_power_level", &totals.hash_power_level);
     sink("outofmemory", &totals.outofmemory);

@@ -4,6 +4,7 @@ use crate::clock::Now;
 use crate::command::counters::Counters;
 use crate::command::execute::Executor;
 use crate::command::request::{Shutdown, StatsTopic};
+use crate::server::administration::Administration;
 use crate::server::buffers::Pool;
 use crate::server::config::{Binding, ServerConfig};
 use crate::server::connection::{Connection, Services, Step, Turn};
@@ -17,6 +18,8 @@ use proptest::strategy::{Just, Strategy};
 use std::sync::Arc;
 
 struct Nobody;
+
+impl Administration for Nobody {}
 
 impl Services for Nobody {
     fn stats(&self, _: StatsTopic, take: &mut dyn FnMut(&str, &str)) {
@@ -63,8 +66,13 @@ fn converse_in(mut connection: Connection, pieces: &[&[u8]], requests_per_turn: 
             connection.filled(len);
             rest = &rest[len..];
             loop {
-                let executor =
-                    Executor { store: &mut worker, counters: &counters, now, flush_allowed: true };
+                let executor = Executor {
+                    store: &mut worker,
+                    counters: &counters,
+                    now,
+                    flush_allowed: true,
+                    observer: None,
+                };
                 let step = connection.drive(&mut Turn {
                     executor,
                     pool: &mut pool,
@@ -82,7 +90,7 @@ fn converse_in(mut connection: Connection, pieces: &[&[u8]], requests_per_turn: 
                         replies.extend_from_slice(b"<closed>");
                         return replies;
                     }
-                    Step::Read => break,
+                    Step::Read | Step::Watch => break,
                     Step::Write | Step::Yield => {}
                 }
             }

@@ -204,7 +204,8 @@ impl Desk {
                 self.connection.sent(output_len, &mut local.pool.borrow_mut());
                 match step {
                     _ if !fits => break 'requests,
-                    Step::Close => break 'requests,
+                    // A datagram has one answer.
+                    Step::Close | Step::Watch => break 'requests,
                     Step::Read => break,
                     Step::Write | Step::Yield => {}
                 }

@@ -3,17 +3,23 @@
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
+use crate::command::admin::{Admin, AdminOutcome, DumpKind, watch};
 use crate::command::counters::{Counter, Counters};
 use crate::command::execute::Executor;
+use crate::command::observe::Observer;
 use crate::command::request::{Shutdown, StatsTopic};
+use crate::server::administration::Administration;
 use crate::server::buffers::Pool;
 use crate::server::client;
 use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::server::dump::Dump;
 use crate::server::listener::{Accepted, Door, accept};
+use crate::server::observing::{self, Observing};
 use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
-use crate::server::statistics;
 use crate::server::udp::{self, Inlet};
+use crate::server::watchers::Watching;
+use crate::server::{admin, statistics};
 use crate::store;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -73,6 +79,8 @@ pub struct Local {
     now: Cell<Now>,
     /// Looks at connections since the turn began; 0 before it has.
     drives: Cell<u32>,
+    /// Whether the connection that has its turn may steer the server.
+    trusted: Cell<bool>,
 }
 
 thread_local! {
@@ -97,7 +105,7 @@ impl Local {
     #[must_use]
     pub fn now(&self) -> Now {
         if self.drives.get() == 0 {
-            self.now.set(Now::sample());
+            self.now.set(self.shared.sample());
             self.drives.set(1);
         }
         self.now.get()
@@ -105,14 +113,25 @@ impl Local {
 
     /// Gives a connection its part of the turn.
     pub fn drive(&self, connection: &mut Connection, info: &ConnectionInfo) -> Step {
+        info.active(self.now());
+        self.drive_as(connection, info.fd, false)
+    }
+
+    /// Gives a connection its part of the turn; one that is trusted may steer the server.
+    fn drive_as(&self, connection: &mut Connection, fd: i32, trusted: bool) -> Step {
         let _abort = AbortOnPanic;
         if self.drives.get() > DRIVES_PER_TURN_MAX {
             self.end_turn();
         }
         let now = self.now();
         self.drives.set(self.drives.get() + 1);
-        info.active(now);
+        self.trusted.set(trusted);
+        let shared = &*self.shared;
+        let (kinds, delimiter) = (shared.watchers.kinds(), shared.detail_delimiter());
+        let observing = Observing { shared, seat: self.seat(), fd, now, delimiter };
+        let observed = kinds != 0 || delimiter.is_some();
         let mut store = self.store.borrow_mut();
+        store.note_evictions(kinds & watch::EVICTIONS != 0);
         let mut pool = self.pool.borrow_mut();
         connection.drive(&mut Turn {
             executor: Executor {
@@ -120,6 +139,7 @@ impl Local {
                 counters: self.counters(),
                 now,
                 flush_allowed: self.shared.config.flush_allowed,
+                observer: observed.then_some(&observing as &dyn Observer),
             },
             pool: &mut pool,
             services: self,
@@ -132,8 +152,34 @@ impl Local {
         if self.drives.replace(0) > 0 {
             let mut store = self.store.borrow_mut();
             store.maintain(self.now.get());
+            for evicted in store.take_evicted() {
+                observing::evicted(&self.shared, &evicted, self.now.get());
+            }
             store.quiesce();
         }
+    }
+}
+
+impl Administration for Local {
+    fn is_confined(&self) -> bool {
+        self.shared.config.admin_confined && !self.trusted.get()
+    }
+
+    fn administer(&self, admin: Admin<'_>, store: &mut store::Worker, now: Now) -> AdminOutcome {
+        admin::administer(&self.shared, admin, store, now)
+    }
+
+    fn begin_dump(&self, kind: DumpKind, out: &mut Vec<u8>) -> Result<Dump, AdminOutcome> {
+        admin::begin_dump(&self.shared, kind, out)
+    }
+
+    fn dump(&self, dump: &mut Dump, store: &store::Worker, now: Now, out: &mut Vec<u8>) -> bool {
+        let prefixes: Vec<_> = self.shared.seats.iter().map(|seat| &seat.prefixes).collect();
+        dump.piece(store, &prefixes, now, out)
+    }
+
+    fn watch(&self, kinds: u32) -> Result<Watching, AdminOutcome> {
+        admin::watch(&self.shared, kinds)
     }
 }
 
@@ -227,6 +273,7 @@ pub fn run(
         store: RefCell::new(store),
         now: Cell::default(),
         drives: Cell::new(0),
+        trusted: Cell::new(false),
     });
     LOCAL.set(Some(Rc::clone(&local)));
     let tasks = LocalSet::new();
@@ -302,11 +349,11 @@ async fn upkeep(local: Rc<Local>) {
                 .seat()
                 .connections()
                 .values()
-                .filter(|info| info.idle_s(now) >= timeout.as_secs())
+                .filter(|info| info.idle_s(now) >= timeout.as_secs() && !info.is_watching())
                 .cloned()
                 .collect();
             local.counters().add(Counter::IdleKicks, idle.len() as u64);
-            idle.iter().for_each(|info| info.close());
+            idle.iter().for_each(|info| info.close_idle());
         }
         let limit = local.shared.config.read_timeout;
         let stuck: Vec<_> = local

@@ -139,6 +139,9 @@ impl Child {
                 let values = named.map(|(name, value)| (name, Value::String(value)));
                 return Ok(Reply::Statistics(Value::Object(values.collect())));
             }
+            Request::GuardCounters(counters) => {
+                self.with_server(|server| server.guard_counters(counters))?;
+            }
             Request::Stop { graceful } => {
                 stop(&self.server, if graceful { Shutdown::Graceful } else { Shutdown::Now });
             }
@@ -247,6 +250,11 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         read_timeout: Duration::from_secs(config.read_timeout_s.into()),
         buffers_len_max: usize::try_from(config.buffer_limit)?,
         flush_allowed: config.flush_all,
+        dumps_allowed: config.dumps,
+        watch_allowed: config.watch,
+        admin_confined: config.admin_confined,
+        debug_commands: config.debug_commands,
+        tuning: config.tuning.clone(),
         shutdown,
         judge_sources: config.guard != GuardKind::Off,
         sockets_filtered: config.guard == GuardKind::Xdp,

@@ -225,6 +225,7 @@ async fn every_second(control: Control) -> anyhow::Error {
     loop {
         ticks.tick().await;
         control.expire().await;
+        control.publish_guard().await;
         control.count().await;
         if control.child_is_out_of_reach().await {
             return anyhow!("the serving process does not answer");

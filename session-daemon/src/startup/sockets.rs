@@ -57,6 +57,7 @@ pub(super) struct Claims {
     unix: Option<UnixClaim>,
     backlog: i32,
     threads: u16,
+    mark: Option<u32>,
     text: String,
 }
 
@@ -82,6 +83,7 @@ impl Claims {
             unix: None,
             backlog: i32::try_from(config.backlog).unwrap_or(i32::MAX),
             threads: config.threads,
+            mark: config.socket_mark,
             text: String::new(),
         };
         if let Some(path) = &config.unix_socket {
@@ -189,7 +191,7 @@ impl Claims {
         if address.port() != 0 && known.contains(&address) {
             return Ok(());
         }
-        let first = patiently(|| bound(address, false))?;
+        let first = patiently(|| bound(address, false, self.mark))?;
         let address = first.local_addr()?.as_socket().unwrap_or(address);
         self.tcp.push(Claim { address, first });
         Ok(())
@@ -211,7 +213,7 @@ impl Claims {
             first.set_reuse_port(true).map_err(fail)?;
             listening.sockets.push((ListenerKind::Tcp, first));
             for _ in 1..self.threads {
-                let socket = bound(address, true).and_then(guarded).map_err(fail)?;
+                let socket = bound(address, true, self.mark).and_then(guarded).map_err(fail)?;
                 socket.listen(self.backlog).map_err(fail)?;
                 listening.sockets.push((ListenerKind::Tcp, socket));
             }
@@ -276,7 +278,7 @@ fn port_number(port: Port) -> Option<u16> {
     }
 }
 
-fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+fn bound(address: SocketAddr, shared: bool, mark: Option<u32>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -288,6 +290,10 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     if shared {
         socket.set_reuse_port(true)?;
+    }
+    if let Some(mark) = mark {
+        // `-o sock_cookie_id`; accepted sockets inherit it.
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)

@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::store::Store;
-use crate::store::classes::ITEM_CLASS_FIRST;
-use crate::store::layout::PageState;
+use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
+use crate::store::index::LINE_LEN;
 use crate::store::stats::{ClassStats, Totals};
 use crate::store::sync::{AtomicU64, Ordering};
 
@@ -109,20 +109,16 @@ impl Store {
         let (sums, linked_before) = self.sums();
         let linked = sums.total(Count::Linked);
         let page_len = self.layout.page_len() as u64;
-        let (mut index, mut items) = (0, 0);
-        for page in 0..self.layout.pages {
-            match self.page_state(page) {
-                PageState::Free => {}
-                PageState::Index | PageState::Slab(0) | PageState::Draining(0) => index += 1,
-                _ => items += 1,
-            }
-        }
+        let index = self.index_pages();
+        let pages_free = u64::from(self.pool_len());
+        // Relaxed: figures for people.
+        let items = u64::from(self.pool_used()).saturating_sub(index);
         let gauge = |up, down| sums.total(up).wrapping_sub(sums.total(down));
         Totals {
             curr_items: gauge(Count::Linked, Count::Unlinked),
             total_items: linked.wrapping_sub(linked_before),
             bytes: gauge(Count::BytesLinked, Count::BytesUnlinked),
-            limit_maxbytes: self.config.memory_limit as u64,
+            limit_maxbytes: self.memory_limit() as u64,
             evictions: sums.total(Count::Evicted),
             reclaimed: sums.total(Count::Reclaimed),
             expired_unfetched: sums.total(Count::ExpiredUnfetched),
@@ -135,10 +131,25 @@ impl Store {
             hash_bytes: index * page_len,
             hash_power_level: (self.bucket_count() * 8).ilog2(),
             pages_used: index + items,
-            pages_free: u64::from(self.layout.pages) - index - items,
+            pages_free,
+            pages_draining: self.draining.lock().len() as u64,
             page_len,
             total_malloced: items * page_len,
         }
+    }
+
+    /// Pages of buckets and of overflow lines; not a walk over all pages.
+    fn index_pages(&self) -> u64 {
+        let buckets_len = self.bucket_count() * LINE_LEN;
+        // Relaxed: a figure for people.
+        let lines = self.class_meta(LINE_CLASS).pages.load(Ordering::Relaxed);
+        buckets_len.div_ceil(self.layout.page_len() as u64) + u64::from(lines)
+    }
+
+    /// Bytes of the largest chunk; longer items are made of several.
+    #[must_use]
+    pub fn chunk_len_max(&self) -> usize {
+        self.classes.chunk_max()
     }
 
     /// Figures of each slab class that has pages or has had items, in order.

@@ -144,6 +144,9 @@ impl Worker {
         let times = self.shared().item_times(item);
         let state = self.unlink(item);
         drop(bucket);
+        if self.evicted_noted && reason == Reason::Room && !dead {
+            self.note_evicted(item, state, times, now);
+        }
         self.retire_removed(item, line);
         let reason = if dead && reason == Reason::Room { Reason::Dead } else { reason };
         self.count_removal(state, times, reason, now);
@@ -266,7 +269,7 @@ impl Worker {
     }
 
     /// Stops allocation from a page and empties it.
-    fn drain(&mut self, page: u32, class: u32, now: Now) -> bool {
+    pub(super) fn drain(&mut self, page: u32, class: u32, now: Now) -> bool {
         if !self.shared().class_mark_draining(class, page) {
             return false;
         }
@@ -381,6 +384,7 @@ impl Worker {
         self.begin();
         self.shared().note_flush(now);
         let removed = self.sweep_slice(now);
+        self.shrink(now);
         let drains = !self.shared().draining.lock().is_empty();
         if drains {
             self.sweep_draining(now);

@@ -321,6 +321,13 @@ impl Store {
         }
     }
 
+    /// The items of the bucket that has `hash`, and its depth.
+    pub(super) fn bucket_items(&self, hash: u64) -> (Vec<u64>, u32) {
+        let bucket = self.lock_bucket(hash);
+        let words = bucket.slots().map(|slot| bucket.load(slot)).filter(|word| *word != 0);
+        (words.map(slot_item).collect(), depth(bucket.header) as u32)
+    }
+
     /// Makes a zeroed page the first page of buckets of a store that nobody else has yet.
     pub(super) fn index_format(&self, page: u32) {
         let buckets = self.layout.page_len() as u64 / LINE_LEN;

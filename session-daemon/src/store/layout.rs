@@ -191,6 +191,13 @@ impl Layout {
         1 << if memory_limit < PAGE_SMALL_BELOW { PAGE_SHIFT_SMALL } else { PAGE_SHIFT }
     }
 
+    /// Pages that fit into `memory_limit` with this layout's page length, at most all.
+    pub(super) fn pages_within(&self, memory_limit: usize) -> u32 {
+        let fixed_len = self.first_page as usize;
+        let pages = memory_limit.saturating_sub(fixed_len) >> self.page_shift;
+        (pages as u32).min(self.pages)
+    }
+
     /// As many pages as fit into `memory_limit` beside the fixed parts.
     pub(super) fn new(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
         let page_len = Self::page_len_for(memory_limit);

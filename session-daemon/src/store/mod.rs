@@ -18,7 +18,8 @@
 #![allow(unsafe_code)]
 
 use crate::clock::Now;
-use crate::store::classes::Classes;
+use crate::store::admin::Limit;
+use crate::store::classes::{Classes, HEADER_LEN};
 use crate::store::counters::Counters;
 use crate::store::epoch::Epochs;
 use crate::store::hash::HashSecret;
@@ -30,6 +31,7 @@ use crate::store::sync::{AtomicBool, AtomicI64, AtomicU64, Ordering, Padded, Spi
 use crate::store::types::{ClientFlags, StoreConfig, StoreError};
 use std::sync::Arc;
 
+mod admin;
 mod arithmetic;
 mod classes;
 mod commands;
@@ -49,6 +51,7 @@ mod publish;
 mod reader;
 mod region;
 mod renew;
+pub mod scan;
 pub mod stats;
 mod sync;
 #[cfg(test)]
@@ -106,6 +109,8 @@ pub struct Store {
     sweep_forced: AtomicU64,
     /// The delayed flush for which the sweep has been told.
     flush_noted_s: AtomicU64,
+    /// How much of the region may be used now.
+    limit: Limit,
     /// Counts at the last reset of statistics.
     baseline: SpinMutex<Vec<u64>>,
 }
@@ -138,6 +143,7 @@ impl Store {
         let store = Self {
             workers: workers.collect(),
             epochs: Epochs::new(config.workers),
+            limit: Limit::new(config.memory_limit, layout.pages),
             region,
             layout,
             classes,

@@ -109,6 +109,9 @@ impl Store {
     pub(super) fn pool_take(&self) -> Option<TakenPage> {
         let pool = self.superblock();
         let _guard = lock_word(&pool.pool_lock);
+        if self.pool_used() >= self.limit.pages() {
+            return None;
+        }
         let head = pool.pool_head.get();
         if head != NO_PAGE {
             pool.pool_head.put(self.page_meta(head).next.get());
@@ -137,7 +140,13 @@ impl Store {
     pub(super) fn pool_len(&self) -> u32 {
         let pool = self.superblock();
         let _guard = lock_word(&pool.pool_lock);
-        pool.pool_len.get() + self.layout.pages - pool.pool_fresh.get()
+        self.limit.pages().saturating_sub(self.pool_used())
+    }
+
+    /// Pages that the pool has handed out. Exact under its lock.
+    pub(super) fn pool_used(&self) -> u32 {
+        let pool = self.superblock();
+        pool.pool_fresh.get().saturating_sub(pool.pool_len.get())
     }
 
     /// Makes a page from the pool a page of `class`.

@@ -41,10 +41,29 @@ pub struct Totals {
     pub pages_used: u64,
     /// Pages in use by nobody.
     pub pages_free: u64,
+    /// Pages that are being emptied.
+    pub pages_draining: u64,
     /// Bytes of a page.
     pub page_len: u64,
     /// Bytes of all pages in use by slab classes and large items.
     pub total_malloced: u64,
+}
+
+/// An item that was evicted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    /// Its key.
+    pub key: Box<[u8]>,
+    /// Whether it was ever fetched.
+    pub fetched: bool,
+    /// Seconds that it had left; none for no end.
+    pub ttl_s: Option<u32>,
+    /// Seconds since its last access.
+    pub age_s: u32,
+    /// Its slab class.
+    pub class: u32,
+    /// Bytes of its value.
+    pub value_len: usize,
 }
 
 /// Figures of one slab class, in memcached's names.

@@ -237,6 +237,24 @@ pub enum Counted {
     NoMemory,
 }
 
+/// Outcome of taking a page from a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reassigned {
+    /// The page is being emptied.
+    Begun {
+        /// The class that loses it.
+        from: u32,
+    },
+    /// Another page is being emptied.
+    Running,
+    /// There is no such class.
+    BadClass,
+    /// The class has no page to spare.
+    NoSpare,
+    /// Both classes are the same.
+    Same,
+}
+
 /// When `flush_all` takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flush {

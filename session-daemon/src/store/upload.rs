@@ -165,7 +165,7 @@ impl Upload {
     }
 
     /// Bytes announced.
-    pub(super) fn value_len(&self) -> usize {
+    pub fn value_len(&self) -> usize {
         self.value_len
     }
 

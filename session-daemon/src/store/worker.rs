@@ -10,6 +10,7 @@ use crate::store::epoch::Retired;
 use crate::store::item::{PIECE_OWNER, Piece};
 use crate::store::layout::PageState;
 use crate::store::pages::{MAGAZINE_CHUNKS_MAX, TakenPage};
+use crate::store::stats::Evicted;
 use crate::store::sync::Ordering;
 use crate::store::types::StoreError;
 use rustix::thread::{Timespec, nanosleep};
@@ -42,6 +43,9 @@ pub struct Worker {
     pub(super) splits_owed: u32,
     random: Cell<u64>,
     pub(super) swept_ns: u64,
+    /// Whether evictions are noted, and those that were.
+    pub(super) evicted_noted: bool,
+    pub(super) evicted: RefCell<Vec<Evicted>>,
 }
 
 /// How long an allocation has waited for other workers' turns.
@@ -103,6 +107,8 @@ impl Worker {
             splits_owed: 0,
             random: Cell::new(0x9e37_79b9_7f4a_7c15 ^ (id as u64 + 1) << 32),
             swept_ns: 0,
+            evicted_noted: false,
+            evicted: RefCell::new(Vec::new()),
         }
     }
 

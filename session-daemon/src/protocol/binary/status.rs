@@ -66,7 +66,7 @@ pub const fn of(outcome: Outcome, opcode: u8) -> Option<Status> {
         Outcome::TooLarge => Status::TooLarge,
         Outcome::NoMemory | Outcome::OutOfMemory => Status::OutOfMemory,
         Outcome::NonNumeric => Status::NonNumeric,
-        Outcome::FlushNotAllowed => Status::AuthFailure,
+        Outcome::FlushNotAllowed | Outcome::Confined => Status::AuthFailure,
         Outcome::ShutdownNotEnabled => Status::UnknownCommand,
         Outcome::Stored
         | Outcome::Deleted

@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
-use super::CRLF;
 use super::parse::LineError;
+use super::{CRLF, admin};
+use crate::command::admin::AdminOutcome;
 use crate::command::request::Outcome;
 
 /// The version that clients are told: that of the memcached whose behaviour is followed, because
@@ -48,6 +49,7 @@ pub fn outcome(out: &mut Vec<u8>, outcome: Outcome) {
         Outcome::NonNumeric => b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
         Outcome::FlushNotAllowed => b"CLIENT_ERROR flush_all not allowed\r\n",
         Outcome::ShutdownNotEnabled => b"SERVER_ERROR: shutdown not enabled\r\n",
+        Outcome::Confined => admin::words(AdminOutcome::Confined),
         Outcome::Number(value) => {
             number(out, value);
             CRLF
@@ -73,8 +75,10 @@ pub fn error(out: &mut Vec<u8>, error: LineError) {
         }
         LineError::BadShutdownMode => b"CLIENT_ERROR invalid shutdown mode\r\n",
         LineError::BadData => b"CLIENT_ERROR bad data chunk\r\n",
-        LineError::CachedumpNotAllowed => b"CLIENT_ERROR stats cachedump not allowed\r\n",
-        LineError::DetailNotAllowed => b"CLIENT_ERROR stats detail not allowed\r\n",
+        LineError::BadLine => b"CLIENT_ERROR bad command line\r\n",
+        LineError::DetailUsage => b"CLIENT_ERROR usage: stats detail on|off|dump\r\n",
+        LineError::IllegalClass => b"CLIENT_ERROR Illegal slab id\r\n",
+        LineError::BadClass => b"BADCLASS invalid class id\r\n",
     };
     out.extend_from_slice(words);
 }

@@ -2,6 +2,7 @@
 //! reply and the limits of a line; it never reads the value that follows a storage line.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod encode;
 pub mod keys;
 pub mod login;

@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
-use super::SWALLOW_LEN_MAX;
 use super::number::{signed, unsigned, unsigned_32};
 use super::words::Words;
+use super::{SWALLOW_LEN_MAX, admin};
+use crate::command::admin::{Admin, DumpKind};
 use crate::command::request::{
     Direction, Exptime, Fetch, Key, Request, Shutdown, StatsTopic, Store, StoreMode, StoreTerms,
 };
@@ -28,10 +29,14 @@ pub enum LineError {
     BadShutdownMode,
     /// The value did not end where its line said.
     BadData,
-    /// `stats cachedump` lists keys to whoever asks, and is not offered.
-    CachedumpNotAllowed,
-    /// `stats detail` is not offered.
-    DetailNotAllowed,
+    /// `stats cachedump`: words are missing.
+    BadLine,
+    /// `stats detail`: neither on, off nor dump.
+    DetailUsage,
+    /// `stats cachedump`: no such class.
+    IllegalClass,
+    /// `lru_crawler`: no such class.
+    BadClass,
 }
 
 /// What has to happen to the bytes that follow a rejected line.
@@ -64,6 +69,17 @@ pub enum Line<'a> {
         /// No answer is wanted.
         noreply: bool,
     },
+    /// A command that steers the server.
+    Admin {
+        /// What is asked.
+        admin: Admin<'a>,
+        /// No answer is wanted.
+        noreply: bool,
+    },
+    /// A list that is sent piece by piece.
+    Dump(DumpKind),
+    /// From here on the connection gets events of these kinds.
+    Watch(u32),
     /// Nothing that can be done.
     Rejected {
         /// Why.
@@ -193,7 +209,14 @@ pub fn line(line: &[u8]) -> Line<'_> {
         b"stats" => stats(words),
         b"shutdown" => shutdown(words),
         b"quit" => Line::Quit,
-        _ => Verb::of(verb).map_or_else(|| unknown(words), |verb| Line::Meta(verb, words)),
+        verb => meta_or_administration(verb, words),
+    }
+}
+
+fn meta_or_administration<'a>(verb: &[u8], words: Words<'a>) -> Line<'a> {
+    match Verb::of(verb) {
+        Some(verb) => Line::Meta(verb, words),
+        None => admin::line(verb, words).unwrap_or_else(|| unknown(words)),
     }
 }
 
@@ -306,17 +329,15 @@ fn stats(mut words: Words<'_>) -> Line<'_> {
     let Some(topic) = words.next() else {
         return request(Request::Stats(StatsTopic::General), false);
     };
+    if let Some(line) = admin::stats(topic, words) {
+        return line;
+    }
     let topic = match topic {
         topic if b"reset".starts_with(topic) => return request(Request::StatsReset, false),
-        topic if b"detail".starts_with(topic) => return rejected(LineError::DetailNotAllowed),
         topic if b"settings".starts_with(topic) => StatsTopic::Settings,
-        topic if b"cachedump".starts_with(topic) => {
-            return rejected(LineError::CachedumpNotAllowed);
-        }
         topic if b"conns".starts_with(topic) => StatsTopic::Conns,
         b"items" => StatsTopic::Items,
         b"slabs" => StatsTopic::Slabs,
-        b"sizes" => StatsTopic::Sizes,
         b"guard" => StatsTopic::Guard,
         b"store" => StatsTopic::Store,
         _ => return rejected(LineError::Unknown),

@@ -153,7 +153,13 @@ fn verb_class<'a>(verb: &[u8], words: &mut impl Iterator<Item = &'a [u8]>) -> Cl
         }
         b"stats" => match words.next() {
             // memcached takes as many letters of these as there are.
-            Some(topic) if b"reset".starts_with(topic) || b"detail".starts_with(topic) => {
+            // What changes the counters, and what walks over the items for as long as it takes.
+            Some(topic)
+                if [&b"reset"[..], b"detail", b"cachedump"]
+                    .iter()
+                    .any(|w| w.starts_with(topic))
+                    || topic.starts_with(b"sizes") =>
+            {
                 Class::Neither
             }
             _ => Class::Read,

@@ -1,5 +1,6 @@
 //! The store's commands, one by one, through its public interface.
 
+mod admin;
 mod model;
 mod pressure;
 mod races;

@@ -1,0 +1,149 @@
+//! What an administrator may do to a store: take pages from classes, change its limit, have it
+//! swept, be told of evictions. It owns none of the mechanisms.
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::store::classes::ITEM_CLASS_FIRST;
+use crate::store::item::{State, Times};
+use crate::store::layout::NO_PAGE;
+use crate::store::reader::second;
+use crate::store::stats::Evicted;
+use crate::store::sync::{AtomicU32, AtomicUsize, Ordering};
+use crate::store::types::{ClientFlags, Reassigned};
+use crate::store::{HEADER_LEN, Store, Worker};
+
+/// Evictions of one turn that are told; further ones are left out.
+const EVICTED_MAX: usize = 256;
+
+/// How much of the region may be used (`cache_memlimit`).
+#[derive(Debug)]
+pub(super) struct Limit {
+    bytes: AtomicUsize,
+    pages: AtomicU32,
+}
+
+impl Limit {
+    pub(super) fn new(bytes: usize, pages: u32) -> Self {
+        Self { bytes: AtomicUsize::new(bytes), pages: AtomicU32::new(pages) }
+    }
+
+    /// Pages that the pool may hand out.
+    pub(super) fn pages(&self) -> u32 {
+        // Relaxed: a limit that changes at some moment.
+        self.pages.load(Ordering::Relaxed)
+    }
+}
+
+/// Fewest pages that a limit leaves.
+const LIMIT_PAGES_MIN: u32 = 24;
+
+impl Store {
+    /// `-m` in bytes, as it was changed last.
+    #[must_use]
+    pub fn memory_limit(&self) -> usize {
+        self.limit.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Changes the limit. Above the present use it holds at once; below it, items go page by page
+    /// until it does. False when it is above what was mapped at start, or too small to work with.
+    pub fn set_memory_limit(&self, bytes: usize) -> bool {
+        let pages = self.layout.pages_within(bytes);
+        if bytes > self.region.len() as usize + self.layout.page_len() || pages < LIMIT_PAGES_MIN {
+            return false;
+        }
+        // Relaxed: as in `Limit::pages`.
+        self.limit.bytes.store(bytes, Ordering::Relaxed);
+        self.limit.pages.store(pages, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether more pages are in use than the limit has.
+    pub(super) fn is_over_limit(&self) -> bool {
+        // What drains is on its way.
+        let draining = self.draining.lock().len();
+        self.pool_used() as usize > self.limit.pages() as usize + draining
+    }
+
+    /// The class of an item of these lengths.
+    #[must_use]
+    pub fn class_of(&self, key_len: usize, flags: ClientFlags, value_len: usize) -> u32 {
+        let flags_len = if flags.0 == 0 { 0 } else { size_of::<u32>() };
+        let len = (HEADER_LEN + key_len + flags_len).saturating_add(value_len);
+        if len > self.classes.chunk_max() { self.classes.last() } else { self.classes.of(len) }
+    }
+
+    /// Has every page looked through for dead items soon.
+    pub fn sweep_all(&self) {
+        self.force_sweep();
+    }
+
+    /// The class that has most pages.
+    fn largest_class(&self) -> u32 {
+        let pages = |class: &u32| self.class_meta(*class).pages.load(Ordering::Relaxed);
+        (ITEM_CLASS_FIRST..self.classes.count()).max_by_key(pages).unwrap_or(ITEM_CLASS_FIRST)
+    }
+}
+
+impl Worker {
+    /// Takes a page from class `from` (-1: from the class with most pages), for class `to` (0: for
+    /// whichever needs it). Its items go; the page comes to the pool when nobody reads it any
+    /// more, and from there to the class that asks first.
+    pub fn reassign(&mut self, from: i32, to: i32, now: Now) -> Reassigned {
+        self.begin();
+        let store = self.shared();
+        let class = |id: i32| u32::try_from(id).ok().filter(|id| *id < store.classes.count());
+        match (from, to) {
+            _ if from == to => return Reassigned::Same,
+            // The pool has nothing but free pages.
+            (0, to) if class(to).is_some() => return Reassigned::NoSpare,
+            _ => {}
+        }
+        let from = if from == -1 { Some(store.largest_class()) } else { class(from) };
+        let (Some(from @ 1..), Some(_)) = (from, class(to)) else { return Reassigned::BadClass };
+        if !store.draining.lock().is_empty() {
+            return Reassigned::Running;
+        }
+        let meta = store.class_meta(from);
+        // Relaxed: a hint; marking is exact.
+        let page = meta.ring.load(Ordering::Relaxed);
+        let spare = meta.pages.load(Ordering::Relaxed) > 1 && page != NO_PAGE;
+        if spare && self.drain(page, from, now) {
+            self.quiesce();
+            return Reassigned::Begun { from };
+        }
+        Reassigned::NoSpare
+    }
+
+    /// Begins to empty a page while the store is over a limit that was lowered. True if it did.
+    pub(super) fn shrink(&mut self, now: Now) -> bool {
+        self.shared().is_over_limit() && self.make_room(None, now)
+    }
+
+    /// Whether evictions are to be told.
+    pub fn note_evictions(&mut self, on: bool) {
+        self.evicted_noted = on;
+    }
+
+    /// The evictions since this was called last, as far as they were to be told.
+    pub fn take_evicted(&mut self) -> Vec<Evicted> {
+        std::mem::take(self.evicted.get_mut())
+    }
+
+    /// Notes an item that goes to make room; its memory is still kept by this turn.
+    pub(super) fn note_evicted(&self, item: u64, state: State, times: Times, now: Now) {
+        let mut evicted = self.evicted.borrow_mut();
+        if evicted.len() >= EVICTED_MAX {
+            return;
+        }
+        let now_s = second(now);
+        let exptime_s = times.exptime_s();
+        evicted.push(Evicted {
+            key: self.shared().item_key(item).into(),
+            fetched: state.is_fetched(),
+            ttl_s: (exptime_s != 0).then(|| exptime_s.saturating_sub(now_s)),
+            age_s: now_s.saturating_sub(times.last_access_s()),
+            class: state.class(),
+            value_len: state.value_len(),
+        });
+    }
+}
