@@ -152,6 +152,41 @@ fn cuts_and_turns_do_not_matter() {
 }
 
 #[test]
+fn pipelined_meta_lookups_are_answered_in_order() {
+    let value = "v".repeat(9000);
+    let mut all = format!("ms big 9000 T90\r\n{value}\r\nms s 1\r\nx\r\n");
+    let mut expected = String::from("HD\r\nHD\r\n");
+    for idx in 0..100 {
+        all.push_str(&format!(
+            "mg big v O{idx}\r\nmg s h\r\nmg none q\r\nmg s k\n mg Ymln b s\r\n"
+        ));
+        let hit = u8::from(idx > 0);
+        expected
+            .push_str(&format!("VA 9000 O{idx}\r\n{value}\r\nHD h{hit}\r\nHD ks\r\nHD s9000\r\n"));
+    }
+    all.push_str("mn\r\nmg");
+    expected.push_str("MN\r\n");
+    for requests in [1, 3, 20] {
+        let whole = converse(&[all.as_bytes()], requests);
+        assert!(whole == expected.as_bytes(), "{requests} requests a turn");
+        for size in [1, 5, 17, 2048, 65_536] {
+            let pieces: Vec<&[u8]> = all.as_bytes().chunks(size).collect();
+            assert!(converse(&pieces, requests) == whole, "pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn meta_lines_without_end_are_closed() {
+    for start in ["mg ", "ms ", "mx", "mn "] {
+        let all = format!("{start}{}", "k".repeat(3000));
+        assert_eq!(text(&converse(&[all.as_bytes()], 20)), "<closed>");
+    }
+    let long = format!("mg {}\r\nmn\r\n", " ".repeat(2050));
+    assert_eq!(text(&converse(&[long.as_bytes()], 20)), "<closed>");
+}
+
+#[test]
 fn a_value_that_is_too_large_is_so_however_it_comes() {
     let value = "v".repeat(20_000);
     let command = format!("set a 0 0 1\r\nx\r\nadd a 0 0 20000\r\n{value}\r\nget a\r\n");

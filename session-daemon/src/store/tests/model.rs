@@ -2,11 +2,12 @@
 
 use super::{at, key};
 use crate::store::types::{
-    Arithmetic, CasUnique, ClientFlags, Counted, Deleted, Flush, Key, Lifetime, Mode, StoreConfig,
-    Stored,
+    Arithmetic, CasUnique, ClientFlags, CountTerms, Counted, Deleted, Flush, Key, LeaseTerms,
+    Lifetime, Mode, Renewal, Renewed, StoreConfig, Stored, Terms,
 };
 use crate::store::{Store, Worker};
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use std::collections::HashMap;
 
@@ -18,6 +19,12 @@ enum Command {
     GetBatch(Vec<usize>),
     GetAndTouch(usize, Life),
     Store(usize, Verb, usize, u32, Life, bool),
+    /// [`Command::Store`] of a few bytes with a version of its own, or stale if older, or made.
+    Put(usize, Verb, Option<u64>, bool, bool),
+    /// A lookup: new lifetime, lifetime of what is made, win below so many seconds left.
+    Lease(usize, Option<Life>, Option<Life>, Option<u32>, bool),
+    /// Stale, emptied, new lifetime, chosen version.
+    Renew(usize, Version, bool, bool, Option<Life>, Option<u64>),
     Delete(usize, Version),
     Count(usize, bool, u64, Version),
     Touch(usize, Life),
@@ -70,8 +77,25 @@ struct Entry {
     flags: u32,
     life: Lifetime,
     cas: CasUnique,
+    stale: bool,
+    won: bool,
     /// Moment of storing: number of commands before it, and second.
     at: (u64, u32),
+}
+
+/// Versions below this are chosen by clients here.
+const CHOSEN_MAX: u64 = 100;
+
+impl Entry {
+    fn fresh(at: (u64, u32)) -> Self {
+        let (life, cas) = (Lifetime::Never, CasUnique(0));
+        Self { value: Vec::new(), flags: 0, life, cas, stale: false, won: false, at }
+    }
+
+    /// What stays of an item that something is joined to.
+    fn joined(&self, at: (u64, u32)) -> Self {
+        Self { stale: false, won: false, at, ..self.clone() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +158,12 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (k.clone(), life()).prop_map(|(k, l)| Command::GetAndTouch(k, l)),
         12 => (k.clone(), verb(), value_len(), 0..3_u32, life(), any::<bool>())
             .prop_map(|(k, v, n, f, l, u)| Command::Store(k, v, n, f, l, u)),
+        3 => (k.clone(), verb(), option::of(0..9_u64), any::<bool>(), any::<bool>())
+            .prop_map(|(k, v, c, o, m)| Command::Put(k, v, c, o, m)),
+        4 => (k.clone(), option::of(life()), option::of(life()), option::of(0..9_u32), any::<bool>())
+            .prop_map(|(k, t, v, r, f)| Command::Lease(k, t, v, r, f)),
+        4 => (k.clone(), version(), any::<bool>(), any::<bool>(), option::of(life()),
+            option::of(0..9_u64)).prop_map(|(k, v, s, e, l, c)| Command::Renew(k, v, s, e, l, c)),
         3 => (k.clone(), version()).prop_map(|(k, v)| Command::Delete(k, v)),
         5 => (k.clone(), any::<bool>(), prop_oneof![0..50_u64, any::<u64>()], version())
             .prop_map(|(k, up, by, v)| Command::Count(k, up, by, v)),
@@ -153,10 +183,13 @@ fn name(idx: usize) -> Vec<u8> {
     name
 }
 
+/// What memcached's `strtoull` reads: blanks, a sign, digits up to a blank, whatever follows.
 fn number(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok()?;
-    let digits = text.trim_end_matches(' ');
-    (digits.bytes().all(|b| b.is_ascii_digit()) && text.len() <= 64).then(|| digits.parse().ok())?
+    let digits = text.trim_ascii_start();
+    let digits = digits.strip_prefix(b"+").unwrap_or(digits);
+    let digits = digits.split(u8::is_ascii_whitespace).next()?;
+    let is_number = digits.iter().all(u8::is_ascii_digit) && text.len() <= 64;
+    std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()
 }
 
 /// A store beside its model; memory is ample, so that a miss is an error.
@@ -220,6 +253,30 @@ impl Pair {
             }
             Command::Store(k, verb, len, flags, life, upload) => {
                 self.store(worker, *k, *verb, *len, *flags, life.from(now_s), *upload);
+            }
+            Command::Put(k, verb, chosen, older, make) => {
+                self.put(worker, *k, *verb, chosen.map(CasUnique), *older, *make);
+            }
+            Command::Lease(k, touch, vivify, recache, touch_first) => {
+                let from = |life: &Option<Life>| life.map(|life| life.from(now_s));
+                let terms = LeaseTerms {
+                    touch: from(touch),
+                    vivify: from(vivify),
+                    recache: recache.map(|seconds| Lifetime::Until(now_s + seconds)),
+                    touch_first: *touch_first,
+                    ..LeaseTerms::default()
+                };
+                self.lease(worker, *k, &terms);
+            }
+            Command::Renew(k, version, stale, emptied, life, chosen) => {
+                let renewal = Renewal {
+                    cas: self.version(*k, *version),
+                    stale: *stale,
+                    emptied: emptied.then_some(ClientFlags(5)),
+                    lifetime: life.map(|life| life.from(now_s)),
+                    version: chosen.map(CasUnique),
+                };
+                self.renew(worker, *k, &renewal);
             }
             Command::Delete(k, version) => {
                 let cas = self.version(*k, *version);
@@ -295,21 +352,21 @@ impl Pair {
         let old = self.model.items.get(&k);
         let at = (tick, self.model.now_s);
         let fits = |len: usize| len + 63 + name.len() <= 300_000;
-        let entry = Entry { value: value.clone(), flags: flags.0, life, cas: CasUnique(0), at };
+        let entry = Entry { value: value.clone(), flags: flags.0, life, ..Entry::fresh(at) };
         let expected = match (mode, old) {
             (Mode::Add, Some(_)) | (Mode::Replace | Mode::Append | Mode::Prepend, None) => {
                 Err(Stored::NotStored)
             }
             (Mode::Cas(_), None) => Err(Stored::NotFound),
-            (Mode::Cas(cas), Some(old)) if cas != old.cas => Err(Stored::Exists),
+            (Mode::Cas(cas), Some(old)) if cas != old.cas || cas.0 == 0 => Err(Stored::Exists),
             (Mode::Append | Mode::Prepend, Some(old)) if !fits(old.value.len() + value.len()) => {
                 Err(Stored::TooLarge)
             }
             (Mode::Append, Some(old)) => {
-                Ok(Entry { value: [&*old.value, &*value].concat(), at, ..old.clone() })
+                Ok(Entry { value: [&*old.value, &*value].concat(), ..old.joined(at) })
             }
             (Mode::Prepend, Some(old)) => {
-                Ok(Entry { value: [&*value, &*old.value].concat(), at, ..old.clone() })
+                Ok(Entry { value: [&*value, &*old.value].concat(), ..old.joined(at) })
             }
             _ => Ok(entry),
         };
@@ -317,18 +374,141 @@ impl Pair {
             Err(refused) => assert_eq!(stored, refused),
             Ok(mut entry) => {
                 let Stored::Stored(cas) = stored else { panic!("{stored:?} for {mode:?}") };
-                assert!(old.is_none_or(|old| cas > old.cas), "versions of a key grow");
+                let grows = |old: &Entry| cas > old.cas || old.cas.0 < CHOSEN_MAX;
+                assert!(old.is_none_or(grows), "versions of a key grow");
                 entry.cas = cas;
                 self.model.items.insert(k, entry);
             }
         }
     }
 
+    fn put(
+        &mut self,
+        worker: &mut Worker,
+        k: usize,
+        verb: Verb,
+        chosen: Option<CasUnique>,
+        older_is_stale: bool,
+        make: bool,
+    ) {
+        let (now_s, at_tick) = (self.model.now_s, (self.model.tick, self.model.now_s));
+        let asked = match verb {
+            Verb::Cas(version) => self.version(k, version).unwrap_or(CasUnique(3)),
+            _ => CasUnique(3),
+        };
+        let (mode, joins) = match verb {
+            Verb::Set | Verb::SetNumber(_) => (Mode::Set, false),
+            Verb::Add => (Mode::Add, false),
+            Verb::Replace => (Mode::Replace, false),
+            Verb::Append => (Mode::Append, true),
+            Verb::Prepend => (Mode::Prepend, true),
+            Verb::Cas(_) => (Mode::Cas(asked), false),
+        };
+        let life = Lifetime::Until(now_s + 4);
+        let terms = Terms {
+            vivify: (make && joins).then_some(life),
+            joined_to: (make && joins).then(|| self.version(k, Version::Right)).flatten(),
+            older_is_stale,
+            version: chosen,
+            ..Terms::new(ClientFlags(2), Lifetime::Never, mode)
+        };
+        let placed = worker.put(key(&name(k)), b"12", &terms, at(u64::from(now_s)));
+        let old = self.model.items.get(&k);
+        let fresh = Entry { value: b"12".to_vec(), flags: 2, ..Entry::fresh(at_tick) };
+        let expected = match (mode, old) {
+            (Mode::Append | Mode::Prepend, None) if make => Ok(Entry { life, ..fresh }),
+            (Mode::Add, Some(_)) | (Mode::Replace | Mode::Append | Mode::Prepend, None) => {
+                Err(Stored::NotStored)
+            }
+            (Mode::Cas(_), None) => Err(Stored::NotFound),
+            (Mode::Cas(cas), Some(old)) if cas == old.cas && cas.0 != 0 => Ok(fresh),
+            (Mode::Cas(cas), Some(old)) if older_is_stale && cas < old.cas && cas.0 != 0 => {
+                Ok(Entry { stale: true, won: old.won, life: old.life, ..fresh })
+            }
+            (Mode::Cas(_), Some(_)) => Err(Stored::Exists),
+            (Mode::Append, Some(old)) => {
+                Ok(Entry { value: [&*old.value, b"12"].concat(), ..old.joined(at_tick) })
+            }
+            (Mode::Prepend, Some(old)) => {
+                Ok(Entry { value: [b"12", &*old.value].concat(), ..old.joined(at_tick) })
+            }
+            _ => Ok(fresh),
+        };
+        match expected {
+            Err(refused) => assert_eq!((placed.stored, placed.value_len), (refused, 0)),
+            Ok(mut entry) => {
+                let Stored::Stored(cas) = placed.stored else { panic!("{placed:?} for {mode:?}") };
+                assert_eq!(placed.value_len, entry.value.len());
+                assert!(chosen.is_none_or(|chosen| chosen == cas));
+                entry.cas = cas;
+                self.model.items.insert(k, entry);
+            }
+        }
+    }
+
+    fn lease(&mut self, worker: &mut Worker, k: usize, terms: &LeaseTerms) {
+        let now_s = self.model.now_s;
+        let name = name(k);
+        let leased = worker.lease(key(&name), terms, at(u64::from(now_s)));
+        let Some(entry) = self.model.items.get_mut(&k) else {
+            assert_eq!(leased.is_some(), terms.vivify.is_some());
+            if let (Some(leased), Some(life)) = (leased, terms.vivify) {
+                assert!(leased.created && leased.won && leased.item.value_len() == 0);
+                let fresh = Entry::fresh((self.model.tick, now_s));
+                let made = Entry { won: true, life, cas: leased.item.cas(), ..fresh };
+                self.model.items.insert(k, made);
+            }
+            return;
+        };
+        let leased = leased.expect("the item is there");
+        let (item, before) = (&leased.item, entry.life);
+        assert_eq!((item.cas(), item.lifetime()), (entry.cas, before));
+        assert_eq!((item.is_stale(), item.is_won()), (entry.stale, entry.won));
+        let judged = terms.touch.filter(|_| terms.touch_first).unwrap_or(before);
+        let ends_before = match (judged, terms.recache) {
+            (Lifetime::Until(end), Some(Lifetime::Until(limit))) => end < limit,
+            (Lifetime::Past, Some(Lifetime::Until(_))) => true,
+            _ => false,
+        };
+        let wins = !entry.won && (entry.stale || ends_before);
+        assert_eq!((leased.won, leased.created), (wins, false));
+        entry.won |= wins;
+        entry.life = terms.touch.unwrap_or(before);
+    }
+
+    fn renew(&mut self, worker: &mut Worker, k: usize, renewal: &Renewal) {
+        let now = at(u64::from(self.model.now_s));
+        let renewed = worker.renew(key(&name(k)), renewal, now);
+        let Some(entry) = self.model.items.get_mut(&k) else {
+            assert_eq!(renewed, Renewed::NotFound);
+            return;
+        };
+        if renewal.cas.is_some_and(|cas| cas != entry.cas) {
+            assert_eq!(renewed, Renewed::Exists);
+            return;
+        }
+        assert_eq!(renewed, Renewed::Renewed);
+        let cas = worker.peek(key(&name(k)), now).map(|item| item.cas());
+        let kept = renewal.version.or((!renewal.stale).then_some(entry.cas));
+        if let (Some(kept), Some(cas)) = (kept, cas) {
+            assert_eq!(kept, cas);
+        }
+        if let Some(flags) = renewal.emptied {
+            (entry.value, entry.flags) = (Vec::new(), flags.0);
+        }
+        (entry.stale, entry.won) = (renewal.stale, false);
+        entry.life = renewal.lifetime.unwrap_or(entry.life);
+        // An item whose lifetime is over at once shows no version any more.
+        entry.cas = cas.unwrap_or(entry.cas);
+        entry.at = (self.model.tick, self.model.now_s);
+    }
+
     fn count(&mut self, worker: &mut Worker, k: usize, up: bool, by: u64, version: Version) {
         let cas = self.version(k, version);
         let way = if up { Arithmetic::Increment } else { Arithmetic::Decrement };
         let now = at(u64::from(self.model.now_s));
-        let counted = worker.arithmetic(key(&name(k)), way, by, cas, now);
+        let terms = CountTerms { cas, ..CountTerms::default() };
+        let counted = worker.count_up_or_down(key(&name(k)), way, by, &terms, now);
         let Some(entry) = self.model.items.get_mut(&k) else {
             assert_eq!(counted, Counted::NotFound);
             return;
@@ -361,6 +541,7 @@ impl Pair {
                 assert_eq!(item.value_len(), value.len());
                 assert_eq!(item.flags(), ClientFlags(entry.flags));
                 assert_eq!((item.cas(), item.lifetime()), (entry.cas, entry.life));
+                assert_eq!((item.is_stale(), item.is_won()), (entry.stale, entry.won));
                 assert_eq!(item.key(), name);
             }
             (found, entry) => panic!("key {k}: found {found:?}, expected {entry:?}"),
