@@ -18,7 +18,7 @@ use crate::command::request::{self, Outcome, Request, Store, Versioned};
 use crate::protocol::binary::HEADER_LEN;
 use crate::protocol::binary::encode::{self, Tag};
 use crate::protocol::binary::parse::{After, Ask, Fetch, Frame, frame};
-use crate::server::buffers::{Input, Output};
+use crate::server::buffers::{Input, Output, Pool, Wire, wire_for};
 use crate::server::connection::{Turn, VALUE_WAIT_LEN_MAX};
 use crate::server::fetch::BATCH_KEYS_MAX;
 use crate::server::incoming::Incoming;
@@ -261,17 +261,27 @@ fn fetch_one(tag: Tag, terms: Fetch<'_>, output: &mut Output, turn: &mut Turn<'_
         None => count_fetch(turn.executor.counters, asked, item.is_some()),
         Some(_) => count_touch(turn.executor.counters, item.is_some()),
     }
-    append(output.tail(turn.pool), tag, terms, item.as_ref());
+    append(output, tag, terms, item.as_ref(), turn.wire, turn.pool);
 }
 
-fn append(out: &mut Vec<u8>, tag: Tag, terms: Fetch<'_>, item: Option<&Item<'_>>) {
+fn append(
+    output: &mut Output,
+    tag: Tag,
+    terms: Fetch<'_>,
+    item: Option<&Item<'_>>,
+    wire: Option<&dyn Wire>,
+    pool: &mut Pool,
+) {
     let key = terms.with_key.then_some(terms.key.bytes());
+    let out = output.tail(pool);
     let Some(item) = item else { return encode::missed(out, tag, key) };
     let value_len = if terms.with_value { item.value_len() } else { 0 };
-    out.reserve(value_len.saturating_add(encode::FOUND_LEN_MAX));
+    let wire = wire_for(wire, value_len);
+    let copied_len = if wire.is_some() { 0 } else { value_len };
+    out.reserve(copied_len.saturating_add(encode::FOUND_LEN_MAX));
     encode::found(out, tag, key, item.flags().0, value_len, item.cas().0);
     if terms.with_value {
-        item.value().for_each(|slice| out.extend_from_slice(slice));
+        output.append_value(item.value(), &[], wire, pool);
     }
 }
 
@@ -351,7 +361,7 @@ impl<'a> Batch<'a> {
                 break;
             }
             count_fetch(turn.executor.counters, plain, item.is_some());
-            append(output.tail(turn.pool), entry.tag, entry.terms, item.as_ref());
+            append(output, entry.tag, entry.terms, item.as_ref(), turn.wire, turn.pool);
             done = Some(entry.end);
         }
         done

@@ -2,8 +2,9 @@
 //! mean is the business of `connection`.
 #![forbid(unsafe_code)]
 
-use crate::command::counters::Counter;
+use crate::command::counters::{Counter, Counters};
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
+use crate::server::buffers::Wire;
 use crate::server::connection::{Connection, Step};
 use crate::server::listener::Accepted;
 use crate::server::observing;
@@ -11,7 +12,7 @@ use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
 use crate::server::worker::Local;
 use std::cell::Cell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -95,7 +96,8 @@ async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> 
     }
     let mut socket = Socket::new(fd, Arc::clone(info))?;
     loop {
-        match local.drive(&mut connection, info) {
+        let wire = Counted { socket: &socket, counters: local.counters() };
+        match local.drive(&mut connection, info, Some(&wire)) {
             Step::Yield => {
                 local.counters().add_one(Counter::ConnYields);
                 yield_turn().await;
@@ -139,6 +141,20 @@ async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> 
             }
             Step::Close => return write(&mut connection, &mut socket, presence).await,
         }
+    }
+}
+
+/// The socket of a client that is served, which counts what it takes.
+struct Counted<'a> {
+    socket: &'a Socket,
+    counters: &'a Counters,
+}
+
+impl Wire for Counted<'_> {
+    fn send(&self, parts: &[IoSlice<'_>]) -> usize {
+        let len = self.socket.write_parts_now(parts).ok().flatten().unwrap_or_default();
+        self.counters.add(Counter::BytesWritten, len as u64);
+        len
     }
 }
 

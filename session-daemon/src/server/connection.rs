@@ -22,7 +22,7 @@ use crate::protocol::text::parse::{After, Line, LineError};
 use crate::protocol::text::words::Words;
 use crate::protocol::text::{CRLF, LINE_LEN_MAX, admin, encode, parse};
 use crate::server::administration::{Administration, administer, is_administration};
-use crate::server::buffers::{Input, Output, Pool};
+use crate::server::buffers::{Input, Output, Pool, Wire};
 use crate::server::config::Binding;
 use crate::server::dump::Dump;
 use crate::server::fetch::{self, List};
@@ -62,6 +62,8 @@ pub struct Turn<'a> {
     pub services: &'a dyn Services,
     /// Requests after which the connection gives way (`-R`).
     pub requests_left: u32,
+    /// Where large values may be sent from the store; none where answers must stay together.
+    pub wire: Option<&'a dyn Wire>,
 }
 
 /// What a connection needs next. Whatever [`Connection::output`] holds is to be sent first,

@@ -9,7 +9,7 @@ use crate::command::request::{Exptime, Fetch};
 use crate::protocol::text::keys::{NextKey, next_key};
 use crate::protocol::text::parse::{KeyList, LineError, key_list};
 use crate::protocol::text::{CRLF, KEY_LIST_LEN_MAX, LINE_LEN_MAX, encode};
-use crate::server::buffers::Output;
+use crate::server::buffers::{Output, Pool, Wire, wire_for};
 use crate::server::connection::Turn;
 use crate::store::Item;
 use crate::store::types::Key;
@@ -313,7 +313,10 @@ impl<'a> Batch<'a> {
         let terms = Fetch { with_cas: false, touch: self.touch };
         fetch(turn.executor.store, terms, keys, turn.executor.now, items);
         let mut previous: Option<Entry> = None;
-        for ((key, item), entry) in keys.iter().zip(items.iter()).zip(&self.entries) {
+        // The line of the last entry that ends, and every line before it, cannot fail any more.
+        let known = self.entries.get(..self.len)?.iter().rposition(|entry| entry.ends);
+        let looked_up = keys.iter().zip(items.iter()).zip(&self.entries);
+        for (idx, ((key, item), entry)) in looked_up.enumerate() {
             if let Some(previous) = previous.filter(|_| output.is_full()) {
                 let list = (!previous.ends).then(|| self.list_after(previous));
                 return Some((previous.resume, list));
@@ -321,17 +324,16 @@ impl<'a> Batch<'a> {
             if entry.first {
                 self.mark = Some(output.len());
             }
-            let out = output.tail(turn.pool);
             count_fetch(turn.executor.counters, terms, item.is_some());
             let found = || item.as_ref().map(Seen::of);
             if let Some(observer) = turn.executor.observer {
                 observer.note(&Event::Fetched { key: key.bytes(), found: found() });
             }
             if let Some(item) = item {
-                append(out, key.bytes(), item, entry.with_cas);
-            }
-            if entry.ends {
-                encode::end(out);
+                let wire = turn.wire.filter(|_| known >= Some(idx));
+                append(output, key.bytes(), item, entry, wire, turn.pool);
+            } else if entry.ends {
+                encode::end(output.tail(turn.pool));
             }
             previous = Some(*entry);
         }
@@ -354,15 +356,23 @@ impl<'a> Batch<'a> {
 /// Where to go on when the output was full before the last key of a batch.
 type Paused = Option<(usize, Option<List>)>;
 
-fn append(out: &mut Vec<u8>, key: &[u8], item: &Item<'_>, with_cas: bool) {
-    let cas = with_cas.then(|| item.cas().0);
+fn append(
+    output: &mut Output,
+    key: &[u8],
+    item: &Item<'_>,
+    entry: &Entry,
+    wire: Option<&dyn Wire>,
+    pool: &mut Pool,
+) {
+    let cas = entry.with_cas.then(|| item.cas().0);
     let value_len = item.value_len();
-    out.reserve(value_len.saturating_add(VALUE_HEADER_LEN_MAX));
+    let wire = wire_for(wire, value_len);
+    let out = output.tail(pool);
+    let copied_len = if wire.is_some() { 0 } else { value_len };
+    out.reserve(copied_len.saturating_add(VALUE_HEADER_LEN_MAX));
     encode::value_header(out, key, item.flags().0, value_len, cas);
-    for slice in item.value() {
-        out.extend_from_slice(slice);
-    }
-    out.extend_from_slice(CRLF);
+    let end: &[u8] = if entry.ends { b"\r\nEND\r\n" } else { CRLF };
+    output.append_value(item.value(), end, wire, pool);
 }
 
 /// `VALUE`, a key, three numbers, blanks and two line ends.

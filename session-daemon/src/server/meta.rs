@@ -14,10 +14,10 @@ use crate::protocol::meta::flags::MetaError;
 use crate::protocol::meta::parse::{self, Asked, Verb};
 use crate::protocol::text::words::Words;
 use crate::protocol::text::{CRLF, LINE_LEN_MAX};
-use crate::server::buffers::Output;
+use crate::server::buffers::{Output, wire_for};
 use crate::server::connection::Turn;
+use crate::store::Leased;
 use crate::store::types::{Key, Lifetime};
-use crate::store::{Item, Leased};
 use memchr::memchr;
 
 /// Lookups whose keys are brought near together.
@@ -93,11 +93,17 @@ impl<'a> Batch<'a> {
 
 /// Does a command that carries no value, and answers it.
 pub fn answer(verb: Verb, words: Words<'_>, output: &mut Output, turn: &mut Turn<'_>) {
+    let mut buffer = KEY_BUFFER;
+    if verb == Verb::Get {
+        let got = parse::asked(words, &mut buffer).and_then(|asked| get(output, &asked, turn));
+        if let Err(error) = got {
+            encode::error(output.tail(turn.pool), error);
+        }
+        return;
+    }
     let out = output.tail(turn.pool);
     let executor = &mut turn.executor;
-    let mut buffer = KEY_BUFFER;
     let answered = match verb {
-        Verb::Get => parse::asked(words, &mut buffer).and_then(|asked| get(out, &asked, executor)),
         Verb::Delete => {
             parse::asked(words, &mut buffer).and_then(|asked| delete(out, &asked, executor))
         }
@@ -109,22 +115,23 @@ pub fn answer(verb: Verb, words: Words<'_>, output: &mut Output, turn: &mut Turn
             out.extend_from_slice(encode::NOOP);
             Ok(())
         }
-        // Its value is not at hand here.
-        Verb::Set => Err(MetaError::BadFormat),
+        // A get is answered above; the value of a set is not at hand here.
+        Verb::Get | Verb::Set => Err(MetaError::BadFormat),
     };
     if let Err(error) = answered {
         encode::error(out, error);
     }
 }
 
-fn get(out: &mut Vec<u8>, asked: &Asked<'_>, executor: &mut Executor<'_>) -> Result<(), MetaError> {
+fn get(output: &mut Output, asked: &Asked<'_>, turn: &mut Turn<'_>) -> Result<(), MetaError> {
     let lease = parse::lease(asked)?;
+    let (wire, executor) = (turn.wire, &mut turn.executor);
     let now_s = second(executor);
     let left = |exptime: Exptime| left_s(expiry::lifetime(exptime, executor.now), now_s);
     let (touched, vivified) = (lease.touch.map(left), lease.vivify.map(left));
     let echo = Echo::of(asked);
     let Some(Leased { item, created, won }) = executor.lease(asked.key, &lease) else {
-        encode::miss(out, &echo);
+        encode::miss(output.tail(turn.pool), &echo);
         return Ok(());
     };
     let (value_len, cas) = (item.value_len(), item.cas().0);
@@ -144,23 +151,19 @@ fn get(out: &mut Vec<u8>, asked: &Asked<'_>, executor: &mut Executor<'_>) -> Res
         sent: item.is_won() && !created,
         key_is_binary: item.key_is_binary(),
     };
-    out.reserve(if with_value { value_len } else { 0 }.saturating_add(REPLY_LEN_MAX));
+    let wire = wire_for(wire, value_len);
+    let out = output.tail(turn.pool);
+    let copied_len = if with_value && wire.is_none() { value_len } else { 0 };
+    out.reserve(copied_len.saturating_add(REPLY_LEN_MAX));
     encode::hit(out, &echo, &hit);
     if with_value {
-        append_value(out, &item);
+        output.append_value(item.value(), CRLF, wire, turn.pool);
     }
     Ok(())
 }
 
 /// A line of all flags with the longest key, opaque token and numbers, and two line ends.
 const REPLY_LEN_MAX: usize = 512;
-
-fn append_value(out: &mut Vec<u8>, item: &Item<'_>) {
-    for slice in item.value() {
-        out.extend_from_slice(slice);
-    }
-    out.extend_from_slice(CRLF);
-}
 
 fn delete(
     out: &mut Vec<u8>,

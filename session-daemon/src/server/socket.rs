@@ -4,9 +4,9 @@
 
 use crate::server::shared::ConnectionInfo;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Poll;
@@ -119,6 +119,23 @@ impl Socket {
         let fd = self.fd.as_ref().ok_or_else(unregistered)?;
         loop {
             return match send(fd.get_ref(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(len) => Ok(Some(len)),
+                Err(Errno::AGAIN) => Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+
+    /// [`Socket::write_now`] of several parts, in their order.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn write_parts_now(&self, parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        let fd = self.fd.as_ref().ok_or_else(unregistered)?;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        loop {
+            return match sendmsg(fd.get_ref(), parts, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(len) => Ok(Some(len)),
                 Err(Errno::AGAIN) => Ok(None),
                 Err(Errno::INTR) => continue,

@@ -78,6 +78,7 @@ fn converse_in(mut connection: Connection, pieces: &[&[u8]], requests_per_turn: 
                     pool: &mut pool,
                     services: &Nobody,
                     requests_left: requests_per_turn,
+                    wire: None,
                 });
                 if step == Step::Yield {
                     continue;

@@ -194,7 +194,7 @@ impl Desk {
             rest = behind;
             self.connection.filled(part.len());
             loop {
-                let step = local.drive(&mut self.connection, info);
+                let step = local.drive(&mut self.connection, info, None);
                 let output = self.connection.output();
                 let output_len = output.len();
                 fits = self.reply.len() + output_len <= reply_len_max;

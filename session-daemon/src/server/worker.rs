@@ -9,7 +9,7 @@ use crate::command::execute::Executor;
 use crate::command::observe::Observer;
 use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::administration::Administration;
-use crate::server::buffers::Pool;
+use crate::server::buffers::{Pool, Wire};
 use crate::server::client;
 use crate::server::connection::{Connection, Services, Step, Turn};
 use crate::server::dump::Dump;
@@ -112,13 +112,24 @@ impl Local {
     }
 
     /// Gives a connection its part of the turn.
-    pub fn drive(&self, connection: &mut Connection, info: &ConnectionInfo) -> Step {
+    pub fn drive(
+        &self,
+        connection: &mut Connection,
+        info: &ConnectionInfo,
+        wire: Option<&dyn Wire>,
+    ) -> Step {
         info.active(self.now());
-        self.drive_as(connection, info.fd, false)
+        self.drive_as(connection, info.fd, false, wire)
     }
 
     /// Gives a connection its part of the turn; one that is trusted may steer the server.
-    fn drive_as(&self, connection: &mut Connection, fd: i32, trusted: bool) -> Step {
+    fn drive_as(
+        &self,
+        connection: &mut Connection,
+        fd: i32,
+        trusted: bool,
+        wire: Option<&dyn Wire>,
+    ) -> Step {
         let _abort = AbortOnPanic;
         if self.drives.get() > DRIVES_PER_TURN_MAX {
             self.end_turn();
@@ -144,6 +155,7 @@ impl Local {
             pool: &mut pool,
             services: self,
             requests_left: self.shared.config.requests_per_turn,
+            wire,
         })
     }
 
