@@ -88,6 +88,7 @@ impl Conversation {
                 pool,
                 services: &Nothing,
                 requests_left: 20,
+                wire: None,
             });
             replies.extend_from_slice(connection.output());
             connection.sent(connection.output().len(), pool);
