@@ -275,10 +275,11 @@ fn all_connections_together_keep_no_more_than_the_limit() -> Result<()> {
     wait::until("nothing that is kept", || {
         (observer.stats("").ok()?["read_buf_bytes"] == "0").then_some(())
     });
-    // The same for answers: of ten clients that do not read theirs only one or so fits.
+    // The same for answers: of thirty clients that do not read theirs only a few fit. What the
+    // kernel took of a value is not kept, so each keeps another part of 500 kB.
     observer.set("large", &vec![b'v'; 500_000])?;
     let mut deaf = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..30 {
         let mut stream = connect(&daemon)?;
         stream.write_all("get large\r\n".repeat(40).as_bytes())?;
         deaf.push(stream);
@@ -287,7 +288,7 @@ fn all_connections_together_keep_no_more_than_the_limit() -> Result<()> {
         let stats = observer.stats("").ok()?;
         let kept: u64 = stats["read_buf_bytes"].parse().ok()?;
         assert!(kept <= 1 << 20, "{kept} bytes are kept");
-        (stats["response_obj_oom"].parse::<u64>().ok()? >= 8).then_some(())
+        (stats["response_obj_oom"].parse::<u64>().ok()? >= 15).then_some(())
     });
     ensure!(observer.get("large")?.is_some_and(|value| value.len() == 500_000), "not served");
     Ok(())
