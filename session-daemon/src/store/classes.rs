@@ -5,6 +5,8 @@ use crate::store::types::StoreError;
 
 /// Number of the class whose chunks are overflow lines of the index.
 pub(super) const LINE_CLASS: u32 = 0;
+/// Bytes of an overflow line.
+const LINE_SIZE: u32 = 64;
 /// First class of items.
 pub(super) const ITEM_CLASS_FIRST: u32 = 1;
 /// Bytes of an item's header.
@@ -20,7 +22,7 @@ const GROWTH_FACTOR: f64 = 1.035;
 const CHUNK_MAX: usize = 8192;
 
 /// The classes of a store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Classes {
     sizes: Vec<u32>,
     /// Class of each length in steps of 8 bytes.
@@ -42,7 +44,7 @@ impl Classes {
         if growth_factor.is_some_and(|factor| !factor.is_finite() || factor <= 1.0) {
             return Err(StoreError::Classes("the growth factor must be greater than 1"));
         }
-        let mut sizes = vec![64, first as u32];
+        let mut sizes = vec![LINE_SIZE, first as u32];
         let mut size = first;
         while size < chunk_max {
             let least = match growth_factor {
@@ -58,10 +60,31 @@ impl Classes {
         if sizes.len() > CLASSES_MAX {
             return Err(StoreError::Classes("the growth factor gives more than 254 classes"));
         }
+        Ok(Self::with_steps(sizes))
+    }
+
+    /// The classes of these sizes, as a region has them; `None` if no store can have such.
+    pub(super) fn of_sizes(sizes: Vec<u32>) -> Option<Self> {
+        let fits = |size: &u32| (HEADER_LEN as u32..=CHUNK_MAX as u32).contains(size);
+        let is_possible = sizes.len() > 1
+            && sizes.len() <= CLASSES_MAX
+            && sizes[0] == LINE_SIZE
+            && sizes.iter().all(|size| fits(size) && size.is_multiple_of(8))
+            && sizes[1..].is_sorted_by(|a, b| a < b);
+        is_possible.then(|| Self::with_steps(sizes))
+    }
+
+    fn with_steps(sizes: Vec<u32>) -> Self {
+        let chunk_max = sizes[sizes.len() - 1] as usize;
         let by_step = (0..=chunk_max / 8)
             .map(|step| sizes[1..].partition_point(|&size| (size as usize) < step * 8) as u8 + 1)
             .collect();
-        Ok(Self { sizes, by_step })
+        Self { sizes, by_step }
+    }
+
+    /// Bytes of the chunks of each class.
+    pub(super) fn sizes(&self) -> &[u32] {
+        &self.sizes
     }
 
     /// Number of classes, with that of index lines.

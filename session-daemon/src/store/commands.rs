@@ -6,6 +6,7 @@ use crate::clock::Now;
 use crate::store::Worker;
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
+use crate::store::failpoint::step;
 use crate::store::item::Marks;
 use crate::store::publish::{Expect, Heritage, Refused};
 use crate::store::sync::Ordering;
@@ -284,8 +285,10 @@ impl Worker {
         if !dead && self.is_other_version(item, cas) {
             return Deleted::Exists;
         }
-        let line = bucket.remove(slot);
         let state = self.unlink(item);
+        step("delete: unlinked");
+        let line = bucket.remove(slot);
+        step("delete: out of the slot");
         drop(bucket);
         self.retire_removed(item, line);
         if dead {

@@ -3,6 +3,7 @@
 
 use crate::clock::Now;
 use crate::store::classes::{Classes, HEADER_LEN};
+use crate::store::failpoint::step;
 use crate::store::item::{
     LINK, LINK_LEN, Link, Marks, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State,
 };
@@ -92,6 +93,7 @@ impl Store {
         // Relaxed: before the first word, which is stored with Release.
         self.region.word(piece + PIECE_OWNER).store(0, Ordering::Relaxed);
         self.set_piece(piece, Piece::new(0, 0));
+        step("upload: piece begun");
     }
 
     /// Appends a piece of `len` bytes to a chain.
@@ -105,6 +107,7 @@ impl Store {
             self.set_piece(chain.last, Piece::new(last.len(), piece));
         }
         chain.last = piece;
+        step("upload: piece linked");
     }
 }
 

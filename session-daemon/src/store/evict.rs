@@ -7,6 +7,7 @@ use crate::store::Worker;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
+use crate::store::failpoint::step;
 use crate::store::item::{PIECE_OWNER, State, Times};
 use crate::store::layout::PageState;
 use crate::store::reader::second;
@@ -140,9 +141,9 @@ impl Worker {
         if reason != Reason::Room && !dead {
             return false;
         }
-        let line = bucket.remove(slot);
         let times = self.shared().item_times(item);
         let state = self.unlink(item);
+        let line = bucket.remove(slot);
         drop(bucket);
         if self.evicted_noted && reason == Reason::Room && !dead {
             self.note_evicted(item, state, times, now);
@@ -306,6 +307,7 @@ impl Worker {
             }
         }
         self.raid_page(class, page);
+        step("drain: swept");
         self.shared().drain_walk_end(class, page);
         removed
     }
@@ -382,7 +384,7 @@ impl Worker {
         }
         self.swept_ns = now.boottime_ns.max(1);
         self.begin();
-        self.shared().note_flush(now);
+        self.shared().note_time(now);
         let removed = self.sweep_slice(now);
         self.shrink(now);
         let drains = !self.shared().draining.lock().is_empty();

@@ -29,6 +29,11 @@ impl HashSecret {
         }))
     }
 
+    /// The secret that was kept in a superblock.
+    pub(super) fn of_words(words: [u64; SECRET_WORDS]) -> Self {
+        Self(words)
+    }
+
     /// The words, to be kept in the superblock.
     pub(super) fn words(&self) -> &[u64; SECRET_WORDS] {
         &self.0

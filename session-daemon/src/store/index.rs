@@ -15,7 +15,9 @@
 #![forbid(unsafe_code)]
 
 use crate::store::Store;
+use crate::store::failpoint::step;
 use crate::store::sync::{AtomicU64, Ordering, backoff, lock_word, try_lock_word};
+use std::ops::Range;
 
 /// Slots of a bucket and of an overflow line.
 pub(super) const SLOTS: u64 = 7;
@@ -149,6 +151,11 @@ impl LockedBucket<'_> {
         true
     }
 
+    /// Whether every slot is taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.slots().all(|slot| self.load(slot) != 0)
+    }
+
     /// Writes an overflow line that no lookup sees yet.
     fn fill_line(&self, line: u64, slots: &[u64], next: u64) {
         // Relaxed: published by the header that links the line.
@@ -181,6 +188,7 @@ impl LockedBucket<'_> {
             Some(at) => self.store.region.word(at).store(next, Ordering::Release),
             None => self.header = self.header & !LINK_MASK | next,
         }
+        step("line: unlinked");
         line
     }
 }
@@ -328,16 +336,43 @@ impl Store {
         (words.map(slot_item).collect(), depth(bucket.header) as u32)
     }
 
-    /// Makes a zeroed page the first page of buckets of a store that nobody else has yet.
-    pub(super) fn index_format(&self, page: u32) {
-        let buckets = self.layout.page_len() as u64 / LINE_LEN;
+    /// Makes empty buckets of all of these pages. Nobody else has the store.
+    pub(super) fn index_format(&self, pages: &[u32], threads: usize) {
         // Relaxed throughout: nobody else has the store.
-        self.region.half(self.layout.directory(0)).store(page + 1, Ordering::Relaxed);
-        let header = u64::from(buckets.ilog2()) << DEPTH_SHIFT;
-        for bucket in 0..buckets {
-            self.region.word(self.bucket(bucket)).store(header, Ordering::Relaxed);
+        let relaxed = Ordering::Relaxed;
+        for idx in 0..self.layout.pages {
+            let entry = pages.get(idx as usize).map_or(0, |page| page + 1);
+            self.region.half(self.layout.directory(u64::from(idx))).store(entry, relaxed);
         }
-        self.superblock().buckets.store(buckets, Ordering::Relaxed);
+        let buckets = pages.len() as u64 * self.buckets_per_page();
+        self.superblock().buckets.store(buckets, relaxed);
+        let share = pages.len().div_ceil(threads);
+        std::thread::scope(|scope| {
+            for start in (0..pages.len()).step_by(share).skip(1) {
+                let end = pages.len().min(start + share);
+                scope.spawn(move || self.empty_buckets(start..end, buckets));
+            }
+            self.empty_buckets(0..share, buckets);
+        });
+    }
+
+    fn buckets_per_page(&self) -> u64 {
+        self.layout.page_len() as u64 / LINE_LEN
+    }
+
+    /// Empties the buckets of some pages of the directory.
+    fn empty_buckets(&self, pages: Range<usize>, buckets: u64) {
+        let (level, per_page) = (buckets.ilog2(), self.buckets_per_page());
+        for number in pages.start as u64 * per_page..pages.end as u64 * per_page {
+            let is_split = number < buckets - (1 << level) || number >= 1 << level;
+            let offset = self.bucket(number);
+            // Relaxed throughout: as in `index_format`.
+            let header = (u64::from(level) + u64::from(is_split)) << DEPTH_SHIFT;
+            self.region.word(offset).store(header, Ordering::Relaxed);
+            for idx in 1..=SLOTS {
+                self.region.word(offset + idx * 8).store(0, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Makes a zeroed page the next page of buckets. False when another one has become that.
@@ -351,6 +386,7 @@ impl Store {
         }
         // Release: the zeros are visible before; pairs with the Acquire in `bucket`.
         entry.store(page + 1, Ordering::Release);
+        step("index: page added");
         true
     }
 
@@ -374,13 +410,17 @@ impl Store {
             return Split::NeedsLines(needed);
         }
         let new = self.fill_bucket(&old, self.bucket(buckets), &movers, level, lines);
+        step("split: new bucket filled");
         old.header += 1 << DEPTH_SHIFT;
         old.publish_move();
+        step("split: header moved");
         for (slot, _) in &movers {
             // Release: a lookup that sees the slot empty sees the move; pairs with `find_item`.
             self.region.word(*slot).store(0, Ordering::Release);
         }
+        step("split: old slots emptied");
         let emptied = self.compact(&mut old);
+        step("split: compacted");
         // Release: the new bucket is complete; pairs with the Acquire in `bucket_count`.
         superblock.buckets.store(buckets + 1, Ordering::Release);
         drop(new);
@@ -447,6 +487,7 @@ impl Store {
             moved.push(slot);
         }
         if !moved.is_empty() {
+            step("compaction: copied");
             old.publish_move();
         }
         for slot in moved {

@@ -8,16 +8,18 @@
 //! |  4096 B    | 64 B each   | 64 B each  | 4 B a page       |          |        |        |
 //! +------------+-------------+------------+------------------+----------+--------+--------+---
 //! ```
-//! All of it together is at most `-m`.
+//! All of it together is at most `-m`. In a file the two tables have room for `pages_max` pages,
+//! so that a later start may have a larger `-m`; what is beyond `pages` has no memory.
 
-use crate::store::region::Shared;
-use crate::store::sync::{AtomicU32, AtomicU64};
+use crate::store::region::{Region, Shared};
+use crate::store::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::store::types::StoreError;
+use std::ops::Range;
 
 /// First word of the superblock: `session\0`, little-endian.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"session\0");
 /// Version of everything in this module, of items, of buckets and of the hash.
-pub(super) const LAYOUT_VERSION: u32 = 1;
+pub(super) const LAYOUT_VERSION: u32 = 2;
 /// Bytes of the superblock.
 const SUPERBLOCK_LEN: usize = 4096;
 /// Bytes of an entry of the class table and of the page table.
@@ -26,10 +28,18 @@ const ENTRY_LEN: usize = 64;
 const PAGE_SMALL_BELOW: usize = 64 << 20;
 const PAGE_SHIFT_SMALL: u32 = 14;
 const PAGE_SHIFT: u32 = 16;
+/// Pages by which the tables of the largest region shorten it, generously.
+const TABLES_SHARE: usize = 1 << 20;
 /// Fewest pages that a store works with.
 const PAGES_MIN: usize = 24;
 /// Largest region: an index link has 36 bits and counts 64-byte lines.
 const REGION_LEN_MAX: usize = 1 << 42;
+/// By how much `-m` may be larger at a later start of a store in a file.
+const GROWTH_MAX: usize = 16;
+/// Bytes from the start within which superblock and class table end.
+pub(super) const HEAD_LEN: usize = SUPERBLOCK_LEN + 256 * ENTRY_LEN;
+/// Unit of fallocation and of the fixed parts.
+const ALIGN: usize = 4096;
 /// Number of no page.
 pub(super) const NO_PAGE: u32 = u32::MAX;
 
@@ -43,7 +53,10 @@ pub(super) struct Superblock {
     pub(super) item_size_max: AtomicU64,
     pub(super) pages: AtomicU32,
     pub(super) classes: AtomicU32,
-    reserved0: [AtomicU64; 3],
+    /// Number of the boot in which the region is of use; its clock is that of all times in it.
+    pub(super) boot_id: [AtomicU64; 2],
+    /// Pages that the tables have room for.
+    pub(super) pages_max: AtomicU64,
     /// Line 1, read by every lookup: versions up to this stamp are flushed.
     pub(super) flushed_stamp: AtomicU64,
     /// Boot-time second of a flush that is still to come, or has come; 0 for none.
@@ -66,6 +79,11 @@ pub(super) struct Superblock {
     reserved4: [AtomicU32; 12],
     /// From line 5: the hash secret.
     pub(super) secret: [AtomicU64; 40],
+    /// Line 10: sum of all words that do not change from the first start on.
+    pub(super) checksum: AtomicU64,
+    /// Latest boot-time second that a worker has seen.
+    pub(super) seen_s: AtomicU64,
+    reserved5: [AtomicU64; 6],
 }
 
 /// One slab class. All but `lock` is written under `lock` only.
@@ -86,7 +104,9 @@ pub(super) struct ClassMeta {
     pub(super) age_s_x8: AtomicU32,
     /// Evictions since the class last took a page from another.
     pub(super) evictions: AtomicU32,
-    reserved: [AtomicU32; 7],
+    /// Bytes of a chunk.
+    pub(super) chunk_len: AtomicU32,
+    reserved: [AtomicU32; 6],
 }
 
 /// One page.
@@ -115,6 +135,9 @@ pub(super) struct PageMeta {
     reserved: [AtomicU32; 5],
 }
 
+/// Place of a chunk's size in an entry of the class table, in half words.
+pub(super) const CHUNK_LEN_HALF: u64 = (std::mem::offset_of!(ClassMeta, chunk_len) / 4) as u64;
+
 // SAFETY: `repr(C)`, atomics only, 64-byte aligned.
 unsafe impl Shared for Superblock {}
 // SAFETY: as for `Superblock`.
@@ -124,10 +147,54 @@ unsafe impl Shared for PageMeta {}
 
 const _: () = {
     assert!(size_of::<Superblock>() <= SUPERBLOCK_LEN);
-    assert!(size_of::<Superblock>() == 5 * 64 + 320);
+    assert!(size_of::<Superblock>() == 11 * 64);
     assert!(size_of::<ClassMeta>() == ENTRY_LEN);
     assert!(size_of::<PageMeta>() == ENTRY_LEN);
 };
+
+impl Superblock {
+    /// Number of the boot in which the region is of use.
+    pub(super) fn boot_id(&self) -> u128 {
+        // Relaxed: written before a region is served from.
+        let [low, high] = [0, 1].map(|idx| u128::from(self.boot_id[idx].load(Ordering::Relaxed)));
+        high << 64 | low
+    }
+
+    pub(super) fn set_boot_id(&self, boot_id: u128) {
+        // Relaxed: as in `boot_id`.
+        self.boot_id[0].store(boot_id as u64, Ordering::Relaxed);
+        self.boot_id[1].store((boot_id >> 64) as u64, Ordering::Relaxed);
+    }
+}
+
+/// Sizes of chunks as the class table of a region has them; `None` for an impossible number.
+pub(super) fn chunk_lens(head: &Region) -> Option<Vec<u32>> {
+    let superblock: &Superblock = head.shared(0);
+    // Relaxed: written before a region is served from.
+    let classes = superblock.classes.load(Ordering::Relaxed);
+    let entry = |class: u32| (SUPERBLOCK_LEN + class as usize * ENTRY_LEN) as u64;
+    let len = |class| head.shared::<ClassMeta>(entry(class)).chunk_len.load(Ordering::Relaxed);
+    (1..=255).contains(&classes).then(|| (0..classes).map(len).collect())
+}
+
+/// A sum over the words of superblock and class table that never change.
+pub(super) fn checksum(head: &Region) -> u64 {
+    let superblock: &Superblock = head.shared(0);
+    // Relaxed throughout: as in `chunk_lens`.
+    let relaxed = Ordering::Relaxed;
+    let fixed = [
+        u64::from(superblock.layout_version.load(relaxed)),
+        u64::from(superblock.page_shift.load(relaxed)),
+        u64::from(superblock.classes.load(relaxed)),
+        superblock.pages_max.load(relaxed),
+    ];
+    let secret = superblock.secret.iter().chain(&superblock.boot_id).map(|word| word.load(relaxed));
+    let sizes = chunk_lens(head).unwrap_or_default().into_iter().map(u64::from);
+    // MurmurHash3's multiplier, after FNV's fashion: a guard against damage, not against malice.
+    let step =
+        |sum: u64, word: u64| (sum ^ word).rotate_left(29).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    fixed.into_iter().chain(secret).chain(sizes).fold(0x5e55_1051, step)
+}
 
 /// What a page is used for.
 ///
@@ -180,6 +247,8 @@ impl PageState {
 pub(super) struct Layout {
     pub(super) page_shift: u32,
     pub(super) pages: u32,
+    pub(super) pages_max: u32,
+    pub(super) classes: u32,
     page_table: u64,
     directory: u64,
     first_page: u64,
@@ -201,25 +270,80 @@ impl Layout {
     /// As many pages as fit into `memory_limit` beside the fixed parts.
     pub(super) fn new(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
         let page_len = Self::page_len_for(memory_limit);
-        let page_table = SUPERBLOCK_LEN + classes as usize * ENTRY_LEN;
-        let fixed = |pages: usize| {
-            (page_table + pages * ENTRY_LEN + pages * size_of::<u32>()).next_multiple_of(4096)
+        let pages = Self::pages_for(memory_limit, classes, page_len)?;
+        Ok(Self::of(pages, pages, classes, page_len))
+    }
+
+    /// [`Layout::new`] with room in the tables for a larger limit at a later start.
+    pub(super) fn with_room(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
+        let page_len = Self::page_len_for(memory_limit);
+        let pages = Self::pages_for(memory_limit, classes, page_len)?;
+        let most = REGION_LEN_MAX / page_len - TABLES_SHARE;
+        Ok(Self::of(pages, (pages * GROWTH_MAX).min(most), classes, page_len))
+    }
+
+    /// The layout that a region says it has, if there can be such a one.
+    pub(super) fn found(pages: u32, pages_max: u64, classes: u32, page_len: usize) -> Option<Self> {
+        let lens = [1 << PAGE_SHIFT_SMALL, 1 << PAGE_SHIFT];
+        let most = lens.contains(&page_len).then(|| REGION_LEN_MAX / page_len - TABLES_SHARE)?;
+        let pages_max = usize::try_from(pages_max).ok().filter(|room| *room <= most)?;
+        let pages = pages as usize;
+        let is_possible = (PAGES_MIN..=pages_max).contains(&pages);
+        is_possible.then(|| Self::of(pages, pages_max, classes, page_len))
+    }
+
+    /// The layout of `before` under a limit. `None` if its tables have no room for that.
+    pub(super) fn again(memory_limit: usize, before: Self) -> Result<Option<Self>, StoreError> {
+        let (pages_max, page_len) = (before.pages_max as usize, before.page_len());
+        let pages = Self::pages_for(memory_limit, before.classes, page_len)?;
+        Ok((pages <= pages_max).then(|| Self::of(pages, pages_max, before.classes, page_len)))
+    }
+
+    fn pages_for(limit: usize, classes: u32, page_len: usize) -> Result<usize, StoreError> {
+        let charged = |pages: usize| {
+            let page_table = SUPERBLOCK_LEN + (classes as usize + pages) * ENTRY_LEN;
+            let directory = pages * size_of::<u32>();
+            page_table.next_multiple_of(ALIGN)
+                + directory.next_multiple_of(ALIGN)
+                + pages * page_len
         };
-        let mut pages = memory_limit.min(REGION_LEN_MAX) / page_len;
-        while pages > 0 && fixed(pages) + pages * page_len > memory_limit {
+        let mut pages = limit.min(REGION_LEN_MAX / 2) / page_len;
+        while pages > 0 && charged(pages) > limit {
             pages -= 1;
         }
         if pages < PAGES_MIN {
-            let least = (fixed(PAGES_MIN) + PAGES_MIN * page_len).next_multiple_of(1 << 20);
-            return Err(StoreError::MemoryLimit { limit: memory_limit, least });
+            let least = charged(PAGES_MIN).next_multiple_of(1 << 20);
+            return Err(StoreError::MemoryLimit { limit, least });
         }
-        Ok(Self {
+        Ok(pages)
+    }
+
+    fn of(pages: usize, pages_max: usize, classes: u32, page_len: usize) -> Self {
+        let page_table = SUPERBLOCK_LEN + classes as usize * ENTRY_LEN;
+        let directory = (page_table + pages_max * ENTRY_LEN).next_multiple_of(ALIGN);
+        let first_page = (directory + pages_max * size_of::<u32>()).next_multiple_of(ALIGN);
+        Self {
             page_shift: page_len.trailing_zeros(),
             pages: pages as u32,
+            pages_max: pages_max as u32,
+            classes,
             page_table: page_table as u64,
-            directory: (page_table + pages * ENTRY_LEN) as u64,
-            first_page: fixed(pages) as u64,
-        })
+            directory: directory as u64,
+            first_page: first_page as u64,
+        }
+    }
+
+    /// The parts of the region that hold anything; they must have memory.
+    pub(super) fn extents(&self) -> [Range<u64>; 3] {
+        let pages = u64::from(self.pages);
+        let tables = self.page_table + pages * ENTRY_LEN as u64;
+        let directory = self.directory + pages * size_of::<u32>() as u64;
+        [0..tables, self.directory..directory, self.first_page..self.region_len() as u64]
+    }
+
+    /// Whether an offset lies in a page, at a multiple of 8.
+    pub(super) fn is_in_page(&self, offset: u64) -> bool {
+        offset.is_multiple_of(8) && (self.first_page..self.region_len() as u64).contains(&offset)
     }
 
     /// Bytes of the whole region.
@@ -269,10 +393,34 @@ mod tests {
         for limit in [1 << 20, 2_000_000, 8 << 20, 64 << 20, 100_000_001, 1 << 30] {
             let layout = Layout::new(limit, 140).unwrap();
             assert!(layout.region_len() <= limit);
-            assert!(layout.region_len() + layout.page_len() + 4096 + 68 > limit);
+            assert!(layout.region_len() + layout.page_len() + 2 * 4096 + 68 > limit);
             let last = layout.page(layout.pages - 1) + layout.page_len() as u64;
             assert_eq!(last, layout.region_len() as u64);
             assert_eq!(layout.page_of(last - 1), layout.pages - 1);
+        }
+    }
+
+    #[test]
+    fn room_in_the_tables_lets_the_limit_grow_and_moves_no_page() {
+        for limit in [1 << 20, 8 << 20, 64 << 20, 100_000_001] {
+            let first = Layout::with_room(limit, 140).unwrap();
+            let len = |layout: &Layout| -> u64 {
+                layout.extents().iter().map(|part| part.end - part.start).sum()
+            };
+            assert!(len(&first) <= limit as u64);
+            for later in [limit, limit * 3 / 2, limit * 15] {
+                let grown = Layout::again(later, first).unwrap().unwrap();
+                assert!(len(&grown) <= later as u64 && grown.pages >= first.pages);
+                assert_eq!(grown.page(7), first.page(7));
+                assert_eq!(grown.page_meta(7), first.page_meta(7));
+                assert_eq!(grown.directory(7), first.directory(7));
+            }
+            assert!(Layout::again(limit * 20, first).unwrap().is_none());
+            let room = u64::from(first.pages_max);
+            assert!(Layout::found(first.pages, room, 140, first.page_len()).is_some());
+            assert!(Layout::found(first.pages, room, 140, 12_345).is_none());
+            assert!(Layout::found(first.pages, u64::MAX, 140, first.page_len()).is_none());
+            assert!(Layout::found(0, room, 140, first.page_len()).is_none());
         }
     }
 

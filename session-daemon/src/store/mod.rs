@@ -23,7 +23,9 @@ use crate::store::classes::{Classes, HEADER_LEN};
 use crate::store::counters::Counters;
 use crate::store::epoch::Epochs;
 use crate::store::hash::HashSecret;
-use crate::store::layout::{LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState};
+use crate::store::layout::{
+    CHUNK_LEN_HALF, ClassMeta, LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState, checksum,
+};
 use crate::store::pages::{Magazines, TakenPage};
 use crate::store::reader::second;
 use crate::store::region::Region;
@@ -33,12 +35,15 @@ use std::sync::Arc;
 
 mod admin;
 mod arithmetic;
+mod attach;
+mod backing;
 mod classes;
 mod commands;
 mod counters;
 mod draft;
 mod epoch;
 mod evict;
+mod failpoint;
 mod growth;
 mod hash;
 mod index;
@@ -49,6 +54,7 @@ mod lookup;
 mod pages;
 mod publish;
 mod reader;
+mod recover;
 mod region;
 mod renew;
 pub mod scan;
@@ -61,8 +67,11 @@ mod upload;
 mod validate;
 mod worker;
 
+pub use attach::{Cold, Inspected, Start};
+pub use backing::MemoryFile;
 pub use lease::Leased;
 pub use reader::{Item, ValueSlices};
+pub use recover::Kept;
 pub use upload::Upload;
 pub use validate::{Census, Violation};
 pub use worker::Worker;
@@ -93,6 +102,9 @@ struct WorkerShared {
 #[derive(Debug)]
 pub struct Store {
     region: Region,
+    /// The file that the region is in, which this keeps locked.
+    memory: Option<MemoryFile>,
+    start: Option<Start>,
     layout: Layout,
     classes: Classes,
     config: StoreConfig,
@@ -116,48 +128,66 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store of this configuration.
+    /// A store of this configuration in anonymous memory.
     ///
     /// # Errors
     /// When a limit is out of range or the memory cannot be mapped.
     pub fn create(config: &StoreConfig) -> Result<Arc<Self>, StoreError> {
-        if !(1..=WORKERS_MAX).contains(&config.workers) {
-            return Err(StoreError::Workers { workers: config.workers, most: WORKERS_MAX });
-        }
+        Self::check(config)?;
         let page_len = Layout::page_len_for(config.memory_limit);
         let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
         let layout = Layout::new(config.memory_limit, classes.count())?;
+        let len = layout.region_len();
+        let region = Region::map(len).map_err(|source| StoreError::Map { len, source })?;
+        let store = Self::assemble(config, region, layout, classes, HashSecret::random());
+        store.format();
+        Ok(Arc::new(store))
+    }
+
+    fn check(config: &StoreConfig) -> Result<(), StoreError> {
+        if !(1..=WORKERS_MAX).contains(&config.workers) {
+            return Err(StoreError::Workers { workers: config.workers, most: WORKERS_MAX });
+        }
         let most = (config.memory_limit / 2).min(ITEM_SIZE_MAX_MOST);
         if !(ITEM_SIZE_MAX_LEAST..=most).contains(&config.item_size_max) {
             let (limit, least) = (config.item_size_max, ITEM_SIZE_MAX_LEAST);
             return Err(StoreError::ItemSizeMax { limit, least, most });
         }
-        let len = layout.region_len();
-        let region = Region::map(len).map_err(|source| StoreError::Map { len, source })?;
+        Ok(())
+    }
+
+    /// What stands beside a region, before anything is known of what the region holds.
+    fn assemble(
+        config: &StoreConfig,
+        region: Region,
+        layout: Layout,
+        classes: Classes,
+        secret: HashSecret,
+    ) -> Self {
         let workers = (0..config.workers).map(|_| WorkerShared {
             taken: AtomicBool::new(false),
             stamp: Padded::default(),
             magazines: Magazines::new(classes.count()),
             counters: Counters::new(classes.count()),
         });
-        let store = Self {
+        Self {
             workers: workers.collect(),
             epochs: Epochs::new(config.workers),
             limit: Limit::new(config.memory_limit, layout.pages),
             region,
+            memory: None,
+            start: None,
             layout,
             classes,
             config: *config,
-            secret: HashSecret::random(),
+            secret,
             keys: Padded::default(),
             draining: SpinMutex::new(Vec::new()),
             swept: Padded::default(),
             sweep_forced: AtomicU64::new(0),
             flush_noted_s: AtomicU64::new(0),
             baseline: SpinMutex::new(Vec::new()),
-        };
-        store.format();
-        Ok(Arc::new(store))
+        }
     }
 
     /// Writes the fixed parts of a region of zeros, and the first page of buckets.
@@ -170,21 +200,39 @@ impl Store {
         superblock.memory_limit.store(self.config.memory_limit as u64, relaxed);
         superblock.item_size_max.store(self.config.item_size_max as u64, relaxed);
         superblock.pages.store(self.layout.pages, relaxed);
+        superblock.pages_max.store(u64::from(self.layout.pages_max), relaxed);
         superblock.classes.store(self.classes.count(), relaxed);
         superblock.pool_head.store(NO_PAGE, relaxed);
         for (word, secret) in superblock.secret.iter().zip(self.secret.words()) {
             word.store(*secret, relaxed);
         }
         for class in 0..self.classes.count() {
-            let meta = self.class_meta(class);
-            meta.ring.store(NO_PAGE, relaxed);
-            meta.partial.store(NO_PAGE, relaxed);
-            meta.hand_page.store(NO_PAGE, relaxed);
+            self.class_meta(class).chunk_len.store(self.classes.size(class) as u32, relaxed);
         }
+        self.format_classes();
         let first = self.pool_take().expect("a layout has pages");
         self.prepare_index_page(first);
-        self.index_format(first.page);
+        self.index_format(&[first.page], 1);
+        superblock.checksum.store(checksum(&self.region), relaxed);
+        // Release: a start that sees it finds all of the above, whatever ended this process.
         superblock.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// Makes all classes ones without pages. Their sizes are not touched: they must be right at
+    /// any moment.
+    fn format_classes(&self) {
+        let halves = (size_of::<ClassMeta>() / 4) as u64;
+        for class in 0..self.classes.count() {
+            for half in (0..halves).filter(|half| *half != CHUNK_LEN_HALF) {
+                let word = self.region.half(self.layout.class_meta(class) + half * 4);
+                // Relaxed: no other thread has the store.
+                word.store(0, Ordering::Relaxed);
+            }
+            let meta = self.class_meta(class);
+            for list in [&meta.ring, &meta.partial, &meta.hand_page] {
+                list.store(NO_PAGE, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Makes a page from the pool a page of empty buckets that nobody knows yet.
@@ -193,6 +241,7 @@ impl Store {
             // SAFETY: the page comes from the pool: no turn is left that knows it as anything.
             unsafe { self.region.clear(self.layout.page(taken.page), self.layout.page_len()) };
         }
+        failpoint::step("index: page cleared");
         self.set_page_state(taken.page, PageState::Index);
     }
 
@@ -229,8 +278,13 @@ impl Store {
         self.sweep_forced.fetch_max(all, Ordering::Relaxed);
     }
 
-    /// Forces a sweep when a delayed flush has come.
-    fn note_flush(&self, now: Now) {
+    /// Notes what time it is for a later start, and forces a sweep when a delayed flush has come.
+    fn note_time(&self, now: Now) {
+        let seen = &self.superblock().seen_s;
+        // Relaxed: a start compares it with the clock, nothing else does.
+        if seen.load(Ordering::Relaxed) < u64::from(second(now)) {
+            seen.store(u64::from(second(now)), Ordering::Relaxed);
+        }
         let at = self.superblock().flush_at_s.load(Ordering::Acquire);
         if at != 0
             && u64::from(second(now)) >= at

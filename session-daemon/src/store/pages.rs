@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::store::Store;
+use crate::store::classes::LINE_CLASS;
+use crate::store::failpoint::step;
 use crate::store::layout::{ClassMeta, NO_PAGE, PageMeta, PageState, Superblock};
 use crate::store::sync::{AtomicU32, AtomicU64, Ordering, lock_word};
 
@@ -116,6 +118,7 @@ impl Store {
         if head != NO_PAGE {
             pool.pool_head.put(self.page_meta(head).next.get());
             pool.pool_len.put(pool.pool_len.get() - 1);
+            step("page: taken");
             return Some(TakenPage { page: head, fresh: false });
         }
         let page = pool.pool_fresh.get();
@@ -162,10 +165,41 @@ impl Store {
         meta.sweepers.put(0);
         meta.deadline_s.put(u32::MAX);
         self.set_page_state(page, PageState::Slab(class));
+        step("page: of a class");
         self.ring_insert(of, page);
         self.partial_insert(of, page);
         of.pages.put(of.pages.get() + 1);
         of.free.put(of.free.get() + chunks);
+    }
+
+    /// Puts a page of `class` whose chunks are listed into the lists of its class.
+    pub(super) fn class_adopt_page(&self, class: u32, page: u32) {
+        let meta = self.page_meta(page);
+        let of = self.class_meta(class);
+        let _guard = lock_word(&of.lock);
+        let free = meta.free.get() + self.chunks_per_page(class) - meta.carved.get();
+        self.ring_insert(of, page);
+        if free > 0 {
+            self.partial_insert(of, page);
+        }
+        of.pages.put(of.pages.get() + 1);
+        of.free.put(of.free.get() + free);
+    }
+
+    /// Makes a chunk the head of a page's list of free chunks, before `head` (number and one).
+    pub(super) fn list_chunk(&self, chunk: u64, head: u32) {
+        // Relaxed: read by others under the class lock, or by a scan for which 0 is no item.
+        self.region.word(chunk).store(0, Ordering::Relaxed);
+        self.region.word(chunk + 8).store(u64::from(head), Ordering::Relaxed);
+    }
+
+    /// Takes an overflow line, by the pages that are there or from the pool.
+    pub(super) fn take_line(&self) -> Option<u64> {
+        let mut line = [0];
+        while self.class_take(LINE_CLASS, &mut line) == 0 {
+            self.class_add_page(LINE_CLASS, self.pool_take()?.page);
+        }
+        Some(line[0])
     }
 
     /// Takes up to `chunks.len()` free chunks of `class`; returns how many.
@@ -200,7 +234,9 @@ impl Store {
             // Relaxed: the scan of a page reads this only after it has read `carved` under the
             // class lock, which orders the two. The page may hold a former use's bytes.
             self.region.word(chunk).store(0, Ordering::Relaxed);
-            meta.carved.put(idx + 1);
+            step("chunk: carved");
+            // Release: whatever ends the process, no chunk below `carved` shows a former use.
+            meta.carved.store(idx + 1, Ordering::Release);
             return chunk;
         }
         let chunk = self.chunk(page, class, head - 1);
@@ -223,9 +259,7 @@ impl Store {
         let per_page = self.chunks_per_page(class);
         let guard = lock_word(&of.lock);
         let meta = self.page_meta(page);
-        // Relaxed: read by others under the class lock, or by a scan for which 0 is no item.
-        self.region.word(chunk).store(0, Ordering::Relaxed);
-        self.region.word(chunk + 8).store(u64::from(meta.free_head.get()), Ordering::Relaxed);
+        self.list_chunk(chunk, meta.free_head.get());
         if meta.free_head.get() == 0
             && meta.carved.get() == per_page
             && self.page_state(page) == PageState::Slab(class)
@@ -257,6 +291,7 @@ impl Store {
             && meta.free.get() == meta.carved.get();
         if drained {
             self.set_page_state(page, PageState::Retired);
+            step("drain: drained");
         }
         drained
     }
@@ -293,6 +328,7 @@ impl Store {
         of.pages.put(of.pages.get() - 1);
         of.free.put(of.free.get() - (meta.free.get() + per_page - meta.carved.get()));
         self.set_page_state(page, PageState::Draining(class));
+        step("drain: marked");
         true
     }
 

@@ -5,6 +5,7 @@
 use crate::clock::Now;
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
+use crate::store::failpoint::step;
 use crate::store::item::{CAS, LINKED, PIECE_OWNER, STALE, State, TIMES, Times, WON};
 use crate::store::reader::{CAS_WORKER_BITS, second, stamp_at, stamp_of};
 use crate::store::sync::{Ordering, fence};
@@ -70,10 +71,12 @@ impl Worker {
         }
     }
 
-    /// Takes the commit bit from an item whose slot is gone. Under the bucket's lock.
+    /// Takes the commit bit from an item that is to leave its slot, or has left it for a newer one.
+    /// Under the bucket's lock. Before the slot is emptied: a start after a crash goes by the bit,
+    /// and nobody may have missed an item that comes back.
     pub(super) fn unlink(&self, item: u64) -> State {
         let word = self.shared().region.word(item);
-        // Release: scans that see the bit gone see the slot gone.
+        // Release: a newer item is in the slot before; a start never finds neither linked.
         let state = State(word.fetch_and(!LINKED, Ordering::Release));
         debug_assert!(state.is_linked(), "an item in the index is linked");
         self.count(state.class(), Count::Unlinked, 1);
@@ -119,14 +122,18 @@ impl Worker {
             }
         }
         let cas = self.next_cas(old, now);
+        step("set: private");
         self.commit(&draft, times, cas);
+        step("set: linked");
         let mut line_used = false;
         match found {
             Some((slot, _)) => bucket.replace(slot, hash, draft.head),
             None => line_used = bucket.insert(hash, draft.head, line),
         }
+        step("set: in the slot");
         if let Some(old) = old {
             self.unlink(old);
+            step("set: old unlinked");
         }
         drop(bucket);
         if !line_used {
@@ -153,6 +160,7 @@ impl Worker {
             // Release: who finds the piece finds a whole item; pairs with `owner`.
             region.word(piece + PIECE_OWNER).store(draft.head, Ordering::Release);
             piece = self.piece(piece).next();
+            step("set: owned in part");
         }
         self.count(draft.state.class(), Count::Linked, 1);
         self.count(draft.state.class(), Count::BytesLinked, draft.state.item_len() as u64);

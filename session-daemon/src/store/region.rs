@@ -2,7 +2,8 @@
 //! It owns the memory; it never knows what the bytes mean.
 
 use crate::store::sync::{AtomicU32, AtomicU64};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::fs::File;
 use std::io;
 use std::ptr::{NonNull, null_mut};
 
@@ -18,7 +19,18 @@ const _: () = assert!(size_of::<Line>() == 64);
 /// The type must be exactly that: a shared reference to any bytes of the region is made of it.
 pub(super) unsafe trait Shared {}
 
-/// An anonymous mapping, reserved whole and backed as it is touched.
+/// What a mapping of a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// What is written is in the file.
+    Shared,
+    /// What is written stays in this process.
+    Private,
+    /// Nothing is written by this process; another may write.
+    ReadOnly,
+}
+
+/// A mapping: anonymous, reserved whole and backed as it is touched; or of a file.
 #[derive(Debug)]
 pub(super) struct Region {
     base: NonNull<Line>,
@@ -38,6 +50,23 @@ impl Region {
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
         let base =
             unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+        let base = NonNull::new(base.cast::<Line>()).expect("mmap does not return null");
+        Ok(Self { base, len })
+    }
+
+    /// Maps the first `len` bytes of a file. The file must keep them while the mapping lives:
+    /// touching what was cut off ends the process.
+    pub(super) fn map_file(file: &File, len: usize, access: Access) -> io::Result<Self> {
+        let (flags, protection) = match access {
+            Access::Shared => (MapFlags::SHARED, ProtFlags::READ | ProtFlags::WRITE),
+            Access::Private => {
+                (MapFlags::PRIVATE | MapFlags::NORESERVE, ProtFlags::READ | ProtFlags::WRITE)
+            }
+            Access::ReadOnly => (MapFlags::SHARED, ProtFlags::READ),
+        };
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing. Other
+        // processes that map the file: a lock on it keeps writers out, readers do no harm.
+        let base = unsafe { mmap(null_mut(), len, protection, flags, file, 0) }?;
         let base = NonNull::new(base.cast::<Line>()).expect("mmap does not return null");
         Ok(Self { base, len })
     }

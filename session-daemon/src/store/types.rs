@@ -336,6 +336,22 @@ pub enum StoreError {
     /// All workers of the configuration exist.
     #[error("all {0} workers of the store are taken")]
     NoWorkerLeft(usize),
+    /// A memory file cannot be used.
+    #[error("{what} the memory file: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// The file system of the memory file has no room for what `-m` promises.
+    #[error("the memory file cannot have its {len} bytes: {source}")]
+    Room {
+        /// `memory_limit` in bytes.
+        len: usize,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
     /// The kernel refused the mapping.
     #[error("cannot map {len} bytes for the store: {source}")]
     Map {

@@ -7,6 +7,7 @@ use crate::store::Store;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
+use crate::store::failpoint::step;
 use crate::store::item::{PIECE_OWNER, Piece};
 use crate::store::layout::PageState;
 use crate::store::pages::{MAGAZINE_CHUNKS_MAX, TakenPage};
@@ -415,7 +416,7 @@ impl Store {
     /// Nobody who finds one of these pieces from now on may follow it to its item. A scan that
     /// sees the mark of a piece, or an extent page, in its turn can: then the piece is retired
     /// after the turn began, and neither it nor its item is reused before the turn ends.
-    fn disown_pieces(&self, first: u64) {
+    pub(super) fn disown_pieces(&self, first: u64) {
         let mut next = first;
         while next != 0 {
             let offset = next;
@@ -429,6 +430,7 @@ impl Store {
             if self.page_state(page) == PageState::Extent {
                 self.set_page_state(page, PageState::Retired);
             }
+            step("retire: disowned in part");
         }
     }
 

@@ -1,6 +1,8 @@
 //! The store's commands, one by one, through its public interface.
 
 mod admin;
+mod attach;
+mod crash;
 mod model;
 mod pressure;
 mod races;

@@ -1,0 +1,252 @@
+//! A store in a file: whether what the file holds can be kept, and the start either way.
+//! It owns that judgement; taking the items over is `recover`'s.
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::store::Store;
+use crate::store::backing::MemoryFile;
+use crate::store::classes::Classes;
+use crate::store::hash::{HashSecret, SECRET_WORDS};
+use crate::store::layout::{
+    HEAD_LEN, LAYOUT_VERSION, Layout, MAGIC, Superblock, checksum, chunk_lens,
+};
+use crate::store::reader::second;
+use crate::store::recover::Kept;
+use crate::store::region::{Access, Region};
+use crate::store::sync::Ordering;
+use crate::store::types::{StoreConfig, StoreError};
+use crate::store::validate::{Census, Violation};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// How a store in a file began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Empty, and why.
+    Cold(Cold),
+    /// With the items that the file held.
+    Kept(Kept),
+}
+
+/// Why nothing of a memory file is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Cold {
+    /// It was empty.
+    #[error("it is new")]
+    New,
+    /// It is not a store, or one that was never finished.
+    #[error("it is not a memory file of sessiond")]
+    Foreign,
+    /// It was written by another version.
+    #[error("its layout has version {0}, and this sessiond's has version {LAYOUT_VERSION}")]
+    Version(u32),
+    /// The machine was started again since: its clock is another.
+    #[error("it is from before the last boot")]
+    Boot,
+    /// The boot-time clock is behind what the store has seen.
+    #[error("the boot-time clock is behind the one that it was used with")]
+    Clock,
+    /// `-f` or `-n` give other chunks, or `-m` is beyond the room of the tables.
+    #[error("it was made with other chunk sizes (-f, -n) or with a far smaller -m")]
+    Geometry,
+    /// It is shorter than it says.
+    #[error("it was cut short")]
+    Truncated,
+    /// What it says of itself does not fit together.
+    #[error("it is damaged")]
+    Damaged,
+}
+
+/// What the check of a memory file found.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// What a start would keep.
+    pub kept: Kept,
+    /// Whether all invariants hold then.
+    pub validated: Result<Census, Violation>,
+}
+
+/// Why a file is not gone on with.
+enum Unfit {
+    Cold(Cold),
+    Failed(StoreError),
+}
+
+impl From<Cold> for Unfit {
+    fn from(cold: Cold) -> Self {
+        Self::Cold(cold)
+    }
+}
+
+impl From<StoreError> for Unfit {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A file's region as it says it is, checked.
+struct Found {
+    layout: Layout,
+    classes: Classes,
+    secret: HashSecret,
+    /// Pages that it was used with last.
+    pages: u32,
+}
+
+fn unreadable(source: std::io::Error) -> StoreError {
+    StoreError::File { what: "reading", source }
+}
+
+impl Found {
+    /// What `memory` holds, if this boot can go on with it: under `config`, or under the one that
+    /// it was used with last.
+    fn look(
+        memory: &MemoryFile,
+        config: Option<&StoreConfig>,
+        now: Now,
+    ) -> Result<(Self, StoreConfig), Unfit> {
+        let len = memory.len().map_err(unreadable)?;
+        if len == 0 {
+            return Err(Cold::New.into());
+        }
+        if len < HEAD_LEN as u64 {
+            return Err(Cold::Foreign.into());
+        }
+        let head = memory.map(HEAD_LEN, Access::ReadOnly).map_err(unreadable)?;
+        let superblock: &Superblock = head.shared(0);
+        // Relaxed throughout: the file is locked, so nobody writes to it.
+        let relaxed = Ordering::Relaxed;
+        let sizes = fixed_words(&head)?;
+        if superblock.boot_id() != memory.boot_id {
+            return Err(Cold::Boot.into());
+        }
+        if superblock.seen_s.load(relaxed) > u64::from(second(now)) {
+            return Err(Cold::Clock.into());
+        }
+        let page_len = 1_usize.checked_shl(superblock.page_shift.load(relaxed)).unwrap_or(0);
+        let pages_max = superblock.pages_max.load(relaxed);
+        let pages = superblock.pages.load(relaxed);
+        let before = Layout::found(pages, pages_max, sizes.len() as u32, page_len);
+        let before = before.ok_or(Cold::Damaged)?;
+        if before.region_len() as u64 > len {
+            return Err(Cold::Truncated.into());
+        }
+        let used = StoreConfig {
+            memory_limit: superblock.memory_limit.load(relaxed) as usize,
+            item_size_max: superblock.item_size_max.load(relaxed) as usize,
+            workers: 1,
+            ..StoreConfig::default()
+        };
+        let classes = match config {
+            Some(config) => Classes::new(page_len, config.growth_factor, config.chunk_min)?,
+            None => Classes::of_sizes(sizes.clone()).ok_or(Cold::Damaged)?,
+        };
+        let config = *config.unwrap_or(&used);
+        let layout = Layout::again(config.memory_limit, before)?;
+        let layout = layout.filter(|_| classes.sizes() == sizes).ok_or(Cold::Geometry)?;
+        let words =
+            std::array::from_fn::<u64, SECRET_WORDS, _>(|idx| superblock.secret[idx].load(relaxed));
+        Ok((Self { layout, classes, secret: HashSecret::of_words(words), pages }, config))
+    }
+
+    /// An empty file's region to be.
+    fn fresh(config: &StoreConfig) -> Result<Self, StoreError> {
+        let page_len = Layout::page_len_for(config.memory_limit);
+        let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
+        let layout = Layout::with_room(config.memory_limit, classes.count())?;
+        Ok(Self { layout, classes, secret: HashSecret::random(), pages: layout.pages })
+    }
+}
+
+/// Checks the words that never change; returns the sizes of chunks.
+fn fixed_words(head: &Region) -> Result<Vec<u32>, Cold> {
+    let superblock: &Superblock = head.shared(0);
+    // Acquire: pairs with the Release in `format`, though another process did that.
+    if superblock.magic.load(Ordering::Acquire) != MAGIC {
+        return Err(Cold::Foreign);
+    }
+    let version = superblock.layout_version.load(Ordering::Relaxed);
+    if version != LAYOUT_VERSION {
+        return Err(Cold::Version(version));
+    }
+    let sizes = chunk_lens(head).ok_or(Cold::Damaged)?;
+    if checksum(head) != superblock.checksum.load(Ordering::Relaxed) {
+        return Err(Cold::Damaged);
+    }
+    Ok(sizes)
+}
+
+impl Store {
+    /// A store in a file, with the items that are there if they can be kept.
+    ///
+    /// # Errors
+    /// When a limit is out of range, or the file cannot be mapped or cannot have the memory.
+    pub fn open(
+        config: &StoreConfig,
+        memory: MemoryFile,
+        now: Now,
+    ) -> Result<(Arc<Self>, Start), StoreError> {
+        Self::check(config)?;
+        let cold = match Found::look(&memory, Some(config), now) {
+            Ok((found, _)) => {
+                let store = Self::around(config, &memory, &found, Access::Shared)?;
+                match store.recover(found.pages, now) {
+                    Some(kept) => return Ok(store.started(memory, Start::Kept(kept))),
+                    None => Cold::Damaged,
+                }
+            }
+            Err(Unfit::Cold(cold)) => cold,
+            Err(Unfit::Failed(error)) => return Err(error),
+        };
+        let found = Found::fresh(config)?;
+        memory.clear().map_err(|source| StoreError::File { what: "clearing", source })?;
+        let store = Self::around(config, &memory, &found, Access::Shared)?;
+        store.superblock().set_boot_id(memory.boot_id);
+        store.format();
+        Ok(store.started(memory, Start::Cold(cold)))
+    }
+
+    fn started(mut self, memory: MemoryFile, start: Start) -> (Arc<Self>, Start) {
+        self.memory = Some(memory);
+        self.start = Some(start);
+        (Arc::new(self), start)
+    }
+
+    /// How a store in a file began; `None` for one in anonymous memory.
+    #[must_use]
+    pub fn start(&self) -> Option<Start> {
+        self.start
+    }
+
+    /// Takes a memory file over in memory of this process alone, as a start would, and checks
+    /// every invariant. The file stays as it is.
+    ///
+    /// # Errors
+    /// When the file cannot be read or mapped.
+    pub fn inspect(memory: &MemoryFile, now: Now) -> Result<Result<Inspected, Cold>, StoreError> {
+        let (found, config) = match Found::look(memory, None, now) {
+            Ok(found) => found,
+            Err(Unfit::Cold(cold)) => return Ok(Err(cold)),
+            Err(Unfit::Failed(error)) => return Err(error),
+        };
+        let store = Self::around(&config, memory, &found, Access::Private)?;
+        let Some(kept) = store.recover(found.pages, now) else { return Ok(Err(Cold::Damaged)) };
+        Ok(Ok(Inspected { kept, validated: store.validate() }))
+    }
+
+    fn around(
+        config: &StoreConfig,
+        memory: &MemoryFile,
+        found: &Found,
+        access: Access,
+    ) -> Result<Self, StoreError> {
+        let Found { layout, classes, secret, .. } = found;
+        let len = layout.region_len();
+        if access == Access::Shared {
+            let failed = |source| StoreError::Room { len: config.memory_limit, source };
+            memory.make_room(layout).map_err(failed)?;
+        }
+        let region = memory.map(len, access).map_err(|source| StoreError::Map { len, source })?;
+        Ok(Self::assemble(config, region, *layout, classes.clone(), secret.clone()))
+    }
+}

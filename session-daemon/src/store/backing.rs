@@ -1,0 +1,83 @@
+//! The file that a store lives in: its length, its memory, its mapping.
+//! It owns the file; it never knows what the bytes mean.
+#![forbid(unsafe_code)]
+
+use crate::store::layout::Layout;
+use crate::store::region::{Access, Region};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+/// Bytes of a block in `st_blocks` (stat(2)).
+const BLOCK_LEN: u64 = 512;
+/// Least unit of allocation.
+const UNIT_LEAST: u64 = 4096;
+
+/// A file for a store, opened for reading and writing and locked by the caller: nobody else may
+/// write to it or cut it while the store lives.
+#[derive(Debug)]
+pub struct MemoryFile {
+    /// The file.
+    pub file: File,
+    /// The kernel's number of this boot (`/proc/sys/kernel/random/boot_id`). What an earlier boot
+    /// left is not kept.
+    pub boot_id: u128,
+}
+
+impl MemoryFile {
+    /// Bytes of the file.
+    pub(super) fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Unit in which the file system gives memory: a huge page on hugetlbfs.
+    fn unit(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blksize().max(UNIT_LEAST))
+    }
+
+    /// Gives the file the length of a region and memory for all of it that holds anything.
+    pub(super) fn make_room(&self, layout: &Layout) -> io::Result<()> {
+        let unit = self.unit()?;
+        let len = (layout.region_len() as u64).next_multiple_of(unit);
+        let found = self.file.metadata()?;
+        if found.len() != len {
+            self.file.set_len(len)?;
+        }
+        let parts = layout.extents().map(|part| {
+            let start = part.start / unit * unit;
+            (start, part.end.next_multiple_of(unit) - start)
+        });
+        let wanted: u64 = parts.iter().map(|(_, len)| len).sum();
+        // Going over memory that is there costs a second for some gigabytes.
+        if self.file.metadata()?.blocks() * BLOCK_LEN >= wanted {
+            return Ok(());
+        }
+        for (start, len) in parts {
+            let allocate = || fallocate(&self.file, FallocateFlags::empty(), start, len);
+            rustix::io::retry_on_intr(allocate)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file read as zeros. Who else maps it goes on reading, where the file system can
+    /// punch holes.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        let len = self.len()?;
+        if len == 0 {
+            return Ok(());
+        }
+        let punched =
+            fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len);
+        if punched.is_err() {
+            self.file.set_len(0)?;
+        }
+        Ok(())
+    }
+
+    /// Maps the first `len` bytes, in whole units.
+    pub(super) fn map(&self, len: usize, access: Access) -> io::Result<Region> {
+        let len = (len as u64).next_multiple_of(self.unit()?);
+        Region::map_file(&self.file, len as usize, access)
+    }
+}

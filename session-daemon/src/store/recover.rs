@@ -1,0 +1,499 @@
+//! Taking a region over that another process left, at whatever instruction that ended.
+//! It owns the rule of what is kept: a linked item, whole, the newest of its key, not dead.
+//!
+//! Nothing but the items, the uses of the pages and a few words of the superblock is believed:
+//! index, lists, counts and locks are made anew from them, and every offset and length is checked
+//! before it is followed. What is found does not depend on how far an earlier take-over came, so
+//! one that was interrupted is simply done again. docs/store.md says why the items suffice.
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::store::Store;
+use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
+use crate::store::counters::Count;
+use crate::store::epoch::Retired;
+use crate::store::failpoint::step;
+use crate::store::item::{LINKED, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State};
+use crate::store::layout::{NO_PAGE, PageState};
+use crate::store::reader::{stamp_at, stamp_of};
+use crate::store::sync::{AtomicU32, Ordering};
+use crate::store::types::KEY_LEN_MAX;
+use std::thread;
+
+/// Most threads that scan pages.
+const THREADS_MAX: usize = 16;
+/// Pages that a thread scans in one go.
+const PAGES_PER_CLAIM: u32 = 16;
+/// Items whose buckets are on their way from memory together.
+const PENDING_MAX: usize = 32;
+/// How far a stamp may be ahead of the clock, in its units: about five hours.
+const STAMP_AHEAD_MAX: u64 = 1 << 40;
+
+/// Relaxed throughout this module: a thread sees what the one that started it did before, and the
+/// other way round at its end; threads meet in the index alone, which has its own orderings.
+const RELAXED: Ordering = Ordering::Relaxed;
+
+/// What was kept of a memory file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Items kept.
+    pub items: u64,
+    /// Bytes of their headers, keys and values.
+    pub bytes: u64,
+    /// Items that had expired or were flushed.
+    pub dead: u64,
+    /// Versions that a newer one had been written to replace.
+    pub replaced: u64,
+    /// Items that are damaged, or lie beyond a smaller `-m`, or for which there is no room.
+    pub lost: u64,
+}
+
+/// What one thread finds.
+struct Scan<'s> {
+    store: &'s Store,
+    now: Now,
+    /// Items to be put into the index, with their hashes.
+    pending: Vec<(u64, u64)>,
+    /// An overflow line at hand; 0 for none.
+    line: u64,
+    /// Items and their bytes by class; those replaced are taken off again, so it wraps.
+    counts: Vec<(u64, u64)>,
+    /// Items with pieces, to be looked at when all pages have been.
+    extents: Vec<u64>,
+    /// Pages whose free chunks must be listed again.
+    again: Vec<u32>,
+    /// Items for which there was no overflow line.
+    homeless: Vec<(u64, u64)>,
+    /// Whether free chunks are listed: what is dropped from now on goes the way of all chunks.
+    listed: bool,
+    stamp_max: u64,
+    kept: Kept,
+}
+
+impl Store {
+    /// Makes the store serve what the region holds. `pages_before` is the number of pages that it
+    /// was used with. `None` if there is nothing to build an index in. Nobody else has the store.
+    pub(super) fn recover(&self, pages_before: u32, now: Now) -> Option<Kept> {
+        let index = self.recover_pages(pages_before)?;
+        step("recover: pages");
+        // As many buckets as these pages hold are no fewer than before, so the same items need no
+        // more overflow lines than before.
+        self.index_format(&index, threads());
+        step("recover: index");
+        let mut all = self.scan_all(now);
+        step("recover: scanned");
+        for item in std::mem::take(&mut all.extents) {
+            all.extent(item);
+        }
+        step("recover: extents");
+        all.again.sort_unstable();
+        all.again.dedup();
+        for page in std::mem::take(&mut all.again) {
+            all.list_again(page);
+        }
+        self.recover_lists();
+        step("recover: lists");
+        all.listed = true;
+        for (hash, item) in std::mem::take(&mut all.homeless) {
+            // Now with the pages that became free. Without them it is lost, as to an eviction.
+            if !all.insert(hash, item) {
+                all.kept.lost += 1;
+                all.drop_item(item);
+            }
+        }
+        if all.line != 0 {
+            self.class_give(all.line);
+        }
+        Some(self.settle(all))
+    }
+
+    /// Brings every page into a state in which nobody works on it; returns those of the index.
+    fn recover_pages(&self, pages_before: u32) -> Option<Vec<u32>> {
+        let superblock = self.superblock();
+        superblock.split_lock.store(0, RELAXED);
+        superblock.pool_lock.store(0, RELAXED);
+        superblock.pool_head.store(NO_PAGE, RELAXED);
+        superblock.pool_len.store(0, RELAXED);
+        // None is taken for zeros: they were written to, or an interrupted take-over did.
+        superblock.pool_fresh.store(self.layout.pages, RELAXED);
+        self.format_classes();
+        let mut index = Vec::new();
+        for page in (0..self.layout.pages).rev() {
+            let meta = self.page_meta(page);
+            let state = if page < pages_before { self.page_state(page) } else { PageState::Free };
+            match state {
+                PageState::Slab(class) | PageState::Draining(class)
+                    if (ITEM_CLASS_FIRST..self.classes.count()).contains(&class)
+                        && meta.carved.load(RELAXED) <= self.chunks_per_page(class) =>
+                {
+                    meta.drain_ripe.store(0, RELAXED);
+                    meta.sweepers.store(0, RELAXED);
+                    self.set_page_state(page, PageState::Slab(class));
+                }
+                PageState::Extent => {}
+                PageState::Index => index.push(page),
+                _ => self.pool_give(page),
+            }
+        }
+        if index.is_empty() {
+            let taken = self.pool_take()?;
+            self.set_page_state(taken.page, PageState::Index);
+            index.push(taken.page);
+        }
+        Some(index)
+    }
+
+    /// Looks at every page with several threads.
+    fn scan_all(&self, now: Now) -> Scan<'_> {
+        let cursor = AtomicU32::new(0);
+        let cursor = &cursor;
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads())
+                .map(|_| {
+                    scope.spawn(move || {
+                        let mut scan = Scan::new(self, now);
+                        scan.claim_pages(cursor);
+                        scan
+                    })
+                })
+                .collect();
+            let scans = threads.into_iter().map(|thread| thread.join().expect("a scan ends"));
+            scans.reduce(Scan::with).expect("there is a thread")
+        })
+    }
+
+    /// Puts every page into the lists that it belongs to.
+    fn recover_lists(&self) {
+        for page in 0..self.layout.pages {
+            match self.page_state(page) {
+                PageState::Slab(class) if class != LINE_CLASS => {
+                    let meta = self.page_meta(page);
+                    if meta.free.load(RELAXED) == meta.carved.load(RELAXED) {
+                        self.pool_give(page);
+                    } else {
+                        self.class_adopt_page(class, page);
+                    }
+                }
+                PageState::Extent => {
+                    let owner = self.layout.page(page) + PIECE_OWNER;
+                    if self.region.word(owner).load(RELAXED) == 0 {
+                        self.pool_give(page);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes the counts and limits from which the workers go on.
+    fn settle(&self, all: Scan<'_>) -> Kept {
+        let mut kept = all.kept;
+        for (class, &(items, bytes)) in all.counts.iter().enumerate() {
+            kept.items = kept.items.wrapping_add(items);
+            kept.bytes = kept.bytes.wrapping_add(bytes);
+            let counters = &self.workers[0].counters;
+            counters.add(class as u32, Count::Linked, items);
+            counters.add(class as u32, Count::BytesLinked, bytes);
+        }
+        self.keys.0.store(kept.items as i64, RELAXED);
+        let superblock = self.superblock();
+        let flushed = superblock.flushed_stamp.load(RELAXED).min(stamp_limit(all.now));
+        superblock.flushed_stamp.store(flushed, RELAXED);
+        for worker in &self.workers {
+            worker.stamp.0.store(all.stamp_max.max(flushed), RELAXED);
+        }
+        superblock.memory_limit.store(self.config.memory_limit as u64, RELAXED);
+        superblock.item_size_max.store(self.config.item_size_max as u64, RELAXED);
+        // Last: until here an interrupted take-over begins again from the pages of before.
+        superblock.pages.store(self.layout.pages, Ordering::Release);
+        step("recover: settled");
+        kept
+    }
+
+    /// Whether what stands in a chunk can be read as an item of its class.
+    fn is_sound(&self, chunk: u64, state: State, class: u32, now: Now) -> bool {
+        let chunk_len = self.classes.size(class);
+        let inside =
+            if state.is_extent() { state.tail_offset() as usize } else { state.item_len() };
+        state.class() == class
+            && (1..=KEY_LEN_MAX).contains(&state.key_len())
+            && inside <= chunk_len
+            && stamp_of(self.item_cas(chunk)) <= stamp_limit(now)
+    }
+}
+
+/// Threads for the work at a start.
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
+}
+
+/// No version that was made by now can have a higher stamp.
+fn stamp_limit(now: Now) -> u64 {
+    stamp_at(now.boottime_ns) + STAMP_AHEAD_MAX
+}
+
+impl<'s> Scan<'s> {
+    fn new(store: &'s Store, now: Now) -> Self {
+        Self {
+            store,
+            now,
+            pending: Vec::with_capacity(PENDING_MAX),
+            line: 0,
+            counts: vec![(0, 0); store.classes.count() as usize],
+            extents: Vec::new(),
+            again: Vec::new(),
+            homeless: Vec::new(),
+            listed: false,
+            stamp_max: 0,
+            kept: Kept::default(),
+        }
+    }
+
+    /// Both together.
+    fn with(mut self, other: Self) -> Self {
+        for (sum, more) in self.counts.iter_mut().zip(other.counts) {
+            *sum = (sum.0.wrapping_add(more.0), sum.1.wrapping_add(more.1));
+        }
+        self.extents.extend(other.extents);
+        self.again.extend(other.again);
+        self.homeless.extend(other.homeless);
+        self.stamp_max = self.stamp_max.max(other.stamp_max);
+        self.kept.dead += other.kept.dead;
+        self.kept.replaced += other.kept.replaced;
+        self.kept.lost += other.kept.lost;
+        if other.line != 0 {
+            self.store.class_give(other.line);
+        }
+        self
+    }
+
+    fn claim_pages(&mut self, cursor: &AtomicU32) {
+        let pages = self.store.layout.pages;
+        loop {
+            let first = cursor.fetch_add(PAGES_PER_CLAIM, RELAXED);
+            if first >= pages {
+                break;
+            }
+            for page in first..pages.min(first + PAGES_PER_CLAIM) {
+                match self.store.page_state(page) {
+                    PageState::Slab(class) if class != LINE_CLASS => self.page(page, class),
+                    PageState::Extent => self.disown(self.store.layout.page(page)),
+                    _ => {}
+                }
+            }
+        }
+        self.insert_pending();
+    }
+
+    fn disown(&self, piece: u64) {
+        self.store.region.word(piece + PIECE_OWNER).store(0, RELAXED);
+    }
+
+    /// Takes the items of a page, and lists its free chunks.
+    fn page(&mut self, page: u32, class: u32) {
+        let store = self.store;
+        let meta = store.page_meta(page);
+        let (mut head, mut free, mut deadline_s, mut pieces) = (0, 0, u32::MAX, false);
+        for idx in (0..meta.carved.load(RELAXED)).rev() {
+            let chunk = store.chunk(page, class, idx);
+            let state = store.item_state(chunk);
+            if state.is_piece() {
+                self.disown(chunk);
+                pieces = true;
+            } else if state.is_linked() && self.accept(chunk, state, class) {
+                let exptime_s = store.item_times(chunk).exptime_s();
+                deadline_s = deadline_s.min(if exptime_s == 0 { u32::MAX } else { exptime_s });
+            } else {
+                store.list_chunk(chunk, head);
+                head = idx + 1;
+                free += 1;
+            }
+        }
+        meta.free_head.store(head, RELAXED);
+        meta.free.store(free, RELAXED);
+        meta.deadline_s.store(deadline_s, RELAXED);
+        if pieces {
+            self.again.push(page);
+        }
+    }
+
+    /// Lists the free chunks of a page when it is known which pieces have an owner.
+    fn list_again(&self, page: u32) {
+        let store = self.store;
+        let PageState::Slab(class) = store.page_state(page) else { return };
+        let meta = store.page_meta(page);
+        let (mut head, mut free) = (0, 0);
+        for idx in (0..meta.carved.load(RELAXED)).rev() {
+            let chunk = store.chunk(page, class, idx);
+            let state = store.item_state(chunk);
+            let owned = || store.region.word(chunk + PIECE_OWNER).load(RELAXED) != 0;
+            if !(state.is_linked() || state.is_piece() && owned()) {
+                store.list_chunk(chunk, head);
+                head = idx + 1;
+                free += 1;
+            }
+        }
+        meta.free_head.store(head, RELAXED);
+        meta.free.store(free, RELAXED);
+    }
+
+    /// Whether a linked item is to be kept, so far as it alone can tell.
+    fn accept(&mut self, item: u64, state: State, class: u32) -> bool {
+        let store = self.store;
+        if !store.is_sound(item, state, class, self.now) {
+            self.kept.lost += 1;
+            return false;
+        }
+        self.stamp_max = self.stamp_max.max(stamp_of(store.item_cas(item)));
+        if store.is_dead(item, self.now) {
+            self.kept.dead += 1;
+            return false;
+        }
+        if state.is_extent() {
+            self.extents.push(item);
+            return true;
+        }
+        let hash = store.item_hash(item);
+        store.prefetch_bucket(hash);
+        self.pending.push((hash, item));
+        if self.pending.len() == PENDING_MAX {
+            self.insert_pending();
+        }
+        true
+    }
+
+    fn insert_pending(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        for (hash, item) in pending.drain(..) {
+            if !self.insert(hash, item) {
+                self.homeless.push((hash, item));
+            }
+        }
+        self.pending = pending;
+    }
+
+    /// Puts an item into the index unless a newer one of its key is there. False if there is no
+    /// room.
+    fn insert(&mut self, hash: u64, item: u64) -> bool {
+        let store = self.store;
+        if self.line == 0 {
+            self.line = store.take_line().unwrap_or(0);
+        }
+        let mut bucket = store.lock_bucket(hash);
+        if let Some((slot, other)) = bucket.find(hash, store.item_key(item)) {
+            let is_newer = store.item_cas(item) > store.item_cas(other);
+            let loser = if is_newer { other } else { item };
+            if is_newer {
+                bucket.replace(slot, hash, item);
+            }
+            drop(bucket);
+            self.kept.replaced += 1;
+            if is_newer {
+                self.count(other, |sum, one| sum.wrapping_sub(one));
+                self.count(item, u64::wrapping_add);
+            }
+            self.drop_item(loser);
+            return true;
+        }
+        if self.line == 0 && bucket.is_full() {
+            return false;
+        }
+        if bucket.insert(hash, item, self.line) {
+            self.line = 0;
+        }
+        drop(bucket);
+        self.count(item, u64::wrapping_add);
+        true
+    }
+
+    fn count(&mut self, item: u64, add: impl Fn(u64, u64) -> u64) {
+        let state = self.store.item_state(item);
+        let sum = &mut self.counts[state.class() as usize];
+        *sum = (add(sum.0, 1), add(sum.1, state.item_len() as u64));
+    }
+
+    /// Takes an item that is in no slot out of the world.
+    fn drop_item(&mut self, item: u64) {
+        let store = self.store;
+        let state = State(store.region.word(item).fetch_and(!LINKED, RELAXED));
+        let pieces = state.is_extent().then(|| store.item_link(item).first());
+        if self.listed {
+            pieces.into_iter().for_each(|first| store.disown_pieces(first));
+            store.epochs.retire(0, Retired::Chunk(item));
+            return;
+        }
+        pieces.into_iter().for_each(|first| self.release_pieces(item, first));
+        self.again.push(store.layout.page_of(item));
+    }
+
+    /// Gives up the pieces at the beginning of a chain that belong to `head`.
+    fn release_pieces(&self, head: u64, first: u64) {
+        let mut next = first;
+        while self.is_piece_of(next, head) {
+            self.disown(next);
+            next = Piece(self.store.region.word(next).load(RELAXED)).next();
+        }
+    }
+
+    fn is_piece_of(&self, piece: u64, head: u64) -> bool {
+        self.store.layout.is_in_page(piece)
+            && self.store.region.word(piece + PIECE_OWNER).load(RELAXED) == head
+    }
+
+    /// Takes an item with pieces, if all of them are there and nobody else's.
+    fn extent(&mut self, item: u64) {
+        if !self.claim_pieces(item) {
+            self.kept.lost += 1;
+            self.drop_item(item);
+            return;
+        }
+        let hash = self.store.item_hash(item);
+        if !self.insert(hash, item) {
+            self.homeless.push((hash, item));
+        }
+    }
+
+    /// Makes the pieces of an item its own; false if they are not its value.
+    fn claim_pieces(&self, head: u64) -> bool {
+        let store = self.store;
+        let state = store.item_state(head);
+        let link = store.item_link(head);
+        let in_head = state.tail_offset() as usize + link.tail_len();
+        if link.first() == 0 || in_head > store.classes.size(state.class()) {
+            return false;
+        }
+        let mut missing = state.value_len().checked_sub(link.tail_len());
+        let mut next = link.first();
+        while next != 0 {
+            let Some(piece) = self.unowned_piece(next) else { return false };
+            store.region.word(next + PIECE_OWNER).store(head, RELAXED);
+            missing = missing.and_then(|missing| missing.checked_sub(piece.len()));
+            next = piece.next();
+        }
+        missing == Some(0)
+    }
+
+    /// The piece at an offset that may be anything.
+    fn unowned_piece(&self, offset: u64) -> Option<Piece> {
+        let store = self.store;
+        if !store.layout.is_in_page(offset) {
+            return None;
+        }
+        let page = store.layout.page_of(offset);
+        let at = offset - store.layout.page(page);
+        let len_max = match store.page_state(page) {
+            PageState::Extent if at == 0 => store.page_piece_max(),
+            PageState::Slab(class) if class != LINE_CLASS => {
+                let size = store.classes.size(class) as u64;
+                let carved = store.page_meta(page).carved.load(RELAXED);
+                let is_chunk = at.is_multiple_of(size) && at / size < u64::from(carved);
+                is_chunk.then(|| size as usize - PIECE_HEADER_LEN)?
+            }
+            _ => return None,
+        };
+        let word = store.region.word(offset).load(RELAXED);
+        let owner = store.region.word(offset + PIECE_OWNER).load(RELAXED);
+        let piece = Piece(word);
+        (State(word).is_piece() && owner == 0 && piece.len() <= len_max).then_some(piece)
+    }
+}
