@@ -53,6 +53,19 @@ impl Scratch {
             .with_context(|| format!("mounting bpffs at {}", target.display()))?;
         Ok(target)
     }
+
+    /// Mounts a tmpfs of so many megabytes at `memory` in the directory, and returns where.
+    ///
+    /// # Errors
+    /// Without CAP_SYS_ADMIN.
+    pub fn mount_tmpfs(&self, megabytes: u32) -> Result<PathBuf> {
+        let target = self.join("memory");
+        fs::create_dir_all(&target)?;
+        let options = format!("mode=0755,size={megabytes}m");
+        mount(Some("tmpfs"), &target, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .with_context(|| format!("mounting tmpfs at {}", target.display()))?;
+        Ok(target)
+    }
 }
 
 impl Drop for Scratch {

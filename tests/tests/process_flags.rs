@@ -78,7 +78,6 @@ fn help_and_version_begin_with_the_version_that_is_answered_for() {
 fn what_is_not_served_is_refused_and_never_ignored() {
     for arguments in [
         &["-U", "11211"][..],
-        &["-e", "/tmp/x"],
         &["-S"],
         &["-Z"],
         &["-L"],

@@ -104,6 +104,8 @@ pub enum Flag {
     State,
     /// `--bpffs`
     Bpffs,
+    /// `-e`
+    MemoryFile,
     /// A flag of memcached's that is recognised so that the refusal can name it.
     Unserved(&'static Unserved),
 }
@@ -120,10 +122,7 @@ pub struct Unserved {
 }
 
 /// Every flag of memcached's that is refused by name.
-pub const UNSERVED: &[Unserved] = &[
-    Unserved { short: 'e', long: "memory-file", argument: true },
-    Unserved { short: 'Z', long: "enable-ssl", argument: false },
-];
+pub const UNSERVED: &[Unserved] = &[Unserved { short: 'Z', long: "enable-ssl", argument: false }];
 
 /// Whether a flag takes an argument, as in `getopt_long`'s `has_arg`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +156,7 @@ const FLAGS: &[Row] = &[
     row('r', "enable-coredumps", Argument::None, Flag::EnableCoredumps),
     row('u', "user", Argument::Required, Flag::User),
     row('m', "memory-limit", Argument::Required, Flag::MemoryLimit),
+    row('e', "memory-file", Argument::Required, Flag::MemoryFile),
     row('M', "disable-evictions", Argument::None, Flag::DisableEvictions),
     row('c', "conn-limit", Argument::Required, Flag::ConnLimit),
     row('k', "lock-memory", Argument::None, Flag::LockMemory),

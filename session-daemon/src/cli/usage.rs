@@ -41,6 +41,8 @@ const FLAGS: &str = "\
 -r, --enable-coredumps    maximize core file limit
 -u, --user=<user>         assume identity of <username> (only when run as root)
 -m, --memory-limit=<num>  item memory in megabytes (default: 64)
+-e, --memory-file=<file>  keep the items in <file>, on tmpfs or hugetlbfs: a restart,
+                          kill -9 included, goes on with them
 -M, --disable-evictions   return error on memory exhausted instead of evicting
 -c, --conn-limit=<num>    max simultaneous connections (default: 1024)
 -k, --lock-memory         lock down all paged memory

@@ -115,6 +115,8 @@ pub struct Config {
     pub user: Option<String>,
     /// `-m`, bytes.
     pub memory_limit: u64,
+    /// `-e`.
+    pub memory_file: Option<PathBuf>,
     /// Not `-M`.
     pub evictions: bool,
     /// `-c`.
@@ -207,6 +209,7 @@ impl Default for Config {
             core_dumps: false,
             user: None,
             memory_limit: 64 << 20,
+            memory_file: None,
             evictions: true,
             connections_max: 1024,
             lock_memory: false,
@@ -296,6 +299,7 @@ impl Config {
             Flag::EnableCoredumps => self.core_dumps = true,
             Flag::User => self.user = Some(argument.to_owned()),
             Flag::MemoryLimit => self.memory_limit = value::megabytes(argument)?,
+            Flag::MemoryFile => self.memory_file = Some(value::path("-e", argument)?),
             Flag::DisableEvictions => self.evictions = false,
             Flag::ConnLimit => {
                 let text = "Maximum connections must be greater than 0";
@@ -486,6 +490,7 @@ impl Config {
             &mut self.state,
             &mut self.auth_file,
             &mut self.sasl_pwdb,
+            &mut self.memory_file,
         ];
         let named = optional.into_iter().flatten();
         for path in named.chain(&mut self.allow_files).chain([&mut self.bpffs]) {

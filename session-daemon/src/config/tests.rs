@@ -55,7 +55,6 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
 #[test]
 fn what_is_not_served_is_refused_by_name() {
     for words in [
-        "-e /x",
         "-Z",
         "-o ext_path=/x:1G",
         "-o proxy_config=/x",

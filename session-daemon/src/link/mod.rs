@@ -47,6 +47,11 @@ pub enum Request {
     Listeners(Vec<ListenerKind>),
     /// The users and their passwords, before `Serve` and whenever they change.
     Credentials(Credentials),
+    /// The memory file's descriptor, before `Serve`, with the two halves of the boot's number.
+    MemoryFile {
+        /// High half first.
+        boot_id: [u64; 2],
+    },
     /// A part of a whole list; takes effect with `ListReplace`.
     ListPart(Vec<Entry>),
     /// The parts sent since the last one become the list, at once.

@@ -17,7 +17,8 @@ use crate::link::{
 
 /// Longest wait for an ordinary answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for `Serve`: `-k` makes the kernel touch all of `-m` first.
+/// Longest wait for `Serve`: `-k` and a new memory file make the kernel touch all of `-m` first,
+/// and what a memory file holds is taken over.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The parent's end of the pair.
@@ -71,6 +72,22 @@ impl ParentEnd {
             }
         }
         Ok(())
+    }
+
+    /// Hands the memory file over.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn memory_file(
+        &mut self,
+        file: BorrowedFd<'_>,
+        boot_id: u128,
+    ) -> Result<(), LinkError> {
+        let request = Request::MemoryFile { boot_id: [(boot_id >> 64) as u64, boot_id as u64] };
+        match self.ask(&request, &[file]).await? {
+            Reply::Done => Ok(()),
+            other => Err(LinkError::Unexpected(other)),
+        }
     }
 
     /// Replaces the child's list at once.

@@ -128,6 +128,10 @@ pub struct ServerConfig {
     pub unix_mask: u32,
     /// `-b`, for `stats settings`.
     pub backlog: u32,
+    /// `-e`, for `stats settings`.
+    pub memory_file: Option<String>,
+    /// How long the start of the store took, for `stats`.
+    pub store_start: Duration,
 }
 
 impl Default for ServerConfig {
@@ -162,6 +166,8 @@ impl Default for ServerConfig {
             unix_path: None,
             unix_mask: 0o700,
             backlog: 1024,
+            memory_file: None,
+            store_start: Duration::ZERO,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::protocol::text::encode;
 use crate::server::shared::Shared;
 use crate::server::tuning::Tuning;
 use crate::store::stats::Totals;
+use crate::store::{Kept, Start};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use std::fmt::Display;
@@ -79,6 +80,21 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     index(&totals, sink);
     background(shared, &totals, &tuning, sink);
     items(&totals, &tuning, sink);
+    memory_file(shared, sink);
+}
+
+/// How the store in the memory file began; nothing without one.
+fn memory_file(shared: &Shared, sink: &mut Sink<'_>) {
+    let Some(start) = shared.store.start() else { return };
+    let (how, kept) = match start {
+        Start::Kept(kept) => ("kept".to_owned(), kept),
+        Start::Cold(cold) => (cold.to_string(), Kept::default()),
+    };
+    sink("memory_file_start", &how);
+    sink("memory_file_items", &kept.items);
+    sink("memory_file_ended", &kept.dead);
+    sink("memory_file_lost", &kept.lost);
+    sink("memory_file_start_us", &shared.config.store_start.as_micros());
 }
 
 /// In memcached's order.

@@ -4,11 +4,12 @@
 //! the process, with every connection and listening socket.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use rustix::process::DumpableBehavior;
 use serde_json::Value;
 
 use crate::allowlist::{Allowlist, Entry};
+use crate::clock::Now;
 use crate::command::request::Shutdown;
 use crate::config::{Config, EXIT_USAGE, GuardKind};
 use crate::link::{ChildEnd, ListenerKind, Reply, Request};
@@ -25,8 +27,8 @@ use crate::server::Server;
 use crate::server::config::{Listener, ServerConfig, ShutdownHook};
 use crate::server::login::{Credentials, Login};
 use crate::startup::{abort_on_panic, logger, privileges};
-use crate::store::Store;
 use crate::store::types::StoreConfig;
+use crate::store::{Cold, MemoryFile, Start, Store};
 
 /// How long workers may take to stop when the parent is gone.
 const ORPHAN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -74,7 +76,7 @@ fn socket_pair() -> Result<Option<UnixStream>> {
         return Ok(None);
     }
     let stream = UnixStream::from(stdin.as_fd().try_clone_to_owned()?);
-    let null = std::fs::File::open("/dev/null").context("opening /dev/null")?;
+    let null = File::open("/dev/null").context("opening /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     Ok(Some(stream))
 }
@@ -94,6 +96,7 @@ fn ignore_signals() -> Result<()> {
 struct Child {
     config: Option<Box<Config>>,
     listeners: Vec<Listener>,
+    memory: Option<MemoryFile>,
     parts: Vec<Entry>,
     list: Arc<ArcSwap<Allowlist>>,
     credentials: Arc<ArcSwap<Credentials>>,
@@ -119,6 +122,11 @@ impl Child {
                 }));
             }
             Request::Credentials(credentials) => self.credentials.store(Arc::new(credentials)),
+            Request::MemoryFile { boot_id: [high, low] } => {
+                let file = sockets.into_iter().next().context("the memory file was lost")?;
+                let boot_id = u128::from(high) << 64 | u128::from(low);
+                self.memory = Some(MemoryFile { file: File::from(file), boot_id });
+            }
             Request::ListPart(entries) => self.parts.extend(entries),
             Request::ListReplace => {
                 let list = std::mem::take(&mut self.parts).into_iter().collect();
@@ -172,11 +180,21 @@ impl Child {
         let Some(config) = &self.config else { bail!("not configured") };
         let mut server = lock(&self.server);
         ensure!(server.is_none(), "serving already");
-        let store = Store::create(&store_config(config)?)?;
+        let begun = Instant::now();
+        let store = match self.memory.take() {
+            Some(memory) => {
+                let (store, start) = Store::open(&store_config(config)?, memory, Now::sample())?;
+                tell(start, begun.elapsed());
+                store
+            }
+            None => Store::create(&store_config(config)?)?,
+        };
+        let store_start = begun.elapsed();
         let listeners = std::mem::take(&mut self.listeners);
         let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
         let mut config = server_config(config, hook)?;
         config.credentials = Arc::clone(&self.credentials);
+        config.store_start = store_start;
         let started = Server::start(config, listeners, store, Arc::clone(&self.list));
         *server = Some(started.context("starting the workers")?);
         Ok(())
@@ -219,6 +237,31 @@ fn shutdown_hook(server: SharedServer) -> ShutdownHook {
             std::process::exit(0);
         });
     }))
+}
+
+/// Says how the store in the memory file began.
+fn tell(start: Start, taken: Duration) {
+    let kept = match start {
+        Start::Cold(cold @ Cold::New) => {
+            log::info!("memory file: {cold}");
+            return;
+        }
+        Start::Cold(cold) => {
+            log::warn!("memory file: {cold}: starting empty");
+            return;
+        }
+        Start::Kept(kept) => kept,
+    };
+    log::info!(
+        "memory file: {} items of {} bytes kept in {:.3} s; {} had ended meanwhile",
+        kept.items,
+        kept.bytes,
+        taken.as_secs_f64(),
+        kept.dead,
+    );
+    if kept.lost > 0 {
+        log::warn!("memory file: {} items were damaged or beyond -m, and are lost", kept.lost);
+    }
 }
 
 fn store_config(config: &Config) -> Result<StoreConfig> {
@@ -273,5 +316,7 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
         unix_path: config.unix_socket.as_ref().map(|path| path.display().to_string()),
         unix_mask: config.unix_mask,
         backlog: config.backlog,
+        memory_file: config.memory_file.as_ref().map(|path| path.display().to_string()),
+        store_start: Duration::ZERO,
     })
 }

@@ -6,7 +6,8 @@
 //! | `run` | the parent's life: signals, child, guard, control |
 //! | `child` | the serving process |
 //! | `daemonize` | `-d` |
-//! | `credentials`, `sockets`, `lock`, `pidfile`, `privileges`, `lists`, `logger`, `notify` | one part each |
+//! | `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `privileges`, `lists`, `logger` | one part each |
+//! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
 mod child;
@@ -15,6 +16,7 @@ mod daemonize;
 mod lists;
 mod lock;
 mod logger;
+mod memory;
 mod notify;
 mod parent;
 mod pidfile;

@@ -4,8 +4,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
-use crate::startup::{abort_on_panic, credentials, lists, notify};
+use crate::startup::{abort_on_panic, credentials, lists, memory, notify};
 use crate::sys;
 
 /// Told whenever the daemon ends with its guard attached.
@@ -70,6 +71,8 @@ struct Prepared {
     credentials: Option<Credentials>,
     file: Option<OverlayFile>,
     claims: Claims,
+    /// The memory file, locked, and the boot's number.
+    memory: Option<(File, u128)>,
     guarded_ports: BTreeSet<u16>,
     _locks: Vec<Lock>,
 }
@@ -107,10 +110,15 @@ async fn serve(
     let filter = guard.as_mut().and_then(socket_guard);
     let mut listening = prepared.claims.listen(filter.as_ref())?;
     privileges::clear_bounding()?;
-    let goods = Goods { config, list: &prepared.list, credentials: prepared.credentials.as_ref() };
+    let goods = Goods {
+        config,
+        list: &prepared.list,
+        credentials: prepared.credentials.as_ref(),
+        memory: prepared.memory,
+    };
     let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
     let started = tokio::select! {
-        started = start_child(&mut end, &goods, &mut listening, guard.is_some()) =>
+        started = start_child(&mut end, goods, &mut listening, guard.is_some()) =>
             started.map(Some),
         name = signals.stop() => {
             log::info!("{name}: stopping");
@@ -193,6 +201,10 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         Some(file) => file.read(Now::sample())?,
         None => Overlay::default(),
     };
+    let memory = match &config.memory_file {
+        Some(path) => Some((memory::open(path, identity).context("-e")?, memory::boot_id()?)),
+        None => None,
+    };
     let list = overlay.over(&base);
     list.check_size()?;
     for prefix in overlay.taken_out().filter(|prefix| base.get(*prefix).is_some()) {
@@ -202,7 +214,18 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         );
     }
     warn_of_guard(config, &list, &addresses);
-    Ok(Prepared { base, overlay, list, credentials, file, claims, guarded_ports, _locks: locks })
+    let prepared = Prepared {
+        base,
+        overlay,
+        list,
+        credentials,
+        file,
+        claims,
+        memory,
+        guarded_ports,
+        _locks: locks,
+    };
+    Ok(prepared)
 }
 
 /// The overlay's place with its lock. None for a user without a place for it.
@@ -355,16 +378,20 @@ struct Goods<'a> {
     config: &'a Config,
     list: &'a Allowlist,
     credentials: Option<&'a Credentials>,
+    /// The memory file and the boot's number.
+    memory: Option<(File, u128)>,
 }
 
 /// Gives the serving process all that it needs, and has it serve.
 async fn start_child(
     end: &mut ParentEnd,
-    goods: &Goods<'_>,
+    mut goods: Goods<'_>,
     listening: &mut Listening,
     guarded: bool,
 ) -> Result<Option<Pidfile>> {
-    hand_over(end, goods, listening).await?;
+    hand_over(end, &goods, listening).await?;
+    // Its lock is held for as long as the serving process has it.
+    drop(goods.memory.take());
     listening.close();
     let pidfile = goods.config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     // Before a client's first byte is read.
@@ -379,6 +406,9 @@ async fn hand_over(end: &mut ParentEnd, goods: &Goods<'_>, listening: &Listening
         end.listeners(&listening.descriptors()).await?;
         if let Some(credentials) = goods.credentials {
             end.done(&Request::Credentials(credentials.clone())).await?;
+        }
+        if let Some((file, boot_id)) = &goods.memory {
+            end.memory_file(file.as_fd(), *boot_id).await?;
         }
         let entries: Vec<Entry> = goods.list.entries().cloned().collect();
         end.replace(&entries).await

@@ -262,7 +262,10 @@ impl Layout {
 
     /// Pages that fit into `memory_limit` with this layout's page length, at most all.
     pub(super) fn pages_within(&self, memory_limit: usize) -> u32 {
-        let fixed_len = self.first_page as usize;
+        // What the tables have no pages for has no memory either.
+        let [tables, directory, _] =
+            self.extents().map(|part| ((part.end - part.start) as usize).next_multiple_of(ALIGN));
+        let fixed_len = tables + directory;
         let pages = memory_limit.saturating_sub(fixed_len) >> self.page_shift;
         (pages as u32).min(self.pages)
     }

@@ -22,6 +22,9 @@ const REQUESTS_PER_SECOND: u64 = 20;
 /// How long an attempt of the stranger lasts, and so how often it tries.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
+/// Room for the memory file of a daemon with the default `-m`.
+const MEMORY_FILE_ROOM_MB: u32 = 72;
+
 /// Between two lines where the output is not a terminal, in turns of a second.
 const TURNS_PER_LINE: u64 = 5;
 
@@ -30,9 +33,13 @@ pub(super) fn run(seconds: Option<u64>) -> Result<()> {
     // The outer process removes what this one made, so this one must not outlive it.
     set_pdeathsig(Signal::SIGKILL)?;
     let topology = Topology::new(2)?;
-    let setup = Setup::guarded()?
+    let setup = Setup::guarded()?;
+    let memory_file = setup.scratch().mount_tmpfs(MEMORY_FILE_ROOM_MB)?.join("store");
+    let setup = setup
         .arg(format!("--allow={}", topology.allow_argument()))
-        .arg("--guard-mode=native");
+        .arg("--guard-mode=native")
+        .arg("-e")
+        .arg(memory_file);
     let daemon = setup.start(Some(&topology.cache.namespace))?;
     demonstration::hosts(&topology, &daemon)?;
     demonstration::proof(&topology)?;

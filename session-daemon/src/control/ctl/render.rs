@@ -98,6 +98,20 @@ pub(super) fn status(answer: &Value) -> String {
         figure("limit_maxbytes"),
         figure("evictions"),
     );
+    if let Some(start) = statistics["memory_file_start"].as_str() {
+        let us = figure("memory_file_start_us").parse::<f64>().unwrap_or(0.0);
+        let _ = match start {
+            "kept" => writeln!(
+                text,
+                "memory file  {} items kept in {:.3} s, {} had ended, {} lost",
+                figure("memory_file_items"),
+                us / 1e6,
+                figure("memory_file_ended"),
+                figure("memory_file_lost"),
+            ),
+            cold => writeln!(text, "memory file  started empty: {cold}"),
+        };
+    }
     let _ = writeln!(
         text,
         "connections  {} open, {} in all",

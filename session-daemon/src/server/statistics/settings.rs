@@ -34,6 +34,9 @@ fn server(shared: &Shared, sink: &mut Sink<'_>) {
     sink("oldest", &0);
     sink("evictions", &if store.evictions { "on" } else { "off" });
     sink("domain_socket", &config.unix_path.as_deref().unwrap_or("NULL"));
+    if let Some(path) = &config.memory_file {
+        sink("memory_file", path);
+    }
     sink("umask", &format!("{:o}", config.unix_mask));
     sink("shutdown_command", &yes_no(config.shutdown.is_some()));
     sink("growth_factor", &format!("{:.2}", store.growth_factor.unwrap_or(GROWTH_FACTOR)));

@@ -1,0 +1,170 @@
+//! A daemon with a memory file serves after its end what it served before, however it ended.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use session_tests::client::Client;
+use session_tests::require_root;
+use session_tests::sessiond::{Sessiond, Setup};
+use session_tests::wait;
+
+const ITEMS: usize = 400;
+
+/// What is done to a memory file.
+type Damage = fn(&fs::File);
+
+/// A daemon with a memory file on a tmpfs of its own.
+fn setup(megabytes: u32) -> (Setup, PathBuf) {
+    let setup = Setup::loopback().unwrap();
+    let path = setup.scratch().mount_tmpfs(megabytes).unwrap().join("store");
+    let setup = setup.arg("-e").arg(&path).args(["-m", "64"]);
+    (setup, path)
+}
+
+fn value(number: usize) -> Vec<u8> {
+    let len = [3, 100, 1_000, 9_000, 120_000][number % 5] + number;
+    (0..len).map(|at| b'a' + ((at * 7 + number) % 26) as u8).collect()
+}
+
+fn fill(client: &mut Client) {
+    for number in 0..ITEMS {
+        assert_eq!(client.set(&format!("key:{number}"), &value(number)).unwrap(), "STORED");
+    }
+}
+
+#[track_caller]
+fn check(client: &mut Client) {
+    for number in 0..ITEMS {
+        let found = client.get(&format!("key:{number}")).unwrap();
+        assert!(found == Some(value(number)), "key:{number}");
+    }
+}
+
+fn child_of(daemon: &Sessiond<'_>) -> i32 {
+    let pid = daemon.process.pid();
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.trim().parse().unwrap()
+}
+
+/// Ends the daemon in one of the ways that it can end.
+fn end(mut daemon: Sessiond<'_>, how: &str) {
+    let child = child_of(&daemon);
+    match how {
+        "SIGTERM" => daemon.process.signal(Signal::SIGTERM),
+        "SIGUSR1" => daemon.process.signal(Signal::SIGUSR1),
+        "kill -9 of the parent" => daemon.process.kill(),
+        "kill -9 of the child" => kill(Pid::from_raw(child), Signal::SIGKILL).unwrap(),
+        "crash" => kill(Pid::from_raw(child), Signal::SIGABRT).unwrap(),
+        _ => unreachable!("{how}"),
+    }
+    daemon.process.wait(wait::PATIENCE).expect("it ends");
+    // The port is free when the serving process is gone, which is what a service manager waits for.
+    wait::until("the end of the serving process", || {
+        (!PathBuf::from(format!("/proc/{child}")).exists()).then_some(())
+    });
+}
+
+#[test]
+fn whatever_ends_the_daemon_the_next_one_serves_the_same() {
+    require_root!();
+    let (setup, path) = setup(80);
+    let mut daemon = setup.start(None).unwrap();
+    let mut client = daemon.client();
+    fill(&mut client);
+    assert_eq!(client.command("set for-ever 7 0 1\r\nx").unwrap(), "STORED");
+    assert_eq!(client.command("set a-while 0 1000 1\r\nx").unwrap(), "STORED");
+    assert_eq!(client.command("set a-moment 0 1 1\r\nx").unwrap(), "STORED");
+    assert_eq!(client.command("delete key:0").unwrap(), "DELETED");
+    assert_eq!(client.set("key:0", &value(0)).unwrap(), "STORED");
+    assert_eq!(client.set("gone", b"1").unwrap(), "STORED");
+    assert_eq!(client.command("delete gone").unwrap(), "DELETED");
+    let cas = client.command("gets for-ever").unwrap();
+    assert_eq!((client.line().unwrap(), client.line().unwrap()), ("x".into(), "END".into()));
+    assert_eq!(client.stats("").unwrap()["memory_file_start"], "it is new");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    // Let the short one end while nobody serves.
+    std::thread::sleep(Duration::from_millis(1_100));
+    for how in ["SIGTERM", "kill -9 of the parent", "kill -9 of the child", "crash", "SIGUSR1"] {
+        drop(client);
+        end(daemon, how);
+        daemon = setup.start(None).unwrap();
+        client = daemon.client();
+        check(&mut client);
+        assert_eq!(client.get("gone").unwrap(), None, "{how}");
+        assert_eq!(client.get("a-moment").unwrap(), None, "{how}");
+        assert_eq!(client.get("a-while").unwrap().unwrap(), b"x", "{how}");
+        assert_eq!(client.command("gets for-ever").unwrap(), cas, "{how}");
+        assert_eq!((client.line().unwrap(), client.line().unwrap()), ("x".into(), "END".into()));
+        let stats = client.stats("").unwrap();
+        assert_eq!(stats["memory_file_start"], "kept", "{how}");
+        assert_eq!(stats["memory_file_lost"], "0", "{how}");
+        assert_eq!(stats["curr_items"], stats["memory_file_items"], "{how}");
+        assert_eq!(client.stats("settings").unwrap()["memory_file"], path.to_str().unwrap());
+        let status = daemon.ctl(&["status"]).unwrap();
+        assert!(status.contains("memory file  402 items kept in "), "{how}: {status}");
+    }
+    // A new version is newer than what was kept.
+    let old: u64 = cas.rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(client.set("for-ever", b"y").unwrap(), "STORED");
+    let newer = client.command("gets for-ever").unwrap();
+    assert!(newer.rsplit(' ').next().unwrap().parse::<u64>().unwrap() > old);
+}
+
+#[test]
+fn two_daemons_never_share_a_memory_file() {
+    require_root!();
+    let (setup, path) = setup(80);
+    let daemon = setup.start(None).unwrap();
+    fill(&mut daemon.client());
+    let other = Setup::loopback().unwrap().arg("-e").arg(&path);
+    let mut second = other.spawn(None).unwrap();
+    let status = second.wait(wait::PATIENCE).expect("the second is refused");
+    assert!(!status.success());
+    assert!(second.log().contains("another daemon uses it"), "{}", second.log());
+    check(&mut daemon.client());
+}
+
+#[test]
+fn a_file_system_without_room_is_refused_at_the_start() {
+    require_root!();
+    let (setup, _) = setup(40);
+    let mut daemon = setup.spawn(None).unwrap();
+    let status = daemon.wait(wait::PATIENCE).expect("the start is refused");
+    assert!(!status.success());
+    let log = daemon.log();
+    assert!(log.contains("cannot have its 67108864 bytes: No space left"), "{log}");
+}
+
+#[test]
+fn a_damaged_file_is_begun_again_and_the_log_says_so() {
+    require_root!();
+    let (setup, path) = setup(80);
+    let damages: [(&str, Damage); 3] = [
+        ("not a memory file of sessiond", |file| file.write_all_at(b"garbage!", 0).unwrap()),
+        ("was cut short", |file| file.set_len(1 << 20).unwrap()),
+        ("is damaged", |file| file.write_all_at(b"garbage", 500).unwrap()),
+    ];
+    for (text, damage) in damages {
+        let daemon = setup.start(None).unwrap();
+        fill(&mut daemon.client());
+        end(daemon, "SIGTERM");
+        damage(&fs::OpenOptions::new().write(true).open(&path).unwrap());
+        let daemon = setup.start(None).unwrap();
+        assert!(daemon.process.log().contains(text), "{}", daemon.process.log());
+        let mut client = daemon.client();
+        assert_eq!(client.get("key:1").unwrap(), None);
+        fill(&mut client);
+        check(&mut client);
+        drop(client);
+        end(daemon, "SIGTERM");
+        let daemon = setup.start(None).unwrap();
+        check(&mut daemon.client());
+        end(daemon, "kill -9 of the parent");
+    }
+}
