@@ -11,7 +11,7 @@ const HIDDEN: &str = "set smuggled 0 0 1 noreply\r\nx";
 
 /// Each form is a line that is refused, or a value that does not fit its line; `{v}` is the value
 /// and `{n}` its length.
-const FORMS: [&str; 22] = [
+const FORMS: [&str; 28] = [
     "set k -1 0 {n}\r\n{v}\r\n",
     "set k 4294967296 0 {n}\r\n{v}\r\n",
     "set k x 0 {n}\r\n{v}\r\n",
@@ -32,8 +32,14 @@ const FORMS: [&str; 22] = [
     "set k\r\n{v}\r\n",
     "set k 0 0 2\r\nab{v}\r\n",
     "set k 0 0 2\r\nab\n{v}\r\n",
-    "ms k {n} T0\r\n{v}\r\n",
     "ms k S{n}\r\n{v}\r\n",
+    "ms k {n} !\r\n{v}\r\n",
+    "ms k {n} v v\r\n{v}\r\n",
+    "ms k {n} MX q\r\n{v}\r\n",
+    "ms Zm9 {n} b\r\n{v}\r\n",
+    "ms {long} {n}\r\n{v}\r\n",
+    "ms k 4294967301\r\n{v}\r\n",
+    "ms k 2\r\nab{v}\r\n",
 ];
 
 #[test]
