@@ -86,6 +86,7 @@ impl Connection {
                 }
             }
             Request::Status => control.status().await,
+            Request::Admin { line } => control.admin(line, self.peer).await,
             Request::Allow { prefixes, for_s, comment, any } => {
                 match checked(&prefixes, &comment) {
                     Ok(prefixes) => control.allow(&prefixes, for_s, comment, any, self.peer).await,

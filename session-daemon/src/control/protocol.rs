@@ -43,6 +43,11 @@ pub(crate) enum Request {
     List,
     /// One line that says how the daemon is.
     Status,
+    /// A command of memcached's, one line without its end.
+    Admin {
+        /// The command.
+        line: String,
+    },
     /// Make the list say exactly what the following lines say.
     Sync {
         /// How many lines follow.

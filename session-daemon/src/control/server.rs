@@ -29,6 +29,8 @@ use crate::link::Request;
 pub(crate) const CONNECTIONS_MAX: usize = 32;
 /// Events that a slow watcher may be behind.
 const EVENTS_MAX: usize = 256;
+/// Longest command of `admin`.
+const ADMIN_LEN_MAX: usize = 1024;
 /// Longest `--for`: ten years.
 const FOR_MAX_S: u64 = 10 * 366 * 86_400;
 
@@ -210,6 +212,18 @@ impl Control {
             "list": list,
             "statistics": statistics,
         }))
+    }
+
+    /// `admin`: a command of one line, as a client would send it.
+    pub(crate) async fn admin(&self, line: String, peer: Peer) -> Result<Value> {
+        ensure!(
+            line.len() <= ADMIN_LEN_MAX && !line.contains(['\r', '\n', '\0']),
+            "write one command of one line, at most {ADMIN_LEN_MAX} bytes"
+        );
+        let Peer { uid, pid } = peer;
+        log::info!(target: "audit", "uid {uid} pid {pid} admin: {line}");
+        let answer = self.shared.link.lock().await.command(line).await;
+        Ok(json!({"ok": true, "answer": answer.context("asking the serving process")?}))
     }
 
     /// Who keeps strangers out: `xdp`, `user`, `off`, or `loopback` where none can come.

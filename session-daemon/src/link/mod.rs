@@ -69,6 +69,8 @@ pub enum Request {
     Enforce,
     /// A snapshot of the statistics.
     Statistics,
+    /// A command of one line, with the right to steer the server.
+    Ask(String),
     /// What the guard has counted, names and values, for `stats guard`.
     GuardCounters(Vec<(String, String)>),
     /// Stop serving and exit with status 0.
@@ -87,6 +89,8 @@ pub enum Reply {
     Enforced(u64),
     /// The statistics, by memcached's names.
     Statistics(serde_json::Value),
+    /// The answer to a command.
+    Answer(String),
     /// Not done, and why.
     Failed(String),
 }

@@ -124,6 +124,17 @@ impl ParentEnd {
         }
     }
 
+    /// Has a command of one line done, and returns its answer.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn command(&mut self, line: String) -> Result<String, LinkError> {
+        match self.ask(&Request::Ask(line), &[]).await? {
+            Reply::Answer(text) => Ok(text),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
     /// The child's statistics by memcached's names.
     ///
     /// # Errors

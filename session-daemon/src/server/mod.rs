@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod administration;
+pub mod asking;
 pub mod binary;
 pub mod buffers;
 pub mod client;
@@ -117,6 +118,19 @@ impl Server {
         }
         drop(reply);
         replies.iter().sum()
+    }
+
+    /// Does a command of one line, with the right to steer the server, and returns its answer.
+    /// Empty when the server is stopping.
+    #[must_use]
+    pub fn ask(&self, line: &str) -> Vec<u8> {
+        let (reply, replies) = mpsc::channel();
+        for mailbox in self.mailboxes.iter().take(1) {
+            // A worker that has ended drops the sender, which ends the wait.
+            let _ = mailbox.send(Message::Ask(line.as_bytes().to_vec(), reply.clone()));
+        }
+        drop(reply);
+        replies.recv().unwrap_or_default()
     }
 
     /// Ends all workers: at once, or after what is under way but within five seconds.

@@ -19,7 +19,7 @@ use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
 use crate::server::udp::{self, Inlet};
 use crate::server::watchers::Watching;
-use crate::server::{admin, statistics};
+use crate::server::{admin, asking, statistics};
 use crate::store;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -52,6 +52,8 @@ pub enum Message {
     Adopt(Accepted),
     /// Reset the connections that the allowlist refuses, and say how many there were.
     Enforce(mpsc::Sender<u64>),
+    /// Do this command of one line, and send its answer.
+    Ask(Vec<u8>, mpsc::Sender<Vec<u8>>),
     /// End.
     Stop(Shutdown),
 }
@@ -120,6 +122,11 @@ impl Local {
     ) -> Step {
         info.active(self.now());
         self.drive_as(connection, info.fd, false, wire)
+    }
+
+    /// Gives a connection without a client its part of the turn, and the right to steer the server.
+    pub fn drive_trusted(&self, connection: &mut Connection) -> Step {
+        self.drive_as(connection, -1, true, None)
     }
 
     /// Gives a connection its part of the turn; one that is trusted may steer the server.
@@ -307,6 +314,9 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
                 let count = enforce(&local).await;
                 // Nobody waits any more: then nobody needs the number.
                 let _ = reply.send(count);
+            }
+            Message::Ask(line, reply) => {
+                spawn_local(asking::ask(Rc::clone(&local), line, reply));
             }
             Message::Stop(shutdown) => {
                 ways_in.iter().for_each(JoinHandle::abort);

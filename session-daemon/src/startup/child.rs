@@ -147,6 +147,10 @@ impl Child {
                 let values = named.map(|(name, value)| (name, Value::String(value)));
                 return Ok(Reply::Statistics(Value::Object(values.collect())));
             }
+            Request::Ask(line) => {
+                let answer = self.with_server(|server| server.ask(&line))?;
+                return Ok(Reply::Answer(String::from_utf8_lossy(&answer).into_owned()));
+            }
             Request::GuardCounters(counters) => {
                 self.with_server(|server| server.guard_counters(counters))?;
             }

@@ -6,7 +6,8 @@
 //! | `run` | the parent's life: signals, child, guard, control |
 //! | `child` | the serving process |
 //! | `daemonize` | `-d` |
-//! | `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `privileges`, `lists`, `logger` | one part each |
+//! | `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile`, `privileges` | one part each |
+//! | `lists`, `logger` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod memory;
 mod notify;
 mod parent;
 mod pidfile;
+mod portfile;
 mod privileges;
 mod run;
 mod sockets;

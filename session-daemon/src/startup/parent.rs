@@ -38,7 +38,7 @@ use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
-use crate::startup::{abort_on_panic, credentials, lists, memory, notify};
+use crate::startup::{abort_on_panic, credentials, lists, memory, notify, portfile};
 use crate::sys;
 
 /// Told whenever the daemon ends with its guard attached.
@@ -158,6 +158,7 @@ async fn serve(
         tokio::task::spawn_local(server.clone().accept(listener));
     }
 
+    portfile::write(&listening.addresses);
     announce(&listening, guard.as_ref());
     notify::notify("READY=1");
     if let Some(detached) = detached {

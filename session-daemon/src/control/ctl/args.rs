@@ -70,6 +70,12 @@ pub(super) enum Command {
     },
     /// Show all entries and where they come from
     List,
+    /// Ask the server a command of memcached's, such as `stats items` or `cache_memlimit 128`
+    Admin {
+        /// The words of the command
+        #[arg(required = true, value_name = "WORD", allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Show what is served, how it is guarded, and what was refused
     Status,
     /// Make the list say exactly what a file says, at one instant

@@ -57,6 +57,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Command::List => return list(arguments),
         Command::Watch => return watch(arguments),
         Command::Status => Request::Status,
+        Command::Admin { words } => Request::Admin { line: words.join(" ") },
         Command::Allow { prefixes, until, note, any } => Request::Allow {
             prefixes: split(prefixes),
             for_s: until.map(|until| until.as_secs()),
@@ -71,6 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let answer = connect(arguments)?.ask([&request])?;
     let text = match &request {
         Request::Status => render::status(&answer),
+        Request::Admin { .. } => answer["answer"].as_str().unwrap_or_default().to_owned(),
         _ => render::changed(&answer),
     };
     print(arguments, &answer, &text)

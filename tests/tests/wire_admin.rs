@@ -1,0 +1,258 @@
+//! Administration of a running daemon: statistics in memcached's order, dumps, watchers, limits
+//! of memory, and commands that only `sessionctl` may give.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use session_tests::client::Client;
+use session_tests::memcached::Memcached;
+use session_tests::sessiond::Setup;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn connect(port: u16) -> Result<Client> {
+    Ok(Client::connect(HOST, port)?)
+}
+
+/// Lines of an answer up to `end`, that one left out.
+fn lines(client: &mut Client, command: &str, end: &str) -> Result<Vec<String>> {
+    client.send(format!("{command}\r\n").as_bytes())?;
+    let mut lines = Vec::new();
+    loop {
+        // metadump ends its lines with a newline alone.
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.extend(client.exactly(1)?);
+        }
+        let line = String::from_utf8(line)?.trim_end().to_owned();
+        if line == end {
+            return Ok(lines);
+        }
+        lines.push(line);
+    }
+}
+
+fn names(port: u16, topic: &str) -> Result<Vec<String>> {
+    let lines = lines(&mut connect(port)?, &format!("stats {topic}"), "END")?;
+    let name = |line: &String| Some(line.strip_prefix("STAT ")?.split(' ').next()?.to_owned());
+    Ok(lines.iter().filter_map(name).collect())
+}
+
+fn value(port: u16, topic: &str, name: &str) -> Result<String> {
+    let lines = lines(&mut connect(port)?, &format!("stats {topic}"), "END")?;
+    let found = lines.iter().find_map(|line| line.strip_prefix(&format!("STAT {name} ")));
+    Ok(found.with_context(|| format!("no {name} in stats {topic}"))?.to_owned())
+}
+
+fn fill(port: u16, count: usize, value_len: usize) -> Result<()> {
+    let mut client = connect(port)?;
+    for part in (0..count).collect::<Vec<_>>().chunks(100) {
+        let mut request = Vec::new();
+        for idx in part {
+            request.extend(format!("set key:{idx} 0 0 {value_len} noreply\r\n").into_bytes());
+            request.extend(vec![b'v'; value_len]);
+            request.extend(b"\r\n");
+        }
+        client.send(&request)?;
+    }
+    client.command("version")?;
+    Ok(())
+}
+
+/// Names that both have must stand in the same order, and all of memcached's must be there but
+/// those that 1.6.45 has no more.
+#[test]
+fn statistics_have_the_names_and_the_order_of_memcached() -> Result<()> {
+    session_tests::require_program!("memcached");
+    let memcached = Memcached::start(&[])?;
+    let setup = Setup::loopback()?;
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    let gone = ["slab_reassign_evictions_nomem", "ssl_", "ext", "slab_automove_freeratio"];
+    for topic in ["", "settings", "items", "slabs", "conns"] {
+        for port in [port, memcached.port] {
+            assert_eq!(connect(port)?.command("set a 0 0 1\r\na")?, "STORED");
+        }
+        let plain = |name: String| name.rsplit(':').next().unwrap_or_default().to_owned();
+        let strip = |names: Vec<String>| names.into_iter().map(plain).collect::<Vec<_>>();
+        let (ours, theirs) = (strip(names(port, topic)?), strip(names(memcached.port, topic)?));
+        let (known, present) =
+            (theirs.iter().collect::<BTreeSet<_>>(), ours.iter().collect::<BTreeSet<_>>());
+        let missing: Vec<_> = theirs
+            .iter()
+            .filter(|name| !present.contains(name))
+            .filter(|name| !gone.iter().any(|gone| name.starts_with(gone)))
+            .collect();
+        println!("stats {topic}: missing {missing:?}");
+        let mut common = Vec::new();
+        for name in ours.iter().filter(|name| known.contains(name)) {
+            if !common.contains(&name) {
+                common.push(name);
+            }
+        }
+        let mut expected = Vec::new();
+        for name in theirs.iter().filter(|name| present.contains(name)) {
+            if !expected.contains(&name) {
+                expected.push(name);
+            }
+        }
+        assert_eq!(common, expected, "stats {topic}");
+        assert!(missing.len() <= 4, "stats {topic}: {missing:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn dumps_list_every_item_once_and_hold_nobody_up() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-t", "1", "-o", "track_sizes"]);
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    fill(port, 30_000, 50)?;
+    // A client that does not read its dump; the other client has the same worker.
+    let mut deaf = connect(port)?;
+    deaf.send(b"lru_crawler metadump all\r\n")?;
+    let mut other = connect(port)?;
+    for _ in 0..100 {
+        other.command("version")?;
+    }
+    let dumped = lines(&mut deaf, "", "END")?;
+    let keys: BTreeSet<&str> =
+        dumped.iter().filter_map(|line| line.strip_prefix("key=")?.split(' ').next()).collect();
+    assert_eq!((keys.len(), dumped[0].as_str()), (30_000, "OK"));
+    assert!(dumped[1].contains(" exp=-1 la=") && dumped[1].contains(" fetch=no cls="));
+    let listed = lines(&mut connect(port)?, "lru_crawler mgdump all", "EN")?;
+    assert_eq!(listed.iter().filter(|line| line.starts_with("mg key:")).count(), 30_000);
+    let class = names(port, "items")?[0].split(':').nth(1).context("a class")?.to_owned();
+    let cached = lines(&mut connect(port)?, &format!("stats cachedump {class} 7"), "END")?;
+    assert_eq!(cached.len(), 7);
+    assert!(cached[0].starts_with("ITEM key:") && cached[0].ends_with(" [50 b; 0 s]"));
+    let sizes = lines(&mut connect(port)?, "stats sizes", "END")?;
+    let count = |line: &String| line.rsplit(' ').next().and_then(|n| n.parse::<usize>().ok());
+    assert_eq!(sizes.iter().filter_map(count).sum::<usize>(), 30_000);
+    Ok(())
+}
+
+#[test]
+fn watchers_are_told_what_happens() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-t", "2"]);
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    let mut watcher = connect(port)?;
+    let kinds = "fetchers mutations deletions connevents rawcmds";
+    assert_eq!(watcher.command(&format!("watch {kinds}"))?, "OK");
+    let mut client = connect(port)?;
+    assert_eq!(client.command("set a:b 0 100 3\r\nabc")?, "STORED");
+    assert_eq!(client.command("get a:b")?, "VALUE a:b 0 3");
+    client.line()?;
+    client.line()?;
+    assert_eq!(client.command("mg none")?, "EN");
+    assert_eq!(client.command("delete a:b")?, "DELETED");
+    let expected = [
+        "type=conn_new rip=127.0.0.1 rport=",
+        "set a:b 0 100 3",
+        "type=item_store key=a%3Ab status=stored cmd=set ttl=100 clsid=",
+        "type=item_get key=a%3Ab status=found clsid=",
+        "type=item_get key=none status=not_found clsid=0 cfd=",
+        "type=deleted key=a%3Ab cmd=delete cfd=",
+    ];
+    for words in expected {
+        loop {
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                line.extend(watcher.exactly(1)?);
+            }
+            let line = String::from_utf8(line)?;
+            ensure!(line.starts_with("ts="), "{line}");
+            if line.contains(words) {
+                break;
+            }
+        }
+    }
+    assert_eq!(value(port, "", "log_watchers")?, "1");
+    Ok(())
+}
+
+#[test]
+fn a_limit_of_memory_moves_while_clients_are_served() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-m", "64"]);
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    fill(port, 100_000, 300)?;
+    let items = |port| -> Result<u64> { Ok(value(port, "", "curr_items")?.parse()?) };
+    assert_eq!(items(port)?, 100_000);
+    assert_eq!(connect(port)?.command("cache_memlimit 16")?, "OK");
+    let mut tries = 0;
+    while value(port, "store", "pages_used")?.parse::<u64>()? * 65_536 > 16 << 20 {
+        tries += 1;
+        ensure!(tries < 3000, "the limit is never reached");
+    }
+    assert!(items(port)? < 60_000);
+    assert_eq!(value(port, "", "limit_maxbytes")?, (16 << 20).to_string());
+    assert_eq!(connect(port)?.command("cache_memlimit 64")?, "OK");
+    fill(port, 100_000, 300)?;
+    assert_eq!(items(port)?, 100_000);
+    Ok(())
+}
+
+#[test]
+fn administration_can_be_confined_to_sessionctl() -> Result<()> {
+    let setup = Setup::loopback()?.arg("--admin=control");
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    let mut client = connect(port)?;
+    client.command("set a 0 0 1\r\na")?;
+    let refused = "CLIENT_ERROR administration is confined to the control socket";
+    for command in [
+        "flush_all",
+        "verbosity 1",
+        "stats reset",
+        "stats detail on",
+        "cache_memlimit 32",
+        "slabs reassign 1 2",
+        "lru_crawler crawl all",
+        "lru temp_ttl 5",
+    ] {
+        assert_eq!(client.command(command)?, refused, "{command}");
+    }
+    assert_eq!(client.command("get a")?, "VALUE a 0 1");
+    let asked = |words: &[&str]| -> Result<String> {
+        let output = setup.ctl_output(&[&["admin"], words].concat())?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    assert_eq!(asked(&["cache_memlimit", "32"])?, "OK\r\n");
+    assert_eq!(value(port, "settings", "maxbytes")?, (32 << 20).to_string());
+    assert!(asked(&["lru_crawler metadump all"])?.contains("key=a "));
+    assert_eq!(asked(&["flush_all"])?, "OK\r\n");
+    assert_eq!(connect(port)?.command("get a")?, "END");
+    let stats = asked(&["stats", "settings"])?;
+    assert!(stats.ends_with("END\r\n") && stats.contains("STAT admin control\r\n"), "{stats}");
+    Ok(())
+}
+
+#[test]
+fn what_is_switched_off_is_refused_in_memcached_s_words() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-X", "-W", "-o", "no_modern"]);
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    let mut client = connect(port)?;
+    for (command, answer) in [
+        ("stats cachedump 1 1", "CLIENT_ERROR stats cachedump not allowed"),
+        ("stats detail dump", "CLIENT_ERROR stats detail not allowed"),
+        ("watch", "CLIENT_ERROR watch commands not allowed"),
+        ("lru_crawler metadump all", "CLIENT_ERROR lru crawler disabled"),
+        ("lru_crawler enable", "OK"),
+        ("lru_crawler metadump all", "ERROR metadump not allowed"),
+        ("lru_crawler mgdump all", "ERROR key dump not allowed"),
+        ("slabs reassign 1 2", "CLIENT_ERROR slab reassignment disabled"),
+        ("lru mode flat", "ERROR"),
+    ] {
+        assert_eq!(client.command(command)?, answer, "{command}");
+    }
+    let names = names(port, "")?;
+    for absent in ["rejected_connections", "slabs_moved", "moves_to_cold", "evicted_active"] {
+        assert!(!names.iter().any(|name| name == absent), "{absent}");
+    }
+    Ok(())
+}
