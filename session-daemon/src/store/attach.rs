@@ -234,6 +234,19 @@ impl Store {
         Ok(Ok(Inspected { kept, validated: store.validate() }))
     }
 
+    /// A mapping of a memory file that another process may be serving from. Nothing of it may be
+    /// written, and nothing that is read be believed.
+    pub(super) fn for_reading(
+        memory: &MemoryFile,
+        now: Now,
+    ) -> Result<Result<Self, Cold>, StoreError> {
+        match Found::look(memory, None, now) {
+            Ok((found, config)) => Self::around(&config, memory, &found, Access::ReadOnly).map(Ok),
+            Err(Unfit::Cold(cold)) => Ok(Err(cold)),
+            Err(Unfit::Failed(error)) => Err(error),
+        }
+    }
+
     fn around(
         config: &StoreConfig,
         memory: &MemoryFile,

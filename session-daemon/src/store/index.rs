@@ -36,16 +36,21 @@ const MOVED_MASK: u64 = !(LINK_MASK | LOCK);
 const TAG_SHIFT: u32 = 48;
 const OFFSET_MASK: u64 = (1 << 40) - 1;
 
-fn depth(header: u64) -> u64 {
+pub(super) fn depth(header: u64) -> u64 {
     header >> DEPTH_SHIFT & DEPTH_MASK
 }
 
-fn link(header: u64) -> u64 {
+/// A header or a line's link, whoever changes the bucket now.
+pub(super) fn unlocked(header: u64) -> u64 {
+    header & !LOCK
+}
+
+pub(super) fn link(header: u64) -> u64 {
     (header & LINK_MASK) * LINE_LEN
 }
 
 /// The bucket to look at instead of `bucket`, one split level on.
-fn redirect(header: u64, bucket: u64, hash: u64) -> Option<u64> {
+pub(super) fn redirect(header: u64, bucket: u64, hash: u64) -> Option<u64> {
     let strange = (hash ^ bucket) & ((1 << depth(header)) - 1);
     (strange != 0).then(|| bucket | strange & strange.wrapping_neg())
 }
@@ -54,11 +59,12 @@ fn slot_word(hash: u64, item: u64) -> u64 {
     (hash >> TAG_SHIFT << TAG_SHIFT) | (item / 8)
 }
 
-fn slot_item(slot: u64) -> u64 {
+pub(super) fn slot_item(slot: u64) -> u64 {
     (slot & OFFSET_MASK) * 8
 }
 
-fn has_tag(slot: u64, hash: u64) -> bool {
+/// Whether a slot may hold an item of this hash.
+pub(super) fn has_tag(slot: u64, hash: u64) -> bool {
     slot != 0 && slot >> TAG_SHIFT == hash >> TAG_SHIFT
 }
 

@@ -8,7 +8,7 @@ use crate::store::attach::Start;
 use crate::store::failpoint::{STEPS, VARIABLE};
 use crate::store::recover::Kept;
 use crate::store::types::{Deleted, Lifetime, Mode, StoreConfig, Stored};
-use crate::store::{MemoryFile, Store, Worker};
+use crate::store::{MemoryFile, OutsideReader, Store, Worker};
 use rustix::thread::{Timespec, nanosleep};
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -225,6 +225,56 @@ fn rounds(megabytes: usize, count: u64, evicts: bool) {
         held += found;
     }
     assert!(held > count * KEYS / 50, "the children did work: {held}");
+}
+
+/// What another process copies from the mapping while a child works on it is what the journal
+/// says, whole, or missing where the child evicts.
+fn copies(megabytes: usize, evicts: bool) {
+    let directory = tempfile::Builder::new().prefix("store-").tempdir_in("/dev/shm").unwrap();
+    let directory = directory.path();
+    let journal = open(directory, "journal");
+    let (mut found, mut steady) = (0_u64, 0_u64);
+    for round in 0..count(4).min(40) {
+        let mut child = start_child(directory, megabytes, round, None);
+        assert!(is_working(&mut child), "round {round}");
+        let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT };
+        let reader = OutsideReader::open(&memory, at(10 + round)).unwrap().unwrap();
+        let mut random = Random(round + 77);
+        for _ in 0..3_000 {
+            let number = random.below(KEYS);
+            let words = || [0, 1].map(|which| journal_word(&journal, number, which));
+            let before = words();
+            let value = reader.copy(key(name(number).as_bytes()), at(10 + round));
+            let after = words();
+            let there = value.map(|value| version_of(number, &value));
+            if let Some(there) = there {
+                assert!(there >= before[1] >> 1, "{number}: {there} is older than {before:?}");
+                assert!(there <= after[0] >> 1, "{number}: {there} is newer than {after:?}");
+                found += 1;
+            }
+            // Nobody was at it: the last done is there, unless it was evicted.
+            if before == after && before[0] == before[1] {
+                let deleted = before[1] & 1 == 1 || before[1] == 0;
+                assert!(!deleted || there.is_none(), "{number}: {there:?} was deleted");
+                assert!(evicts || deleted || there.is_some(), "{number}: {before:?} is missing");
+                steady += u64::from(!deleted);
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        verify(directory, megabytes, round);
+    }
+    assert!(found > 100 && steady > 100, "{found} found, {steady} steady");
+}
+
+#[test]
+fn another_process_copies_whole_items_only() {
+    copies(AMPLE, false);
+}
+
+#[test]
+fn another_process_copies_whole_items_only_while_memory_is_reused() {
+    copies(TIGHT, true);
 }
 
 fn count(few: u64) -> u64 {
