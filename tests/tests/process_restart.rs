@@ -127,7 +127,17 @@ fn two_daemons_never_share_a_memory_file() {
     let status = second.wait(wait::PATIENCE).expect("the second is refused");
     assert!(!status.success());
     assert!(second.log().contains("another daemon uses it"), "{}", second.log());
+    let served = setup.ctl_output(&["check", path.to_str().unwrap()]).unwrap();
+    assert!(!served.status.success());
+    assert!(String::from_utf8_lossy(&served.stderr).contains("a daemon serves from"));
     check(&mut daemon.client());
+    // Nobody serves from it: a check tells what the next one will keep, and leaves it alone.
+    end(daemon, "kill -9 of the parent");
+    let checked = setup.ctl_output(&["check", path.to_str().unwrap()]).unwrap();
+    let text = String::from_utf8_lossy(&checked.stdout);
+    assert!(text.starts_with("400 items of "), "{text}");
+    assert!(text.ends_with("0 lost; every invariant holds\n"), "{text}");
+    check(&mut setup.start(None).unwrap().client());
 }
 
 #[test]

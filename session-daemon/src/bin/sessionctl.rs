@@ -4,5 +4,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(session_daemon::control::ctl::sessionctl(std::env::args_os()))
+    let check_file = session_daemon::startup::check_memory_file;
+    ExitCode::from(session_daemon::control::ctl::sessionctl(std::env::args_os(), check_file))
 }

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock, fstatfs};
 use rustix::io::Errno;
+use serde_json::{Value, json};
 
+use crate::clock::Now;
 use crate::files::{UNTRUSTED, directory};
 use crate::startup::privileges::Identity;
+use crate::store::{MemoryFile, Store};
 
 /// How long a daemon that is just ending may hold the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,6 +113,32 @@ pub(super) fn boot_id() -> Result<u128> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = fs::read_to_string(path).context(path)?;
     u128::from_str_radix(&text.trim().replace('-', ""), 16).context(path)
+}
+
+/// What is in a memory file that nobody serves from.
+pub(super) fn check_file(path: &Path) -> Result<Value> {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(UNTRUSTED).open(path);
+    let file = opened.with_context(|| format!("opening {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => bail!("a daemon serves from {}; stop it first", path.display()),
+        locked => locked.with_context(|| format!("locking {}", path.display()))?,
+    }
+    let memory = MemoryFile { file, boot_id: boot_id()? };
+    let inspected = match Store::inspect(&memory, Now::sample())? {
+        Ok(inspected) => inspected,
+        Err(cold) => bail!("{}: a start would begin empty: {cold}", path.display()),
+    };
+    let kept = inspected.kept;
+    inspected.validated.with_context(|| path.display().to_string())?;
+    Ok(json!({
+        "ok": true,
+        "items": kept.items,
+        "bytes": kept.bytes,
+        "ended": kept.dead,
+        "replaced": kept.replaced,
+        "lost": kept.lost,
+    }))
 }
 
 #[cfg(test)]

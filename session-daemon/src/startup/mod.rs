@@ -27,6 +27,9 @@ mod run;
 mod sockets;
 
 use std::ffi::OsString;
+use std::path::Path;
+
+use serde_json::Value;
 
 use crate::cli::{self, DETACHED_MARKER, Flag, SERVE_MARKER};
 use crate::config::{Config, Refusal};
@@ -77,6 +80,14 @@ pub fn sessiond(arguments: Vec<OsString>) -> u8 {
         eprintln!("{error:#}");
         error.downcast_ref::<Refusal>().map_or(1, |refusal| refusal.status)
     })
+}
+
+/// Checks a memory file as a start would take it over, and changes nothing: what it holds.
+///
+/// # Errors
+/// A daemon serves from it, nothing of it would be kept, or an invariant does not hold.
+pub fn check_memory_file(path: &Path) -> anyhow::Result<Value> {
+    memory::check_file(path)
 }
 
 /// Ends the process at once when any thread or task panics: a worker that is gone would leave its

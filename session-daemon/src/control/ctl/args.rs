@@ -91,6 +91,11 @@ pub(super) enum Command {
     },
     /// Show changes of the list, events of the guard and counters, until interrupted
     Watch,
+    /// Check a memory file that no daemon serves from: what a start would keep, every invariant
+    Check {
+        /// What `-e` named
+        file: PathBuf,
+    },
     /// Take the guard off every interface and open the ports; refused while a daemon runs
     Detach {
         /// Really do it

@@ -25,9 +25,13 @@ const EXIT_FAILED: u8 = 1;
 /// Exit status of a wrong command line, as clap has it.
 const EXIT_USAGE: u8 = 2;
 
+/// Checks a memory file and says what is in it.
+pub type CheckFile = fn(&Path) -> Result<Value>;
+
 /// Runs `sessionctl` with `arguments` (the program's name first); the result is the exit status.
+/// `check_file` does what `check` is for.
 #[must_use]
-pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, check_file: CheckFile) -> u8 {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -36,7 +40,7 @@ pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return if error.use_stderr() { EXIT_USAGE } else { 0 };
         }
     };
-    match run(&arguments) {
+    match run(&arguments, check_file) {
         Ok(()) => 0,
         Err(error) if is_closed_output(&error) => 0,
         Err(error) => {
@@ -50,10 +54,14 @@ pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments, check_file: CheckFile) -> Result<()> {
     let request = match &arguments.command {
         Command::Detach { yes, bpffs } => return detach(arguments, *yes, bpffs),
         Command::Sync { file, dry_run, any } => return sync(arguments, file, *dry_run, *any),
+        Command::Check { file } => {
+            let answer = check_file(file)?;
+            return print(arguments, &answer, &render::checked(&answer));
+        }
         Command::List => return list(arguments),
         Command::Watch => return watch(arguments),
         Command::Status => Request::Status,

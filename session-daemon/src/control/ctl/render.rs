@@ -29,6 +29,14 @@ fn diff(value: &Value) -> Vec<String> {
     serde_json::from_value::<Diff>(value.clone()).map(|diff| diff_lines(&diff)).unwrap_or_default()
 }
 
+/// What a memory file holds.
+pub(super) fn checked(answer: &Value) -> String {
+    format!(
+        "{} items of {} bytes, {} that have ended, {} replaced, {} lost; every invariant holds\n",
+        answer["items"], answer["bytes"], answer["ended"], answer["replaced"], answer["lost"],
+    )
+}
+
 /// The list: prefix, action, origin, what is left of it, comment.
 pub(super) fn list(head: &Value, entries: &[Value]) -> String {
     let mut text = String::new();

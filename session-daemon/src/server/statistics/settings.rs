@@ -34,9 +34,6 @@ fn server(shared: &Shared, sink: &mut Sink<'_>) {
     sink("oldest", &0);
     sink("evictions", &if store.evictions { "on" } else { "off" });
     sink("domain_socket", &config.unix_path.as_deref().unwrap_or("NULL"));
-    if let Some(path) = &config.memory_file {
-        sink("memory_file", path);
-    }
     sink("umask", &format!("{:o}", config.unix_mask));
     sink("shutdown_command", &yes_no(config.shutdown.is_some()));
     sink("growth_factor", &format!("{:.2}", store.growth_factor.unwrap_or(GROWTH_FACTOR)));
@@ -99,7 +96,7 @@ fn buffers(shared: &Shared, tuning: &Tuning, sink: &mut Sink<'_>) {
     sink("inline_ascii_response", &"no");
     sink("drop_privileges", &yes_no(tuning.drop_privileges));
     sink("num_napi_ids", &tuning.napi_ids);
-    sink("memory_file", &"(null)");
+    sink("memory_file", &shared.config.memory_file.as_deref().unwrap_or("(null)"));
     sink("client_flags_size", &size_of::<u32>());
 }
 
