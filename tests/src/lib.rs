@@ -28,5 +28,6 @@ pub mod scratch;
 pub mod script;
 pub mod sessiond;
 pub mod skip;
+pub mod tls;
 pub mod topology;
 pub mod wait;

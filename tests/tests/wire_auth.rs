@@ -109,7 +109,7 @@ fn a_file_that_cannot_be_used_is_refused_at_the_start() -> Result<()> {
     let daemon = setup.start(None)?;
     ensure!(log_in(&mut daemon.client(), "user pass")? == "STORED", "not served");
     let log = fs::read_to_string(setup.scratch().join("log"))?;
-    ensure!(log.contains("others can read the passwords"), "no warning in {log}");
+    ensure!(log.contains("others can read the secrets"), "no warning in {log}");
     Ok(())
 }
 

@@ -62,6 +62,8 @@ pub enum Flag {
     DisableDumping,
     /// `-W`
     DisableWatch,
+    /// `-Z`
+    EnableSsl,
     /// `-S`
     EnableSasl,
     /// `-Y`
@@ -122,7 +124,7 @@ pub struct Unserved {
 }
 
 /// Every flag of memcached's that is refused by name.
-pub const UNSERVED: &[Unserved] = &[Unserved { short: 'Z', long: "enable-ssl", argument: false }];
+pub const UNSERVED: &[Unserved] = &[];
 
 /// Whether a flag takes an argument, as in `getopt_long`'s `has_arg`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +178,7 @@ const FLAGS: &[Row] = &[
     row('F', "disable-flush-all", Argument::None, Flag::DisableFlushAll),
     row('X', "disable-dumping", Argument::None, Flag::DisableDumping),
     row('W', "disable-watch", Argument::None, Flag::DisableWatch),
+    row('Z', "enable-ssl", Argument::None, Flag::EnableSsl),
     row('S', "enable-sasl", Argument::None, Flag::EnableSasl),
     row('Y', "auth-file", Argument::Required, Flag::AuthFile),
     row('\0', "sasl-pwdb", Argument::Required, Flag::SaslPwdb),

@@ -36,7 +36,9 @@ const FLAGS: &str = "\
 -a, --unix-mask=<mask>    access mask for UNIX socket, in octal (default: 700)
 -A, --enable-shutdown     enable ascii \"shutdown\" command
 -l, --listen=<addr>       address to listen on, host, host:port or [v6]:port; several
-                          joined by commas or by repeating (default: all addresses)
+                          joined by commas or by repeating (default: all addresses);
+                          with -Z notls:, btls: or mtls: before it: no TLS, TLS, or TLS
+                          with a certificate of the client
 -d, --daemon              run as a daemon; returns once the port is served
 -r, --enable-coredumps    maximize core file limit
 -u, --user=<user>         assume identity of <username> (only when run as root)
@@ -75,10 +77,20 @@ const FLAGS: &str = "\
                           turns stats detail on
 -L, --enable-largepages   accepted; the kernel's transparent huge pages apply
 -N, --napi-ids=<num>      accepted; connections go to the least loaded worker
+-Z, --enable-ssl          enable TLS/SSL
 -o, --extended            comma separated list of extended options
    - maxconns_fast:       immediately close new connections after limit
                           (default: enabled); no_maxconns_fast waits instead
    - idle_timeout:        timeout for idle connections (default: 0, no timeout)
+   - ssl_chain_cert:      certificate chain file in PEM format
+   - ssl_key:             private key of the chain's first certificate
+   - ssl_verify_mode:     client certificates: 0 (none, default), 1 (request),
+                          2 (require), 3 (once, as 1)
+   - ssl_keyformat:       private key format, 1 (PEM, default) or 2 (ASN1)
+   - ssl_ca_cert:         PEM file of the CAs that vouch for clients
+   - ssl_wbuf_size:       kilobytes of sealed answers a connection (default: 16)
+   - ssl_session_cache:   let clients take sessions up again (default: off)
+   - ssl_min_version:     2 (TLS 1.2, default) or 3 (TLS 1.3)
    - track_sizes:         enable stats sizes
    - watcher_logbuf_size: kilobytes that a watcher may be behind (default: 256)
    - sock_cookie_id:      mark of the listening sockets, for packet filters

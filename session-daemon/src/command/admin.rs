@@ -131,6 +131,8 @@ pub enum AdminOutcome {
     LimitOutOfBounds,
     /// There are no certificates.
     NoTls,
+    /// The process that serves clients reads no file: a signal to its parent has them read.
+    CertsBySignal,
     /// The certificates cannot be read; those in use stay.
     CertsNotRead,
     /// `-X`.

@@ -70,6 +70,12 @@ counters! {
     AuthCmds => "auth_cmds",
     /// Attempts that failed.
     AuthErrors => "auth_errors",
+    /// TLS sessions that were not taken up again.
+    SslNewSessions => "ssl_new_sessions",
+    /// Clients that did not get through the TLS handshake.
+    SslHandshakeErrors => "ssl_handshake_errors",
+    /// Clients that broke TLS later.
+    SslProtoErrors => "ssl_proto_errors",
     /// Bytes received from clients.
     BytesRead => "bytes_read",
     /// Bytes sent to clients.

@@ -13,24 +13,42 @@ pub struct ListenAddress {
     pub host: String,
     /// The port behind the host; none for `-p`'s.
     pub port: Option<u16>,
+    /// What its prefix says about TLS.
+    pub tls: TlsPrefix,
     /// The word itself, for messages.
     pub word: String,
 }
 
-/// Prefixes of memcached's that choose a protocol, a tag or TLS for one address.
-const PREFIXES: [&str; 4] = ["btls:", "mtls:", "proto[", "tag"];
+/// What the prefix of one address says about TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsPrefix {
+    /// None: as `-Z` and `ssl_verify_mode` say.
+    #[default]
+    Default,
+    /// `notls:`.
+    Off,
+    /// `btls:`: no certificate is asked for.
+    Basic,
+    /// `mtls:`: nobody is served without a good certificate.
+    Mutual,
+}
+
+/// Prefixes of memcached's that choose a protocol or a tag for one address.
+const PREFIXES: [&str; 2] = ["proto[", "tag"];
 
 /// Splits the argument of one `-l` at commas and semicolons.
 ///
 /// # Errors
-/// An empty word, a bad port, or a prefix such as `mtls:` that would have to be honoured.
+/// An empty word, a bad port, or a prefix such as `proto[` that would have to be honoured.
 pub fn split_listen(argument: &str) -> Result<Vec<ListenAddress>, Refusal> {
     argument.split([',', ';']).map(|word| listen_address(word.trim())).collect()
 }
 
 fn listen_address(word: &str) -> Result<ListenAddress, Refusal> {
-    // Without TLS every address is a `notls:` one.
-    let text = word.strip_prefix("notls:").unwrap_or(word);
+    let prefixes =
+        [("notls:", TlsPrefix::Off), ("btls:", TlsPrefix::Basic), ("mtls:", TlsPrefix::Mutual)];
+    let prefixed = |(prefix, tls)| Some((tls, word.strip_prefix(prefix)?));
+    let (tls, text) = prefixes.into_iter().find_map(prefixed).unwrap_or((TlsPrefix::Default, word));
     if text.is_empty() {
         return Err(usage("-l: empty address; write host, host:port or [v6]:port"));
     }
@@ -45,7 +63,7 @@ fn listen_address(word: &str) -> Result<ListenAddress, Refusal> {
             return Err(usage(format!("-l {word}: the port must be from 1 to 65535")));
         }
     };
-    Ok(ListenAddress { host: host.to_owned(), port, word: word.to_owned() })
+    Ok(ListenAddress { host: host.to_owned(), port, tls, word: word.to_owned() })
 }
 
 fn host_and_port(text: &str) -> Result<(&str, Option<&str>), Refusal> {

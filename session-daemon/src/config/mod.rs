@@ -4,6 +4,7 @@
 
 mod listen;
 mod suboptions;
+mod tls;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::allowlist::parse::{Any, check_any, parse_prefixes};
 use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
-pub use crate::config::listen::{ListenAddress, split_listen};
+pub use crate::config::listen::{ListenAddress, TlsPrefix, split_listen};
+pub use crate::config::tls::TlsOptions;
 use crate::server::config::Binding;
 use crate::server::tuning::Tuning;
 
@@ -147,6 +149,8 @@ pub struct Config {
     pub sasl: bool,
     /// `--sasl-pwdb`, or what the environment says in its place.
     pub sasl_pwdb: Option<PathBuf>,
+    /// `-Z` and `-o ssl_*`.
+    pub tls: TlsOptions,
     /// `-I`, bytes.
     pub item_size_max: u64,
     /// Not `-F`.
@@ -225,6 +229,7 @@ impl Default for Config {
             auth_file: None,
             sasl: false,
             sasl_pwdb: None,
+            tls: TlsOptions::default(),
             item_size_max: 1 << 20,
             flush_all: true,
             maxconns_fast: true,
@@ -325,6 +330,7 @@ impl Config {
             Flag::Protocol => self.binding = value::binding(argument)?,
             Flag::MaxItemSize => self.item_size_max = value::size(argument),
             Flag::DisableFlushAll => self.flush_all = false,
+            Flag::EnableSsl => self.tls.enabled = true,
             Flag::EnableSasl => self.sasl = true,
             Flag::AuthFile => self.auth_file = Some(value::path("-Y", argument)?),
             Flag::SaslPwdb => self.sasl_pwdb = Some(value::path("--sasl-pwdb", argument)?),
@@ -444,6 +450,14 @@ impl Config {
             ));
         }
         suboptions::check(self)?;
+        let asks = |tls: TlsPrefix| self.listen.iter().any(|address| address.tls == tls);
+        self.tls.check(asks(TlsPrefix::Mutual))?;
+        if !self.tls.enabled && (asks(TlsPrefix::Basic) || asks(TlsPrefix::Mutual)) {
+            return usage("-l btls: and mtls: need -Z");
+        }
+        if self.tls.enabled && (self.unix_socket.is_some() || self.port == Port::Off) {
+            return usage("-Z needs a TCP port");
+        }
         for prefix in &self.allow {
             check_any(*prefix, Action::Allow, self.any())
                 .map_err(|error| Refusal::new(EXIT_USAGE, format!("--allow: {error}")))?;
@@ -492,7 +506,7 @@ impl Config {
             &mut self.sasl_pwdb,
             &mut self.memory_file,
         ];
-        let named = optional.into_iter().flatten();
+        let named = optional.into_iter().flatten().chain(self.tls.paths());
         for path in named.chain(&mut self.allow_files).chain([&mut self.bpffs]) {
             *path = std::path::absolute(&*path)?;
         }

@@ -24,9 +24,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("proxy_", "sessiond is no proxy"),
 ];
 
-/// memcached's options for TLS.
-const TLS: &str = "ssl_";
-
 /// Applies the comma-separated list of one `-o`.
 pub(super) fn take(config: &mut Config, list: &str) -> Result<(), Refusal> {
     // getsubopt skips what is empty.
@@ -48,6 +45,7 @@ fn take_one(config: &mut Config, option: &str) -> Result<(), Refusal> {
         "no_modern" => old_defaults(config),
         "relaxed_privileges" => config.debug_commands = true,
         "sock_cookie_id" => config.socket_mark = Some(word.number()?),
+        _ if config.tls.take(name, word.value)? => {}
         _ if tuned(config, &word)? => {}
         _ => return settled_or_refused(config, option, name),
     }
@@ -194,10 +192,6 @@ fn settled_or_refused(config: &mut Config, option: &str, name: &str) -> Result<(
     }
     if let Some((_, why)) = ABSENT.iter().find(|(part, _)| name.starts_with(part)) {
         return Err(Refusal::new(1, format!("-o {name} is not served: {why}")));
-    }
-    if name.starts_with(TLS) {
-        let text = format!("-o {name} is not served by sessiond; leave it out");
-        return Err(Refusal::new(1, text));
     }
     Err(Refusal::new(1, format!("Illegal suboption \"{option}\"")))
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use super::*;
 use crate::cli::parse;
+use crate::server::tls::Verify;
 
 fn read(words: &str) -> Result<Config, Refusal> {
     Config::from_flags(parse(words.split_whitespace().map(OsString::from)).unwrap())
@@ -54,13 +55,7 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
 
 #[test]
 fn what_is_not_served_is_refused_by_name() {
-    for words in [
-        "-Z",
-        "-o ext_path=/x:1G",
-        "-o proxy_config=/x",
-        "-l mtls:127.0.0.1",
-        "-l proto[binary]:127.0.0.1:5",
-    ] {
+    for words in ["-o ext_path=/x:1G", "-o proxy_config=/x", "-l proto[binary]:127.0.0.1:5"] {
         assert!(refusal(words).1.contains("not served"), "{words}: {}", refusal(words).1);
     }
     assert_eq!(read("-U 0 -B auto").unwrap(), Config::default());
@@ -108,6 +103,40 @@ fn authentication_narrows_the_protocol_and_has_no_udp() {
     ] {
         let (status, text) = refusal(words);
         assert!(status == EXIT_USAGE && text.contains(part), "{words}: {text}");
+    }
+}
+
+#[test]
+fn tls_has_its_words() {
+    let files = "-Z -o ssl_chain_cert=/c,ssl_key=/k";
+    let config =
+        read(&format!("{files},ssl_ca_cert=/a,ssl_verify_mode=2,ssl_min_version=3")).unwrap();
+    assert_eq!(config.tls.default_for_listeners(), Some(Verify::Require));
+    assert!(config.tls.terms.tls13_only && !config.tls.terms.session_cache);
+    let words = format!(
+        "{files},ssl_ca_cert=/a,ssl_wbuf_size=4,ssl_session_cache -l notls:a,btls:b,mtls:c:5,d"
+    );
+    let config = read(&words).unwrap();
+    let tls: Vec<_> = config.listen.iter().map(|address| config.tls.of(address.tls)).collect();
+    assert_eq!(tls, [None, Some(Verify::None), Some(Verify::Require), Some(Verify::None)]);
+    assert_eq!((config.tls.terms.wbuf_len, config.tls.terms.session_cache), (4096, true));
+    for (words, part) in [
+        ("-Z".to_owned(), "ssl_chain_cert=FILE,ssl_key=FILE"),
+        (format!("{files},ssl_verify_mode=1"), "ssl_ca_cert"),
+        (format!("{files} -l mtls:a"), "ssl_ca_cert"),
+        (format!("{files} -s /x"), "needs a TCP port"),
+        (format!("{files} -p 0 -U 5"), "needs a TCP port"),
+        ("-o ssl_key=/k".to_owned(), "needs -Z"),
+        ("-l btls:a".to_owned(), "need -Z"),
+        (format!("{files},ssl_ciphers=ALL"), "ssl_ciphers"),
+        (format!("{files},ssl_kernel_tls"), "ssl_kernel_tls"),
+        (format!("{files},ssl_min_version=1"), "TLS 1.0 and 1.1"),
+        (format!("{files},ssl_verify_mode=4"), "Invalid ssl_verify_mode"),
+        (format!("{files},ssl_keyformat=3"), "ssl_keyformat"),
+        ("-Z -o ssl_key=".to_owned(), "Missing ssl_key argument"),
+    ] {
+        let (_, text) = refusal(&words);
+        assert!(text.contains(part), "{words}: {text}");
     }
 }
 
@@ -206,7 +235,7 @@ fn bad_values_of_options_are_refused() {
         "watcher_logbuf_size=0",
         "lru_crawler_tocrawl=-1",
         "ext_item_age=5",
-        "ssl_key=/x",
+        "ssl_ciphers=ALL",
     ] {
         assert_eq!(refusal(&format!("-o {word}")).0, 1, "{word}");
     }

@@ -17,6 +17,7 @@ use crate::config::Config;
 pub use crate::link::child::ChildEnd;
 pub use crate::link::parent::ParentEnd;
 use crate::server::login::Credentials;
+use crate::server::tls::{Material, Verify};
 
 /// Largest frame. A part of a list ([`ENTRIES_PER_PART_MAX`] entries) is far below it.
 pub const FRAME_LEN_MAX: usize = 16 << 20;
@@ -30,8 +31,8 @@ pub const SOCKETS_PER_FRAME_MAX: usize = 128;
 /// What kind of listening socket comes with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ListenerKind {
-    /// TCP, IPv4 or IPv6.
-    Tcp,
+    /// TCP, IPv4 or IPv6; what TLS asks of clients, if it is spoken.
+    Tcp(Option<Verify>),
     /// UDP, IPv4 or IPv6.
     Udp,
     /// Unix domain.
@@ -47,6 +48,8 @@ pub enum Request {
     Listeners(Vec<ListenerKind>),
     /// The users and their passwords, before `Serve` and whenever they change.
     Credentials(Credentials),
+    /// Certificates and key, before `Serve` and whenever they change.
+    Tls(Material),
     /// The memory file's descriptor, before `Serve`, with the two halves of the boot's number.
     MemoryFile {
         /// High half first.

@@ -37,9 +37,9 @@ fn sockets_arrive_with_their_request() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let kinds = run(async || {
         let mut end = ParentEnd::new(ours).unwrap();
-        let sockets = vec![(ListenerKind::Tcp, listener.as_fd()); 100];
+        let sockets = vec![(ListenerKind::Tcp(None), listener.as_fd()); 100];
         end.listeners(&sockets).await.unwrap();
-        vec![ListenerKind::Tcp; 100]
+        vec![ListenerKind::Tcp(None); 100]
     });
     assert_eq!(child.join().unwrap(), [Request::Listeners(kinds)]);
 }

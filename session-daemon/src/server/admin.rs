@@ -22,6 +22,7 @@ pub fn administer(shared: &Shared, admin: Admin<'_>, store: &mut Worker, now: No
         Admin::SlabsReassign { from, to } => reassign(shared, store, from, to, now),
         Admin::Crawl(_) => crawl(shared),
         Admin::CacheMemlimit(megabytes) => cache_memlimit(shared, megabytes),
+        Admin::RefreshCerts if shared.config.tls.is_some() => AdminOutcome::CertsBySignal,
         Admin::RefreshCerts => AdminOutcome::NoTls,
         Admin::Detail(_) if !shared.config.dumps_allowed => AdminOutcome::DetailNotAllowed,
         Admin::Detail(on) => {

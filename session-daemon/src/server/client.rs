@@ -10,6 +10,7 @@ use crate::server::listener::Accepted;
 use crate::server::observing;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
+use crate::server::tls::session;
 use crate::server::worker::Local;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -21,7 +22,7 @@ use std::sync::atomic::Ordering;
 /// Begins to serve a connection that has its place and counts in this worker's load.
 pub fn begin(local: &Rc<Local>, accepted: Accepted) {
     let now = local.now();
-    let Accepted { fd, peer, listener } = accepted;
+    let Accepted { fd, peer, listener, tls } = accepted;
     let id = local.shared.next_id();
     let info = Arc::new(ConnectionInfo::new(id, fd.as_raw_fd(), peer, listener, now));
     local.seat().connections().insert(id, Arc::clone(&info));
@@ -33,7 +34,11 @@ pub fn begin(local: &Rc<Local>, accepted: Accepted) {
         info.reset();
     }
     let task = tokio::task::spawn_local(async move {
-        let served = serve(&presence, fd).await;
+        let served = match tls {
+            None => serve(&presence, fd).await,
+            // On the heap, or every plain connection would have room for it too.
+            Some(verify) => Box::pin(session::serve(&presence, fd, verify)).await,
+        };
         presence.ended.set(if served.is_ok() { "normal" } else { "error" });
         if let Err(error) = served {
             log::debug!("{}: {error}", presence.info.peer.notation(None));
@@ -47,9 +52,11 @@ pub fn begin(local: &Rc<Local>, accepted: Accepted) {
 }
 
 /// Counts the connection while it is there.
-struct Presence {
-    local: Rc<Local>,
-    info: Arc<ConnectionInfo>,
+pub struct Presence {
+    /// The worker that serves it.
+    pub local: Rc<Local>,
+    /// What others see of it.
+    pub info: Arc<ConnectionInfo>,
     /// Bytes that it keeps while it waits, counted among those of all connections.
     held: Cell<usize>,
     /// Why it ends, in memcached's words: when nothing else is said, the server ended it.
@@ -58,7 +65,7 @@ struct Presence {
 
 impl Presence {
     /// Counts `len` bytes as kept for a wait; false when all connections together keep too many.
-    fn hold(&self, len: usize) -> bool {
+    pub fn hold(&self, len: usize) -> bool {
         let before = self.held.replace(0);
         self.local.shared.release(before);
         let held = len == 0 || self.local.shared.hold(len);
@@ -169,27 +176,40 @@ async fn write(
     socket: &mut Socket,
     presence: &Presence,
 ) -> io::Result<()> {
-    let Presence { local, info, .. } = presence;
+    let local = &presence.local;
     while !connection.output().is_empty() {
         if let Some(len) = socket.write_now(connection.output())? {
             local.counters().add(Counter::BytesWritten, len as u64);
             connection.sent(len, &mut local.pool.borrow_mut());
             continue;
         }
-        info.doing(Activity::Write, true);
         connection.rest(&mut local.pool.borrow_mut());
-        if !presence.hold(connection.kept_len()) {
-            local.counters().add_one(Counter::ResponseOom);
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let waited = socket.writable(local.shared.config.write_timeout).await;
-        if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-            local.counters().add_one(Counter::WriteKicks);
-        }
-        waited?;
+        wait_until_writable(socket, presence, connection.kept_len()).await?;
     }
     presence.hold(0);
     Ok(())
+}
+
+/// Waits until the client takes more, while `kept_len` bytes are kept for it.
+///
+/// # Errors
+/// When all connections together keep too much, or the client takes nothing for too long.
+pub async fn wait_until_writable(
+    socket: &mut Socket,
+    presence: &Presence,
+    kept_len: usize,
+) -> io::Result<()> {
+    let Presence { local, info, .. } = presence;
+    info.doing(Activity::Write, true);
+    if !presence.hold(kept_len) {
+        local.counters().add_one(Counter::ResponseOom);
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    let waited = socket.writable(local.shared.config.write_timeout).await;
+    if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        local.counters().add_one(Counter::WriteKicks);
+    }
+    waited
 }
 
 struct Into<'a> {

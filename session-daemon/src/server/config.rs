@@ -4,6 +4,7 @@
 
 use crate::command::request::Shutdown;
 use crate::server::login::{Credentials, Login};
+use crate::server::tls::{Tls, Verify};
 use crate::server::tuning::Tuning;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,9 @@ pub const BUFFERS_LEN_MAX: usize = 128 << 20;
 /// A socket by which clients come.
 #[derive(Debug)]
 pub enum Listener {
-    /// TCP, IPv4 or IPv6. With several of one address (`SO_REUSEPORT`) the kernel spreads.
-    Tcp(TcpListener),
+    /// TCP, IPv4 or IPv6. With several of one address (`SO_REUSEPORT`) the kernel spreads. TLS,
+    /// if it is spoken, asks that much of clients.
+    Tcp(TcpListener, Option<Verify>),
     /// UDP, IPv4 or IPv6: bound, which is all the listening there is.
     Udp(UdpSocket),
     /// A unix socket; its clients are not judged by the allowlist.
@@ -112,6 +114,8 @@ pub struct ServerConfig {
     pub login: Login,
     /// Whom they may be; replaced when the file is read again.
     pub credentials: Arc<ArcSwap<Credentials>>,
+    /// What listeners with TLS need (`-Z`).
+    pub tls: Option<Arc<Tls>>,
     /// How often `-v` was given.
     pub verbosity: u32,
     /// Whether items may be changed by datagram (`--udp-writes`).
@@ -158,6 +162,7 @@ impl Default for ServerConfig {
             binding: Binding::Auto,
             login: Login::Free,
             credentials: Arc::default(),
+            tls: None,
             verbosity: 0,
             udp_writes: false,
             tcp_port: 11211,

@@ -7,6 +7,7 @@ use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
 use crate::server::client;
 use crate::server::shared::{Peer, Shared};
 use crate::server::socket::{watch, yield_turn};
+use crate::server::tls::Verify;
 use crate::server::worker::{Local, Message};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, send, sockopt};
@@ -31,6 +32,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub struct Door {
     fd: OwnedFd,
     unix: bool,
+    tls: Option<Verify>,
     notation: Arc<str>,
 }
 
@@ -39,14 +41,14 @@ impl Door {
     ///
     /// # Errors
     /// When the kernel refuses an option.
-    pub fn tcp(socket: TcpListener) -> io::Result<Self> {
+    pub fn tcp(socket: TcpListener, tls: Option<Verify>) -> io::Result<Self> {
         let notation = Peer::Tcp(socket.local_addr()?).notation(None);
         // Accepted sockets inherit both.
         let fd = OwnedFd::from(socket);
         sockopt::set_tcp_nodelay(&fd, true)?;
         sockopt::set_socket_keepalive(&fd, true)?;
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, unix: false, notation: notation.into() })
+        Ok(Self { fd, unix: false, tls, notation: notation.into() })
     }
 
     /// Prepares a unix socket that is bound and listening.
@@ -56,7 +58,7 @@ impl Door {
     pub fn unix(socket: UnixListener, path: Option<&str>) -> io::Result<Self> {
         let fd = OwnedFd::from(socket);
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, unix: true, notation: Peer::Unix.notation(path).into() })
+        Ok(Self { fd, unix: true, tls: None, notation: Peer::Unix.notation(path).into() })
     }
 
     /// Its descriptor and where it listens.
@@ -75,11 +77,13 @@ pub struct Accepted {
     pub peer: Peer,
     /// Where it was accepted.
     pub listener: Arc<str>,
+    /// What TLS asks of it; none for plain text.
+    pub tls: Option<Verify>,
 }
 
 /// Accepts for as long as the worker runs.
 pub async fn accept(local: Rc<Local>, door: Door) {
-    let Door { fd, unix, notation } = door;
+    let Door { fd, unix, tls, notation } = door;
     let fd = match watch(fd, Interest::READABLE) {
         Ok(fd) => fd,
         Err(error) => return log::error!("{notation}: cannot listen: {error}"),
@@ -94,7 +98,7 @@ pub async fn accept(local: Rc<Local>, door: Door) {
                 wait_for_place(&local.shared).await;
             }
             match acceptfrom_with(fd.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok((socket, address)) => admit(&local, socket, address, unix, &notation),
+                Ok((socket, address)) => admit(&local, socket, address, (unix, tls), &notation),
                 Err(Errno::AGAIN) => {
                     ready.clear_ready();
                     break;
@@ -134,7 +138,7 @@ fn admit(
     local: &Rc<Local>,
     fd: OwnedFd,
     address: Option<SocketAddrAny>,
-    unix: bool,
+    (unix, tls): (bool, Option<Verify>),
     notation: &Arc<str>,
 ) {
     let peer = if unix {
@@ -163,7 +167,7 @@ fn admit(
         let _ = send(&fd, TOO_MANY_CONNECTIONS, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         return;
     }
-    place(local, Accepted { fd, peer, listener: Arc::clone(notation) });
+    place(local, Accepted { fd, peer, listener: Arc::clone(notation), tls });
 }
 
 /// Serves the connection here, or hands it to the least loaded worker when that one has fewer:

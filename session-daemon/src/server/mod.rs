@@ -24,6 +24,7 @@ pub mod socket;
 pub mod statistics;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod tuning;
 pub mod udp;
 pub mod watchers;
@@ -71,7 +72,7 @@ impl Server {
         let (mut doors, mut inlets) = (Vec::new(), Vec::new());
         for listener in listeners {
             match listener {
-                Listener::Tcp(socket) => doors.push(Door::tcp(socket)?),
+                Listener::Tcp(socket, tls) => doors.push(Door::tcp(socket, tls)?),
                 Listener::Unix(socket) => {
                     doors.push(Door::unix(socket, config.unix_path.as_deref())?);
                 }

@@ -80,6 +80,7 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     index(&totals, sink);
     background(shared, &totals, &tuning, sink);
     items(&totals, &tuning, sink);
+    tls(shared, now, sink);
     memory_file(shared, sink);
 }
 
@@ -215,6 +216,18 @@ fn items(totals: &Totals, tuning: &Tuning, sink: &mut Sink<'_>) {
         zeros(&["moves_to_cold", "moves_to_warm", "moves_within_lru"], sink);
         zeros(&["direct_reclaims", "lru_bumps_dropped"], sink);
     }
+}
+
+/// Only with `-Z`, as in memcached.
+fn tls(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
+    let Some(tls) = &shared.config.tls else { return };
+    if tls.terms().session_cache {
+        sink(Counter::SslNewSessions.name(), &shared.count(Counter::SslNewSessions));
+    }
+    sink(Counter::SslHandshakeErrors.name(), &shared.count(Counter::SslHandshakeErrors));
+    sink(Counter::SslProtoErrors.name(), &shared.count(Counter::SslProtoErrors));
+    let since = now.boottime_ns.saturating_sub(tls.refreshed_ns()) / NS;
+    sink("time_since_server_cert_refresh", &since);
 }
 
 fn conns(shared: &Shared, now: Now, sink: &mut Sink<'_>) {

@@ -26,6 +26,7 @@ use crate::link::{ChildEnd, ListenerKind, Reply, Request};
 use crate::server::Server;
 use crate::server::config::{Listener, ServerConfig, ShutdownHook};
 use crate::server::login::{Credentials, Login};
+use crate::server::tls::{Material, Tls};
 use crate::startup::{abort_on_panic, logger, privileges};
 use crate::store::types::StoreConfig;
 use crate::store::{Cold, MemoryFile, Start, Store};
@@ -100,6 +101,7 @@ struct Child {
     parts: Vec<Entry>,
     list: Arc<ArcSwap<Allowlist>>,
     credentials: Arc<ArcSwap<Credentials>>,
+    tls: Option<Arc<Tls>>,
     server: SharedServer,
 }
 
@@ -116,12 +118,13 @@ impl Child {
                 ensure!(kinds.len() == sockets.len(), "listening sockets were lost on the way");
                 let listeners = kinds.into_iter().zip(sockets);
                 self.listeners.extend(listeners.map(|(kind, socket)| match kind {
-                    ListenerKind::Tcp => Listener::Tcp(TcpListener::from(socket)),
+                    ListenerKind::Tcp(tls) => Listener::Tcp(TcpListener::from(socket), tls),
                     ListenerKind::Udp => Listener::Udp(UdpSocket::from(socket)),
                     ListenerKind::Unix => Listener::Unix(UnixListener::from(socket)),
                 }));
             }
             Request::Credentials(credentials) => self.credentials.store(Arc::new(credentials)),
+            Request::Tls(material) => self.certify(&material)?,
             Request::MemoryFile { boot_id: [high, low] } => {
                 let file = sockets.into_iter().next().context("the memory file was lost")?;
                 let boot_id = u128::from(high) << 64 | u128::from(low);
@@ -180,6 +183,16 @@ impl Child {
         Ok(())
     }
 
+    /// Takes certificates: the first, or others in their place.
+    fn certify(&mut self, material: &Material) -> Result<()> {
+        let Some(config) = &self.config else { bail!("not configured") };
+        match &self.tls {
+            Some(tls) => tls.refresh(material)?,
+            None => self.tls = Some(Arc::new(Tls::new(material, config.tls.terms.clone())?)),
+        }
+        Ok(())
+    }
+
     fn serve(&mut self) -> Result<()> {
         let Some(config) = &self.config else { bail!("not configured") };
         let mut server = lock(&self.server);
@@ -198,6 +211,7 @@ impl Child {
         let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
         let mut config = server_config(config, hook)?;
         config.credentials = Arc::clone(&self.credentials);
+        config.tls.clone_from(&self.tls);
         config.store_start = store_start;
         let started = Server::start(config, listeners, store, Arc::clone(&self.list));
         *server = Some(started.context("starting the workers")?);
@@ -312,6 +326,7 @@ fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<Serv
             (false, false) => Login::Free,
         },
         credentials: Arc::default(),
+        tls: None,
         verbosity: u32::from(config.verbosity),
         udp_writes: config.udp_writes,
         tcp_port: config.port_number().unwrap_or(0),

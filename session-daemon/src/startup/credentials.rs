@@ -15,8 +15,8 @@ use crate::files::UNTRUSTED;
 use crate::link::Request;
 use crate::server::login::Credentials;
 
-/// Longest file that is read; 64 users fit into half of it.
-const FILE_LEN_MAX: u64 = 64 << 10;
+/// Longest file that is read: far more than any list of users or chain of certificates.
+const FILE_LEN_MAX: u64 = 1 << 20;
 
 /// The users that the configuration names; none without `-Y` and `-S`.
 ///
@@ -24,22 +24,36 @@ const FILE_LEN_MAX: u64 = 64 << 10;
 /// A file that cannot be read, or that says something else than users.
 pub(super) fn configured(config: &Config) -> Result<Option<Credentials>> {
     let Some((flag, path)) = config.passwords() else { return Ok(None) };
-    read(path).map(Some).with_context(|| format!("{flag} {}", path.display()))
+    users(path).map(Some).with_context(|| format!("{flag} {}", path.display()))
 }
 
-fn read(path: &Path) -> Result<Credentials> {
-    // A symbolic link is followed: service managers put secrets behind them.
+fn users(path: &Path) -> Result<Credentials> {
+    Ok(Credentials::parse(&read(path, Kept::Secret)?)?)
+}
+
+/// Who may read a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Everybody may.
+    Open,
+    /// Only its owner and its group should; the operator is told if others may.
+    Secret,
+}
+
+/// Reads a regular file of at most [`FILE_LEN_MAX`] bytes. A symbolic link is followed: service
+/// managers put secrets behind them.
+pub(super) fn read(path: &Path, kept: Kept) -> Result<Vec<u8>> {
     let follow = UNTRUSTED & !rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(follow).open(path)?;
     let found = file.metadata()?;
     ensure!(found.is_file(), "not a regular file");
-    if found.mode() & 0o007 != 0 {
-        log::warn!("others can read the passwords in {0}; run: chmod o= {0}", path.display());
+    if kept == Kept::Secret && found.mode() & 0o007 != 0 {
+        log::warn!("others can read the secrets in {0}; run: chmod o= {0}", path.display());
     }
     let mut bytes = Vec::new();
     file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes)?;
     ensure!(bytes.len() as u64 <= FILE_LEN_MAX, "longer than {FILE_LEN_MAX} bytes");
-    Ok(Credentials::parse(&bytes)?)
+    Ok(bytes)
 }
 
 /// Reads the file again and hands it over; what was read before stays when it cannot be.
@@ -67,13 +81,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("users");
         fs::write(&path, "user:pass").unwrap();
-        assert!(read(&path).unwrap().admit(b"user", b"pass"));
+        assert!(users(&path).unwrap().admit(b"user", b"pass"));
         let link = directory.path().join("link");
         symlink(&path, &link).unwrap();
-        assert!(read(&link).unwrap().admit(b"user", b"pass"));
-        assert!(read(directory.path()).is_err());
-        assert!(read(&directory.path().join("none")).is_err());
-        fs::write(&path, "x".repeat(70_000)).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("longer than"));
+        assert!(users(&link).unwrap().admit(b"user", b"pass"));
+        assert!(users(directory.path()).is_err());
+        assert!(users(&directory.path().join("none")).is_err());
+        fs::write(&path, "x".repeat(1_100_000)).unwrap();
+        assert!(users(&path).unwrap_err().to_string().contains("longer than"));
     }
 }

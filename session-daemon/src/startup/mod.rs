@@ -6,11 +6,12 @@
 //! | `run` | the parent's life: signals, child, guard, control |
 //! | `child` | the serving process |
 //! | `daemonize` | `-d` |
-//! | `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile`, `privileges` | one part each |
-//! | `lists`, `logger` | one part each |
+//! | `certificates`, `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile` | one part each |
+//! | `privileges`, `lists`, `logger` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
+mod certificates;
 mod child;
 mod credentials;
 mod daemonize;

@@ -32,13 +32,14 @@ use crate::guard::lists::Protocol;
 use crate::guard::{Destination, Guard, GuardConfig, ModeChoice, SocketGuard};
 use crate::link::{ParentEnd, Request};
 use crate::server::login::Credentials;
+use crate::server::tls::Material;
 use crate::startup::daemonize::Detached;
 use crate::startup::lock::{self, Lock};
 use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
-use crate::startup::{abort_on_panic, credentials, lists, memory, notify, portfile};
+use crate::startup::{abort_on_panic, certificates, credentials, lists, memory, notify, portfile};
 use crate::sys;
 
 /// Told whenever the daemon ends with its guard attached.
@@ -69,6 +70,7 @@ struct Prepared {
     overlay: Overlay,
     list: Allowlist,
     credentials: Option<Credentials>,
+    certificates: Option<Material>,
     file: Option<OverlayFile>,
     claims: Claims,
     /// The memory file, locked, and the boot's number.
@@ -115,6 +117,7 @@ async fn serve(
         list: &prepared.list,
         credentials: prepared.credentials.as_ref(),
         memory: prepared.memory,
+        certificates: prepared.certificates.as_ref(),
     };
     let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
     let started = tokio::select! {
@@ -180,6 +183,7 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
     privileges::raise_limits(config)?;
     let base = lists::configured(config)?;
     let credentials = credentials::configured(config)?;
+    let certificates = certificates::configured(config)?;
     let claims = Claims::new(config, identity)?;
     let addresses = claims.all_addresses();
     let guarded = config.guard == GuardKind::Xdp && !only_loopback(&addresses);
@@ -220,6 +224,7 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         overlay,
         list,
         credentials,
+        certificates,
         file,
         claims,
         memory,
@@ -381,6 +386,7 @@ struct Goods<'a> {
     credentials: Option<&'a Credentials>,
     /// The memory file and the boot's number.
     memory: Option<(File, u128)>,
+    certificates: Option<&'a Material>,
 }
 
 /// Gives the serving process all that it needs, and has it serve.
@@ -407,6 +413,9 @@ async fn hand_over(end: &mut ParentEnd, goods: &Goods<'_>, listening: &Listening
         end.listeners(&listening.descriptors()).await?;
         if let Some(credentials) = goods.credentials {
             end.done(&Request::Credentials(credentials.clone())).await?;
+        }
+        if let Some(material) = goods.certificates {
+            end.done(&Request::Tls(material.clone())).await?;
         }
         if let Some((file, boot_id)) = &goods.memory {
             end.memory_file(file.as_fd(), *boot_id).await?;

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::control::server::Control;
 use crate::control::sides::{SharedGuard, SharedLink};
 use crate::link::{LinkError, Request};
-use crate::startup::{credentials, lists, privileges};
+use crate::startup::{certificates, credentials, lists, privileges};
 
 /// How often deadlines are looked at and watchers get counters.
 const SECOND: Duration = Duration::from_secs(1);
@@ -102,6 +102,7 @@ impl Running {
                     log::info!("SIGHUP: reading the lists again");
                     self.control.reload(lists::configured(config)).await;
                     credentials::reload(config, &self.link).await;
+                    certificates::reload(config, &self.link).await;
                 }
                 Wake::Stop { name, graceful } => {
                     log::info!(

@@ -27,6 +27,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::config::{Config, EXIT_OS, ListenAddress, Port, Refusal};
 use crate::guard::SocketGuard;
 use crate::link::ListenerKind;
+use crate::server::tls::Verify;
 use crate::startup::privileges::Identity;
 
 /// How long an address may still be in use by the serving process of a killed daemon.
@@ -38,6 +39,7 @@ const ORPHAN_LOOK: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 struct Claim {
     address: SocketAddr,
+    tls: Option<Verify>,
     first: Socket,
 }
 
@@ -95,14 +97,14 @@ impl Claims {
         if config.listen.is_empty() {
             let Some(port) = port_number(config.port) else { return Ok(claims) };
             claims.text = format!("TCP port {port}");
-            claims.wildcard(port)?;
+            claims.wildcard(port, config.tls.default_for_listeners())?;
         }
         for word in &config.listen {
             claims.text = format!("one of interface(s) {}", word.word);
             if config.port == Port::Off && config.udp_port != 0 && word.port.is_none() {
                 continue;
             }
-            claims.word(word, config.port)?;
+            claims.word(word, config.port, config.tls.of(word.tls))?;
         }
         Ok(claims)
     }
@@ -150,11 +152,11 @@ impl Claims {
     }
 
     /// All IPv4 and all IPv6 addresses, as far as the host has the family.
-    fn wildcard(&mut self, port: u16) -> Result<(), Refusal> {
+    fn wildcard(&mut self, port: u16, tls: Option<Verify>) -> Result<(), Refusal> {
         let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-        let first = self.add(v4);
+        let first = self.add(v4, tls);
         let port = self.tcp.last().map_or(port, |claim| claim.address.port());
-        let second = self.add(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port));
+        let second = self.add(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), tls);
         let missing = |error: &io::Error| error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32);
         match (first, second) {
             (Ok(()), Ok(())) => Ok(()),
@@ -163,7 +165,12 @@ impl Claims {
         }
     }
 
-    fn word(&mut self, word: &ListenAddress, port: Port) -> Result<(), Refusal> {
+    fn word(
+        &mut self,
+        word: &ListenAddress,
+        port: Port,
+        tls: Option<Verify>,
+    ) -> Result<(), Refusal> {
         let Some(port) = word.port.or(port_number(port)) else {
             return Err(Refusal::new(
                 EXIT_OS,
@@ -171,7 +178,7 @@ impl Claims {
             ));
         };
         if word.host == "*" {
-            return self.wildcard(port);
+            return self.wildcard(port, tls);
         }
         let resolved: Vec<SocketAddr> = (word.host.as_str(), port)
             .to_socket_addrs()
@@ -180,20 +187,20 @@ impl Claims {
             })?
             .collect();
         for address in resolved {
-            self.add(address).map_err(|error| failed(&self.text, &error))?;
+            self.add(address, tls).map_err(|error| failed(&self.text, &error))?;
         }
         Ok(())
     }
 
     /// Binds the first socket of an address; an address that is there already is skipped.
-    fn add(&mut self, address: SocketAddr) -> io::Result<()> {
+    fn add(&mut self, address: SocketAddr, tls: Option<Verify>) -> io::Result<()> {
         let known: HashSet<SocketAddr> = self.tcp.iter().map(|claim| claim.address).collect();
         if address.port() != 0 && known.contains(&address) {
             return Ok(());
         }
         let first = patiently(|| bound(address, false, self.mark))?;
         let address = first.local_addr()?.as_socket().unwrap_or(address);
-        self.tcp.push(Claim { address, first });
+        self.tcp.push(Claim { address, tls, first });
         Ok(())
     }
 
@@ -211,11 +218,11 @@ impl Claims {
             let first = guarded(claim.first).map_err(fail)?;
             first.listen(self.backlog).map_err(fail)?;
             first.set_reuse_port(true).map_err(fail)?;
-            listening.sockets.push((ListenerKind::Tcp, first));
+            listening.sockets.push((ListenerKind::Tcp(claim.tls), first));
             for _ in 1..self.threads {
                 let socket = bound(address, true, self.mark).and_then(guarded).map_err(fail)?;
                 socket.listen(self.backlog).map_err(fail)?;
-                listening.sockets.push((ListenerKind::Tcp, socket));
+                listening.sockets.push((ListenerKind::Tcp(claim.tls), socket));
             }
         }
         for address in self.udp {

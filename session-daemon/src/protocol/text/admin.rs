@@ -248,6 +248,7 @@ pub fn words(outcome: AdminOutcome) -> &'static [u8] {
         AdminOutcome::LimitOutOfBounds => {
             b"MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust\r\n"
         }
+        AdminOutcome::CertsBySignal => b"Error certificates are read again on SIGHUP\r\n",
         AdminOutcome::NoTls => b"Error TLS not enabled\r\n",
         AdminOutcome::CertsNotRead => b"Error loading the certificates\r\n",
         AdminOutcome::MetadumpNotAllowed => b"ERROR metadump not allowed\r\n",
