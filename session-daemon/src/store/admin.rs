@@ -4,9 +4,11 @@
 
 use crate::clock::Now;
 use crate::store::classes::ITEM_CLASS_FIRST;
+use crate::store::ghosts::ghosts_len;
 use crate::store::item::{State, Times};
 use crate::store::layout::NO_PAGE;
 use crate::store::reader::second;
+use crate::store::reuse::Worth;
 use crate::store::stats::Evicted;
 use crate::store::sync::{AtomicU32, AtomicUsize, Ordering};
 use crate::store::types::{ClientFlags, Reassigned};
@@ -48,7 +50,10 @@ impl Store {
     /// until it does. False when it is above what was mapped at start, or too small to work with.
     pub fn set_memory_limit(&self, bytes: usize) -> bool {
         let pages = self.layout.pages_within(bytes);
-        if bytes > self.region.len() as usize + self.layout.page_len() || pages < LIMIT_PAGES_MIN {
+        let most = self.region.len() as usize
+            + self.layout.page_len()
+            + ghosts_len(self.config.memory_limit);
+        if bytes > most || pages < LIMIT_PAGES_MIN {
             return false;
         }
         // Relaxed: as in `Limit::pages`.
@@ -107,7 +112,8 @@ impl Worker {
         // Relaxed: a hint; marking is exact.
         let page = meta.ring.load(Ordering::Relaxed);
         let spare = meta.pages.load(Ordering::Relaxed) > 1 && page != NO_PAGE;
-        if spare && self.drain(page, from, now) {
+        if spare && self.drain(page, from, Worth::NONE) {
+            self.drain_some(now);
             self.quiesce();
             return Reassigned::Begun { from };
         }

@@ -34,9 +34,11 @@ pub(super) enum Count {
     CasBadval,
     TouchHits,
     PagesMoved,
+    /// Items that moved when their page drained.
+    Moved,
 }
 
-const COUNTS: usize = Count::PagesMoved as usize + 1;
+const COUNTS: usize = Count::Moved as usize + 1;
 /// Counts up to here are gauges' halves, which `stats reset` leaves alone.
 const GAUGES: usize = Count::BytesUnlinked as usize + 1;
 
@@ -126,6 +128,7 @@ impl Store {
             evicted_active: sums.total(Count::EvictedActive),
             outofmemory: sums.total(Count::OutOfMemory),
             slabs_moved: sums.total(Count::PagesMoved),
+            items_moved: sums.total(Count::Moved),
             crawler_items_checked: sums.total(Count::CrawlerChecked),
             crawler_reclaimed: sums.total(Count::CrawlerReclaimed),
             hash_bytes: index * page_len,

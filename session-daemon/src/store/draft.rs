@@ -82,6 +82,17 @@ impl Store {
         unsafe { self.region.write(start, bytes) };
     }
 
+    /// Copies version, key, flags and value of an item without pieces to a chunk of the same class.
+    pub(super) fn copy_item(&self, item: u64, target: u64, state: State) {
+        let start = state.version_offset();
+        let len = state.item_len() - start as usize;
+        // SAFETY: a published item's bytes are not written again, and the caller's turn keeps the
+        // chunk from reuse.
+        let bytes = unsafe { self.region.bytes(item + start, len) };
+        // SAFETY: the caller has just taken the target; nobody else knows it.
+        unsafe { self.region.write(target + start, bytes) };
+    }
+
     /// Sets a piece's length and successor.
     pub(super) fn set_piece(&self, piece: u64, word: Piece) {
         // Release: scans of the page see a piece without owner or a whole one.

@@ -1,5 +1,8 @@
-//! Making room: eviction by a clock for each class, moving pages between classes, expiry.
-//! It owns the choice of what has to go.
+//! Making room within a class: which items have to go. It owns the choice of victims and what is
+//! remembered of them.
+//!
+//! The hand of a class passes its chunks in order. Of the items that it passes in a row, the dead
+//! go, or else those that are worth least; reuse.rs says what an item is worth.
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
@@ -7,32 +10,25 @@ use crate::store::Worker;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
-use crate::store::failpoint::step;
-use crate::store::item::{PIECE_OWNER, State, Times};
+use crate::store::item::{FREQ_MAX, State, Times};
 use crate::store::layout::PageState;
 use crate::store::reader::second;
-use crate::store::sync::{Ordering, fence};
+use crate::store::reuse::{TICKS_PER_S, Tally, Worth, tick};
+use crate::store::sync::Ordering;
 
-/// Chunks that the hand passes in one claim.
-const CLAIM_CHUNKS: u32 = 32;
-/// Chunks that the hand passes in one call before it takes items that were used again.
-const SCAN_MAX: u32 = 512;
+/// Chunks that are compared with each other, at most: the hand claims as many at a time.
+const COMPARED: usize = 64;
+/// One in so many of them goes.
+const VICTIM_SHARE: usize = 8;
 /// Most items evicted ahead of need, and the share of a class's chunks as a divisor.
 const AHEAD_MAX: u32 = 32;
 const AHEAD_SHARE: u32 = 20;
-/// Pages looked at to choose one to move, and items looked at in each.
-const PAGE_SAMPLES: u32 = 16;
-const ITEM_SAMPLES: u32 = 8;
-/// What a free or dead chunk counts in seconds of age.
-const DEAD_AGE_S: u64 = 1 << 24;
-/// A page is moved when its items are older than the evicted ones by this ratio, in quarters.
-const AGE_RATIO_X4: u64 = 5;
-/// Pages that a store without eviction looks through for dead items before it refuses.
-const DEAD_PAGES: u32 = 16;
-/// Time between two sweeps of a page for expired items by one worker.
-const SWEEP_INTERVAL_NS: u64 = 500_000;
-/// Pages without anything to expire that one call skips.
-const SWEEP_SKIPS_MAX: u32 = 64;
+/// Claims of the hand in one call.
+const CLAIMS_MAX: u32 = 64;
+/// A class asks for a page of another class each time it has evicted this part of a page's items.
+const ASK_SHARE: u32 = 4;
+/// Events of one worker after which the worth of items is computed anew.
+const LEARN_EVERY: u32 = 4096;
 
 /// Why an item goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,23 +48,37 @@ impl Worker {
             return self.reclaim_dead(now);
         }
         let Some(class) = class.filter(|class| *class != LINE_CLASS) else {
-            return self.steal_page(None, now);
+            return self.take_page_from_others(now);
         };
         // Relaxed: a hint; marking and evicting are exact.
         let pages = self.shared().class_meta(class).pages.load(Ordering::Relaxed);
-        pages > 0 && self.evict_and_grow(class, now) > 0 || self.steal_page(None, now)
+        pages > 0 && self.evict_and_grow(class, now) > 0 || self.take_page_from_others(now)
     }
 
-    /// Evicts from `class`, and moves a page to it for each page's worth of evictions if another
-    /// class holds older items.
+    /// Evicts from `class`, and now and then asks for a page of a class whose items are worth
+    /// less.
     fn evict_and_grow(&mut self, class: u32, now: Now) -> u32 {
+        self.learn_if_due();
+        self.know_margin(class, now);
         let evictions = &self.shared().class_meta(class).evictions;
         // Relaxed: a rate, not a count that must be exact.
-        if evictions.load(Ordering::Relaxed) >= self.shared().chunks_per_page(class) {
+        let due = (self.shared().chunks_per_page(class) / ASK_SHARE).max(1);
+        if evictions.load(Ordering::Relaxed) >= due {
             evictions.store(0, Ordering::Relaxed);
-            self.steal_page(Some(class), now);
+            self.ask_for_page(class, now);
         }
         self.evict(class, self.ahead(class), now)
+    }
+
+    fn learn_if_due(&self) {
+        if self.events.get() < LEARN_EVERY {
+            return;
+        }
+        self.events.set(0);
+        let tallies: Vec<_> = self.shared().workers.iter().map(|shared| &shared.tally).collect();
+        // Relaxed: an estimate.
+        let items = self.shared().keys.0.load(Ordering::Relaxed);
+        self.shared().reuse.learn(&tallies, u64::try_from(items).unwrap_or(0));
     }
 
     /// How many items of `class` are evicted at a time.
@@ -93,43 +103,87 @@ impl Worker {
         }
     }
 
-    /// Evicts up to `want` items of `class`; returns how many.
-    fn evict(&self, class: u32, want: u32, now: Now) -> u32 {
-        let (mut evicted, mut passed) = (0, 0);
-        while evicted < want && passed < SCAN_MAX * 3 {
-            let Some((page, first, count)) = self.shared().class_claim(class, CLAIM_CHUNKS) else {
-                break;
-            };
-            if self.shared().page_state(page) == PageState::Slab(class) {
-                let pressed = if evicted > 0 { 0 } else { passed / SCAN_MAX };
-                for idx in first..first + count {
-                    let chunk = self.shared().chunk(page, class, idx);
-                    evicted += u32::from(self.evict_or_age(chunk, u64::from(pressed) * 2, now));
+    /// Evicts about `want` items of `class`; returns how many.
+    pub(super) fn evict(&self, class: u32, want: u32, now: Now) -> u32 {
+        let mut evicted = 0;
+        let mut claims = 0;
+        while evicted < want && claims < CLAIMS_MAX {
+            let mut compared = [(Worth::NONE, 0); COMPARED];
+            let mut len = 0;
+            let mut dead = 0;
+            let mut first = None;
+            while len < COMPARED / 2 && claims < CLAIMS_MAX {
+                let room = (COMPARED - len) as u32;
+                let Some(claim) = self.shared().class_claim(class, room) else { break };
+                claims += 1;
+                // Once round a small class.
+                if first.is_some_and(|(page, chunk)| page == claim.0 && chunk <= claim.1) {
+                    break;
+                }
+                first = first.or(Some((claim.0, claim.1)));
+                if self.shared().page_state(claim.0) == PageState::Slab(class) {
+                    for idx in claim.1..claim.1 + claim.2 {
+                        let chunk = self.shared().chunk(claim.0, class, idx);
+                        match self.worth_or_remove(chunk, now) {
+                            Ok(Some(worth)) => {
+                                compared[len] = (worth, chunk);
+                                len += 1;
+                            }
+                            Ok(None) => {}
+                            Err(()) => dead += 1,
+                        }
+                    }
                 }
             }
-            passed += count.max(1);
+            evicted += dead;
+            if dead == 0 {
+                let most = self.shared().spared_from(class, claims);
+                evicted += self.evict_least(class, &mut compared[..len], most, now);
+            }
+            if len == 0 && dead == 0 {
+                break;
+            }
         }
         self.shared().class_meta(class).evictions.fetch_add(evicted, Ordering::Relaxed);
         evicted
     }
 
-    /// Passes the hand over a chunk: an item that was used more than `spared` times stays.
-    fn evict_or_age(&self, chunk: u64, spared: u64, now: Now) -> bool {
+    /// The worth of a linked item; removes it if it is dead, which is the error.
+    fn worth_or_remove(&self, chunk: u64, now: Now) -> Result<Option<Worth>, ()> {
         let state = self.shared().item_state(chunk);
         if !state.is_linked() {
-            return false;
+            return Ok(None);
         }
-        if self.shared().is_dead(chunk, now) {
-            return self.remove_item(chunk, Reason::Dead, now);
+        if self.shared().is_dead(chunk, now) && self.remove_item(chunk, Reason::Dead, now) {
+            return Err(());
         }
-        if state.freq() > spared {
-            // Relaxed: the count orders nothing. A lost race is another access.
-            let word = self.shared().region.word(chunk);
-            let (new, relaxed) = (state.aged().0, Ordering::Relaxed);
-            let _ = word.compare_exchange(state.0, new, relaxed, relaxed);
-            return false;
+        Ok(Some(self.worth(state, self.shared().item_times(chunk), now)))
+    }
+
+    /// What an item is worth now.
+    pub(super) fn worth(&self, state: State, times: Times, now: Now) -> Worth {
+        let age = tick(now).saturating_sub(times.last_access_tick());
+        self.shared().reuse.worth(state.freq(), age)
+    }
+
+    /// Evicts those of the items that are worth least, and less than `most`.
+    fn evict_least(&self, class: u32, items: &mut [(Worth, u64)], most: Worth, now: Now) -> u32 {
+        let count = items.len().div_ceil(VICTIM_SHARE);
+        if count == 0 {
+            return 0;
         }
-        self.remove_item(chunk, Reason::Room, now)
+        items.select_nth_unstable(count - 1);
+        let (mut evicted, mut sum) = (0, 0.0);
+        for &(worth, item) in &items[..count] {
+            if worth < most && self.remove_item(item, Reason::Room, now) {
+                evicted += 1;
+                sum += worth.rate();
+            }
+        }
+        if evicted > 0 {
+            self.shared().note_margin(class, Worth::new(sum / evicted as f32));
+        }
+        evicted
     }
 
     /// Removes an item that was seen linked in this turn; false if it is gone or not dead.
@@ -149,6 +203,9 @@ impl Worker {
             self.note_evicted(item, state, times, now);
         }
         self.retire_removed(item, line);
+        if reason == Reason::Room && !dead {
+            self.remember(hash, state, times, now);
+        }
         let reason = if dead && reason == Reason::Room { Reason::Dead } else { reason };
         self.count_removal(state, times, reason, now);
         true
@@ -161,6 +218,35 @@ impl Worker {
         }
         self.retire_item(item);
         self.keys_added.set(self.keys_added.get() - 1);
+    }
+
+    /// Leaves a ghost of an evicted item.
+    fn remember(&self, hash: u64, state: State, times: Times, now: Now) {
+        let (freq, last_s) = (state.freq(), times.last_access_s());
+        self.tally().evicted(freq);
+        if let Some(old) = self.shared().ghosts.insert(hash, freq, last_s, second(now)) {
+            self.tally().forgotten(old.freq, old.age_s.saturating_mul(TICKS_PER_S));
+        }
+        self.events.set(self.events.get() + 1);
+    }
+
+    /// How often the item of a key that is stored now had been used when it was evicted, with this
+    /// use; 0 if that is not remembered.
+    pub(super) fn returning(&self, hash: u64, now: Now) -> u64 {
+        let Some(ghost) = self.shared().ghosts.take(hash, second(now)) else { return 0 };
+        self.tally().returned(ghost.freq, ghost.age_s.saturating_mul(TICKS_PER_S));
+        self.events.set(self.events.get() + 1);
+        (ghost.freq + 1).min(FREQ_MAX)
+    }
+
+    /// Notes the use of an item that had been used `freq` times, the last time `age` ticks ago.
+    pub(super) fn note_use(&self, freq: u64, age: u32) {
+        self.tally().hit(freq, age);
+        self.events.set(self.events.get() + 1);
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.shared().workers[self.id].tally
     }
 
     fn count_removal(&self, state: State, times: Times, reason: Reason, now: Now) {
@@ -183,233 +269,5 @@ impl Worker {
         // Relaxed: an estimate; a lost update does not matter.
         let old = smoothed.load(Ordering::Relaxed);
         smoothed.store((old - old / 8).saturating_add(age_s), Ordering::Relaxed);
-    }
-
-    /// Begins to drain the page whose items are the oldest of a sample. With `class`, only a page
-    /// of another class, and only if it is older than what that class evicts.
-    fn steal_page(&mut self, class: Option<u32>, now: Now) -> bool {
-        let Some((page, state, age_s)) = self.choose_page(class, now) else { return false };
-        if let Some(class) = class {
-            let own_x8 = self.shared().class_meta(class).age_s_x8.load(Ordering::Relaxed);
-            if age_s * 4 * 8 <= u64::from(own_x8) * AGE_RATIO_X4 {
-                return false;
-            }
-            self.count(class, Count::PagesMoved, 1);
-        }
-        match state {
-            PageState::Slab(from) => self.drain(page, from, now),
-            PageState::Extent => self.evict_owner(self.shared().layout.page(page), now),
-            _ => false,
-        }
-    }
-
-    fn choose_page(&self, not: Option<u32>, now: Now) -> Option<(u32, PageState, u64)> {
-        let pages = self.shared().layout.pages;
-        let sampled = (0..PAGE_SAMPLES).map(|_| self.random(pages));
-        let best = sampled.filter_map(|page| self.page_age(page, not, now)).max_by_key(|c| c.2);
-        if best.is_some() || not.is_some() {
-            return best;
-        }
-        let start = self.random(pages);
-        (0..pages).find_map(|idx| self.page_age((start + idx) % pages, None, now))
-    }
-
-    /// A page that could be drained, and the mean age of its items in seconds.
-    fn page_age(&self, page: u32, not: Option<u32>, now: Now) -> Option<(u32, PageState, u64)> {
-        let state = self.shared().page_state(page);
-        let age_s = match state {
-            PageState::Slab(class) if class != LINE_CLASS && Some(class) != not => {
-                let per_page = self.shared().chunks_per_page(class);
-                let carved = self.shared().page_carved(class, page);
-                let samples = ITEM_SAMPLES.min(per_page);
-                let ages = (0..samples).map(|_| {
-                    let idx = self.random(per_page);
-                    let chunk = self.shared().chunk(page, class, idx);
-                    if idx < carved { self.chunk_age(chunk, now) } else { DEAD_AGE_S }
-                });
-                ages.sum::<u64>() / u64::from(samples)
-            }
-            PageState::Extent => {
-                let owner = self.owner(self.shared().layout.page(page))?;
-                self.chunk_age(owner, now)
-            }
-            _ => return None,
-        };
-        Some((page, state, age_s))
-    }
-
-    fn chunk_age(&self, chunk: u64, now: Now) -> u64 {
-        let state = self.shared().item_state(chunk);
-        let item = if state.is_piece() { self.owner(chunk) } else { Some(chunk) };
-        match item {
-            Some(item) if self.shared().item_state(item).is_linked() => {
-                if self.shared().is_dead(item, now) {
-                    return DEAD_AGE_S;
-                }
-                let last = self.shared().item_times(item).last_access_s();
-                u64::from(second(now).saturating_sub(last)) / (1 + state.freq().min(1))
-            }
-            // An upload's piece: its page cannot be had before the upload ends.
-            None => 0,
-            Some(_) => DEAD_AGE_S,
-        }
-    }
-
-    /// The item that a piece belongs to, if it is linked. Safe to follow until the turn ends.
-    fn owner(&self, piece: u64) -> Option<u64> {
-        // Acquire: the item is complete; pairs with the Release in `publish`.
-        let owner = self.shared().region.word(piece + PIECE_OWNER).load(Ordering::Acquire);
-        (owner != 0).then_some(owner)
-    }
-
-    fn evict_owner(&self, piece: u64, now: Now) -> bool {
-        self.owner(piece).is_some_and(|owner| {
-            self.shared().item_state(owner).is_linked()
-                && self.remove_item(owner, Reason::Room, now)
-        })
-    }
-
-    /// Stops allocation from a page and empties it.
-    pub(super) fn drain(&mut self, page: u32, class: u32, now: Now) -> bool {
-        if !self.shared().class_mark_draining(class, page) {
-            return false;
-        }
-        self.shared().epochs.retire(self.id, Retired::DrainMark(page));
-        self.sweep_page(page, class, now);
-        self.shared().draining.lock().push(page);
-        true
-    }
-
-    /// Stops allocation from a page that holds nothing. It goes to the pool when its turns end.
-    fn drain_empty(&self, page: u32, class: u32) -> bool {
-        self.raid_page(class, page);
-        // Exact, under the lock of the class: who took a chunk of the page meanwhile keeps it.
-        let marked = self.shared().class_mark_empty_draining(class, page);
-        if marked {
-            self.shared().epochs.retire(self.id, Retired::DrainMark(page));
-        }
-        marked
-    }
-
-    /// Removes what is in a draining page now.
-    fn sweep_page(&self, page: u32, class: u32, now: Now) -> bool {
-        let Some(carved) = self.shared().drain_walk_begin(class, page) else { return false };
-        let mut removed = false;
-        if class != LINE_CLASS {
-            for idx in 0..carved {
-                let chunk = self.shared().chunk(page, class, idx);
-                let state = self.shared().item_state(chunk);
-                if state.is_piece() {
-                    removed |= self.evict_owner(chunk, now);
-                } else if state.is_linked() {
-                    removed |= self.remove_item(chunk, Reason::Room, now);
-                }
-            }
-        }
-        self.raid_page(class, page);
-        step("drain: swept");
-        self.shared().drain_walk_end(class, page);
-        removed
-    }
-
-    /// Goes over the pages that still drain: what was private when they were marked may be linked
-    /// or free by now.
-    pub(super) fn sweep_draining(&mut self, now: Now) -> bool {
-        let mut pages = std::mem::take(&mut *self.shared().draining.lock());
-        let mut removed = false;
-        pages.retain(|&page| match self.shared().page_state(page) {
-            PageState::Draining(class) => {
-                removed |= self.sweep_page(page, class, now);
-                self.shared().page_state(page) == PageState::Draining(class)
-            }
-            _ => false,
-        });
-        let mut draining = self.shared().draining.lock();
-        draining.extend(pages);
-        draining.sort_unstable();
-        draining.dedup();
-        removed
-    }
-
-    /// Looks for dead items and empty pages in a few pages of a store that does not evict.
-    fn reclaim_dead(&mut self, now: Now) -> bool {
-        let mut removed = false;
-        for _ in 0..DEAD_PAGES.min(self.shared().layout.pages) {
-            let page = self.shared().next_swept_page();
-            if let PageState::Slab(class) = self.shared().page_state(page)
-                && class != LINE_CLASS
-            {
-                removed |= self.remove_dead(page, class, Reason::Dead, now) > 0;
-                removed |= self.drain_empty(page, class);
-            }
-        }
-        removed
-    }
-
-    /// Removes the dead items of a page that was seen to be of `class` in this turn.
-    fn remove_dead(&self, page: u32, class: u32, reason: Reason, now: Now) -> u32 {
-        let deadline = &self.shared().page_meta(page).deadline_s;
-        // SeqCst: who links or touches an item looks at the deadline afterwards: either the walk
-        // sees the item's times, or `note_deadline` sees this.
-        deadline.swap(u32::MAX, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        let (mut removed, mut least) = (0, u32::MAX);
-        let carved = self.shared().page_carved(class, page);
-        for idx in 0..carved {
-            let chunk = self.shared().chunk(page, class, idx);
-            if !self.shared().item_state(chunk).is_linked() {
-                continue;
-            }
-            if self.shared().is_dead(chunk, now) && self.remove_item(chunk, reason, now) {
-                removed += 1;
-                continue;
-            }
-            let exptime_s = self.shared().item_times(chunk).exptime_s();
-            if exptime_s != 0 {
-                least = least.min(exptime_s);
-            }
-        }
-        deadline.fetch_min(least, Ordering::AcqRel);
-        self.count(class, Count::CrawlerChecked, u64::from(carved));
-        removed
-    }
-
-    /// A bounded slice of the work that nobody waits for: the sweep for expired and flushed
-    /// items, pages that drain, growth of the index that was put off. To be called about once a
-    /// turn and now and then when idle; most calls do nothing. Ends the turn. True when there is
-    /// more to do soon.
-    pub fn maintain(&mut self, now: Now) -> bool {
-        if now.boottime_ns.saturating_sub(self.swept_ns) < SWEEP_INTERVAL_NS && self.swept_ns != 0 {
-            return false;
-        }
-        self.swept_ns = now.boottime_ns.max(1);
-        self.begin();
-        self.shared().note_time(now);
-        let removed = self.sweep_slice(now);
-        self.shrink(now);
-        let drains = !self.shared().draining.lock().is_empty();
-        if drains {
-            self.sweep_draining(now);
-        }
-        self.grow(now);
-        if drains {
-            self.turn_over(true);
-        }
-        self.quiesce();
-        removed > 0 || drains
-    }
-
-    fn sweep_slice(&self, now: Now) -> u32 {
-        for _ in 0..SWEEP_SKIPS_MAX.min(self.shared().layout.pages) {
-            let forced = self.shared().sweep_is_forced();
-            let page = self.shared().next_swept_page();
-            let PageState::Slab(class) = self.shared().page_state(page) else { continue };
-            // Relaxed: a hint; an item that is linked now is met the next time round.
-            let due = self.shared().page_meta(page).deadline_s.load(Ordering::Relaxed);
-            if class != LINE_CLASS && (forced || due <= second(now)) {
-                return self.remove_dead(page, class, Reason::Swept, now);
-            }
-        }
-        0
     }
 }

@@ -10,7 +10,7 @@
 //! state  63   56 55     48 47       18 17 11  10   9    8    7    6    5   4  3  2    1    0
 //!       | class | key_len | value_len |  0  | KB | VE | WO | ST | CF | EX | FREQ | FE | PI | LI |
 //! times  63                32 31                0
-//!       |  last access, s    |  exptime, s      |       exptime 0: never, 1: past
+//!       |  last access, tick |  exptime, s      |       exptime 0: never, 1: past
 //! cas    63                             8 7     0
 //!       |  stamp                         | worker|
 //! link   63  56 55            40 39             0
@@ -32,6 +32,7 @@
 //! The first word of a free chunk is 0. A chunk is read as an item only while LINKED is set.
 #![forbid(unsafe_code)]
 
+use crate::store::reuse::TICKS_PER_S;
 use crate::store::types::{CasUnique, ClientFlags, Lifetime};
 
 /// Offsets of the words.
@@ -160,9 +161,9 @@ impl State {
         Self((self.0 | FETCHED) + step)
     }
 
-    /// After the clock's hand has passed: one access less. Only for `freq() > 0`.
-    pub(super) fn aged(self) -> Self {
-        Self(self.0 - (1 << FREQ_SHIFT))
+    /// With this count of accesses, at most [`FREQ_MAX`].
+    pub(super) fn with_freq(self, freq: u64) -> Self {
+        Self(self.0 & !(FREQ_MAX << FREQ_SHIFT) | freq << FREQ_SHIFT)
     }
 
     /// Offset of the version, if there is one: a client chose it.
@@ -217,13 +218,13 @@ pub(super) struct Times(pub(super) u64);
 const EXPTIME_PAST: u32 = 1;
 
 impl Times {
-    pub(super) fn new(lifetime: Lifetime, last_access_s: u32) -> Self {
+    pub(super) fn new(lifetime: Lifetime, last_access_tick: u32) -> Self {
         let exptime = match lifetime {
             Lifetime::Never => 0,
             Lifetime::Past => EXPTIME_PAST,
             Lifetime::Until(second) => second.max(EXPTIME_PAST),
         };
-        Self(u64::from(last_access_s) << 32 | u64::from(exptime))
+        Self(u64::from(last_access_tick) << 32 | u64::from(exptime))
     }
 
     pub(super) fn exptime_s(self) -> u32 {
@@ -238,8 +239,12 @@ impl Times {
         }
     }
 
-    pub(super) fn last_access_s(self) -> u32 {
+    pub(super) fn last_access_tick(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+
+    pub(super) fn last_access_s(self) -> u32 {
+        self.last_access_tick() / TICKS_PER_S
     }
 
     pub(super) fn is_expired(self, now_s: u32) -> bool {
@@ -306,8 +311,8 @@ mod tests {
                 assert_eq!((state.has_flags(), state.freq()), (flags, 0));
                 assert!(state.is_linked() && !state.is_piece() && !state.is_fetched());
                 let often = state.accessed().accessed().accessed().accessed();
-                assert_eq!((often.freq(), often.aged().freq(), often.is_fetched()), (3, 2, true));
-                assert_eq!(often.aged().aged().aged().value_len(), value_len);
+                assert_eq!((often.freq(), often.is_fetched()), (3, true));
+                assert_eq!((often.with_freq(1).freq(), often.value_len()), (1, value_len));
             }
         }
     }
@@ -332,7 +337,7 @@ mod tests {
 
     #[test]
     fn times_links_and_pieces_keep_their_fields() {
-        let times = Times::new(Lifetime::Until(u32::MAX), 5);
+        let times = Times::new(Lifetime::Until(u32::MAX), 5 * TICKS_PER_S + 1);
         assert_eq!((times.exptime_s(), times.last_access_s()), (u32::MAX, 5));
         assert!(Times::new(Lifetime::Past, 0).is_expired(0));
         assert!(!Times::new(Lifetime::Never, 0).is_expired(u32::MAX));

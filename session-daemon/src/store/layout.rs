@@ -8,9 +8,10 @@
 //! |  4096 B    | 64 B each   | 64 B each  | 4 B a page       |          |        |        |
 //! +------------+-------------+------------+------------------+----------+--------+--------+---
 //! ```
-//! All of it together is at most `-m`. In a file the two tables have room for `pages_max` pages,
+//! All of it together, with the ghosts that stand outside, is at most `-m`. In a file the two tables have room for `pages_max` pages,
 //! so that a later start may have a larger `-m`; what is beyond `pages` has no memory.
 
+use crate::store::ghosts::ghosts_len;
 use crate::store::region::{Region, Shared};
 use crate::store::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::store::types::StoreError;
@@ -266,11 +267,12 @@ impl Layout {
         let [tables, directory, _] =
             self.extents().map(|part| ((part.end - part.start) as usize).next_multiple_of(ALIGN));
         let fixed_len = tables + directory;
-        let pages = memory_limit.saturating_sub(fixed_len) >> self.page_shift;
+        let left = memory_limit.saturating_sub(fixed_len + ghosts_len(memory_limit));
+        let pages = left >> self.page_shift;
         (pages as u32).min(self.pages)
     }
 
-    /// As many pages as fit into `memory_limit` beside the fixed parts.
+    /// As many pages as fit into `memory_limit` beside the fixed parts and the ghosts.
     pub(super) fn new(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
         let page_len = Self::page_len_for(memory_limit);
         let pages = Self::pages_for(memory_limit, classes, page_len)?;
@@ -306,7 +308,8 @@ impl Layout {
         let charged = |pages: usize| {
             let page_table = SUPERBLOCK_LEN + (classes as usize + pages) * ENTRY_LEN;
             let directory = pages * size_of::<u32>();
-            page_table.next_multiple_of(ALIGN)
+            ghosts_len(limit)
+                + page_table.next_multiple_of(ALIGN)
                 + directory.next_multiple_of(ALIGN)
                 + pages * page_len
         };
@@ -395,8 +398,9 @@ mod tests {
     fn the_limit_holds_for_everything_together() {
         for limit in [1 << 20, 2_000_000, 8 << 20, 64 << 20, 100_000_001, 1 << 30] {
             let layout = Layout::new(limit, 140).unwrap();
-            assert!(layout.region_len() <= limit);
-            assert!(layout.region_len() + layout.page_len() + 2 * 4096 + 68 > limit);
+            let used = layout.region_len() + ghosts_len(limit);
+            assert!(used <= limit);
+            assert!(used + layout.page_len() + 2 * 4096 + 68 > limit);
             let last = layout.page(layout.pages - 1) + layout.page_len() as u64;
             assert_eq!(last, layout.region_len() as u64);
             assert_eq!(layout.page_of(last - 1), layout.pages - 1);

@@ -7,7 +7,8 @@ use crate::store::Worker;
 use crate::store::counters::Count;
 use crate::store::item::{Marks, State, TIMES, Times, WON};
 use crate::store::publish::Expect;
-use crate::store::reader::{Item, second};
+use crate::store::reader::Item;
+use crate::store::reuse::tick;
 use crate::store::sync::Ordering;
 use crate::store::types::{Key, LeaseTerms, Lifetime};
 
@@ -75,8 +76,8 @@ impl Worker {
             return None;
         }
         let (state, times) = (self.shared().item_state(offset), self.shared().item_times(offset));
-        let access_s = if terms.unmarked { times.last_access_s() } else { second(now) };
-        let touched = terms.touch.map(|lifetime| Times::new(lifetime, access_s));
+        let access = if terms.unmarked { times.last_access_tick() } else { tick(now) };
+        let touched = terms.touch.map(|lifetime| Times::new(lifetime, access));
         let judged = touched.filter(|_| terms.touch_first).unwrap_or(times);
         let won = !state.is_won() && (state.is_stale() || ends_before(judged, terms.recache));
         if let Some(touched) = touched {

@@ -6,7 +6,8 @@ use crate::store::Worker;
 use crate::store::counters::Count;
 use crate::store::evict::Reason;
 use crate::store::item::{FREQ_MAX, TIMES, Times};
-use crate::store::reader::{Item, second};
+use crate::store::reader::Item;
+use crate::store::reuse::tick;
 use crate::store::sync::Ordering;
 use crate::store::types::{Key, Lifetime};
 
@@ -78,10 +79,8 @@ impl Worker {
     /// [`Worker::get`], and gives the item a new lifetime. The item shows the new one.
     #[must_use]
     pub fn get_and_touch(&self, key: Key<'_>, lifetime: Lifetime, now: Now) -> Option<Item<'_>> {
-        let item = self.touch_item(key, lifetime, now)?;
-        let found = self.item(item);
+        let found = self.touch_item(key, lifetime, now)?;
         self.count(found.state.class(), Count::GetHits, 1);
-        self.mark_access(&found, now);
         Some(found)
     }
 
@@ -92,7 +91,7 @@ impl Worker {
 
     /// Changes the lifetime under the bucket's lock, so that no append, counter or expiry that
     /// runs at the same time can lose it.
-    fn touch_item(&self, key: Key<'_>, lifetime: Lifetime, now: Now) -> Option<u64> {
+    fn touch_item(&self, key: Key<'_>, lifetime: Lifetime, now: Now) -> Option<Item<'_>> {
         self.begin();
         let hash = self.shared().secret.hash(key.bytes());
         let bucket = self.shared().lock_bucket(hash);
@@ -100,13 +99,16 @@ impl Worker {
         if self.shared().is_dead(item, now) {
             return None;
         }
-        let new = Times::new(lifetime, second(now));
+        let found = self.item(item);
+        self.mark_access(&found, now);
+        let new = Times::new(lifetime, tick(now));
         // Relaxed: one word, complete in itself; lookups may see the old or the new lifetime.
         self.shared().region.word(item + TIMES).store(new.0, Ordering::Relaxed);
         drop(bucket);
         self.note_deadline(item, new);
-        self.count(self.shared().item_state(item).class(), Count::TouchHits, 1);
-        Some(item)
+        self.count(found.state.class(), Count::TouchHits, 1);
+        let times = Times::new(lifetime, found.times.last_access_tick());
+        Some(Item { times, ..found })
     }
 
     fn item(&self, offset: u64) -> Item<'_> {
@@ -123,22 +125,27 @@ impl Worker {
         Some(item)
     }
 
-    /// Writes what an access changes: nothing for an item that was used often, and lately.
+    /// Writes what an access changes: nothing for an item that was used a moment ago.
     pub(super) fn mark_access(&self, found: &Item<'_>, now: Now) {
         let region = &self.shared().region;
-        let (state, times) = (found.state, found.times);
-        if state.is_linked() && (state.freq() < FREQ_MAX || !state.is_fetched()) {
+        let (state, times, tick) = (found.state, found.times, tick(now));
+        let age = tick.saturating_sub(times.last_access_tick());
+        if !state.is_linked() || age == 0 && state.is_fetched() && state.freq() > 0 {
+            return;
+        }
+        if state.freq() < FREQ_MAX || !state.is_fetched() {
             let new = state.accessed().0;
             // Relaxed: the bits order nothing. A lost race is another access, or the removal.
             let relaxed = Ordering::Relaxed;
             let _ = region.word(found.offset).compare_exchange(state.0, new, relaxed, relaxed);
         }
-        if times.last_access_s() < second(now) {
-            let new = Times::new(times.lifetime(), second(now)).0;
+        if age > 0 {
+            let new = Times::new(times.lifetime(), tick).0;
             // Relaxed: as above.
             let relaxed = Ordering::Relaxed;
             let word = region.word(found.offset + TIMES);
             let _ = word.compare_exchange(times.0, new, relaxed, relaxed);
         }
+        self.note_use(state.freq(), age);
     }
 }

@@ -22,14 +22,19 @@ use crate::store::admin::Limit;
 use crate::store::classes::{Classes, HEADER_LEN};
 use crate::store::counters::Counters;
 use crate::store::epoch::Epochs;
+use crate::store::ghosts::Ghosts;
 use crate::store::hash::HashSecret;
 use crate::store::layout::{
     CHUNK_LEN_HALF, ClassMeta, LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState, checksum,
 };
 use crate::store::pages::{Magazines, TakenPage};
 use crate::store::reader::second;
+use crate::store::rebalance::Drain;
 use crate::store::region::Region;
-use crate::store::sync::{AtomicBool, AtomicI64, AtomicU64, Ordering, Padded, SpinMutex};
+use crate::store::reuse::{Reuse, Tally};
+use crate::store::sync::{
+    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, Padded, SpinMutex,
+};
 use crate::store::types::{ClientFlags, StoreConfig, StoreError};
 use std::sync::Arc;
 
@@ -43,7 +48,9 @@ mod counters;
 mod draft;
 mod epoch;
 mod evict;
+mod expire;
 mod failpoint;
+mod ghosts;
 mod growth;
 mod hash;
 mod index;
@@ -55,9 +62,11 @@ mod outside;
 mod pages;
 mod publish;
 mod reader;
+mod rebalance;
 mod recover;
 mod region;
 mod renew;
+mod reuse;
 pub mod scan;
 pub mod stats;
 mod sync;
@@ -98,6 +107,7 @@ struct WorkerShared {
     stamp: Padded<AtomicU64>,
     magazines: Magazines,
     counters: Counters,
+    tally: Tally,
 }
 
 /// The store, shared by all workers.
@@ -116,7 +126,15 @@ pub struct Store {
     /// Keys in the index, as far as the workers have told.
     keys: Padded<AtomicI64>,
     /// Pages that drain.
-    draining: SpinMutex<Vec<u32>>,
+    draining: SpinMutex<Vec<Drain>>,
+    /// What evicted items were.
+    ghosts: Ghosts,
+    /// What items are worth.
+    reuse: Reuse,
+    /// For each class the worth of its least items, as bits.
+    margins: Box<[AtomicU32]>,
+    /// How often each class has asked for a page in vain since it got one.
+    asked: Box<[AtomicU32]>,
     /// Pages that the sweep has begun.
     swept: Padded<AtomicU64>,
     /// The sweep skips no page before it has begun this many.
@@ -171,7 +189,10 @@ impl Store {
             stamp: Padded::default(),
             magazines: Magazines::new(classes.count()),
             counters: Counters::new(classes.count()),
+            tally: Tally::new(),
         });
+        let margins = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
+        let asked = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
         Self {
             workers: workers.collect(),
             epochs: Epochs::new(config.workers),
@@ -185,6 +206,10 @@ impl Store {
             secret,
             keys: Padded::default(),
             draining: SpinMutex::new(Vec::new()),
+            ghosts: Ghosts::new(config.memory_limit),
+            reuse: Reuse::new(),
+            margins,
+            asked,
             swept: Padded::default(),
             sweep_forced: AtomicU64::new(0),
             flush_noted_s: AtomicU64::new(0),

@@ -7,7 +7,8 @@ use crate::store::counters::Count;
 use crate::store::draft::Draft;
 use crate::store::failpoint::step;
 use crate::store::item::{CAS, LINKED, PIECE_OWNER, STALE, State, TIMES, Times, WON};
-use crate::store::reader::{CAS_WORKER_BITS, second, stamp_at, stamp_of};
+use crate::store::reader::{CAS_WORKER_BITS, stamp_at, stamp_of};
+use crate::store::reuse::tick;
 use crate::store::sync::{Ordering, fence};
 use crate::store::types::{CasUnique, Key, Lifetime, Stored};
 use crate::store::{Store, Worker};
@@ -109,13 +110,19 @@ impl Worker {
             return Err(refused);
         }
         let old = found.map(|(_, item)| item);
-        let mut times = Times::new(lifetime, second(now));
+        // A key keeps its count of accesses when its value is replaced, and when it was evicted.
+        let freq = match alive {
+            Some(old) => self.shared().item_state(old).freq(),
+            None => self.returning(hash, now),
+        };
+        let mut times = Times::new(lifetime, tick(now));
+        draft.state = draft.state.with_freq(freq);
         let heritage = Heritage::of(expect, alive.map(|old| self.shared().version(old)));
         if let (Some(old), Some(heritage)) = (alive, heritage) {
             // Under the lock, under which lifetimes change and items are won.
             draft.state = draft.state.with_bits_of(self.shared().item_state(old), heritage.bits);
             if heritage.lifetime {
-                times = Times::new(self.shared().item_times(old).lifetime(), second(now));
+                times = Times::new(self.shared().item_times(old).lifetime(), tick(now));
             }
             if matches!(expect, Expect::VersionOrLater(_)) {
                 draft.state = State(draft.state.0 | STALE);

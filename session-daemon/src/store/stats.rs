@@ -29,6 +29,8 @@ pub struct Totals {
     pub outofmemory: u64,
     /// Pages moved from one use to another.
     pub slabs_moved: u64,
+    /// Items that moved to another chunk when their page was, instead of being evicted.
+    pub items_moved: u64,
     /// Items looked at by the expiry sweep.
     pub crawler_items_checked: u64,
     /// Items that the expiry sweep removed.

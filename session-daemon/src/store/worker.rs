@@ -42,6 +42,8 @@ pub struct Worker {
     /// Keys added less keys removed since the store was told.
     pub(super) keys_added: Cell<i64>,
     pub(super) splits_owed: u32,
+    /// Uses and evictions since the worth of items was computed.
+    pub(super) events: Cell<u32>,
     random: Cell<u64>,
     pub(super) swept_ns: u64,
     /// Whether evictions are noted, and those that were.
@@ -106,6 +108,7 @@ impl Worker {
             stamp: Cell::new(stamp),
             keys_added: Cell::new(0),
             splits_owed: 0,
+            events: Cell::new(0),
             random: Cell::new(0x9e37_79b9_7f4a_7c15 ^ (id as u64 + 1) << 32),
             swept_ns: 0,
             evicted_noted: false,
@@ -234,7 +237,7 @@ impl Worker {
             && self.store.class_mark_empty_draining(class, page)
         {
             self.store.epochs.retire(self.id, Retired::DrainMark(page));
-            self.store.draining.lock().push(page);
+            self.drain_later(page);
         }
     }
 
@@ -247,6 +250,7 @@ impl Worker {
         if let Some(chunk) = self.magazine_take(class) {
             return Some(chunk);
         }
+        self.drain_some(now);
         if let Some(chunk) = self.refill(class) {
             self.evict_ahead(class, now);
             return Some(chunk);
@@ -293,7 +297,8 @@ impl Worker {
     }
 
     fn make_room_round(&mut self, class: Option<u32>, patience: &Patience, now: Now) -> bool {
-        let swept = self.sweep_draining(now);
+        // A second round means that it is urgent.
+        let swept = if patience.is_first() { self.drain_some(now) } else { self.drain_all(now) };
         if !patience.is_eviction_due(self.is_waiting()) {
             return swept;
         }
@@ -322,6 +327,13 @@ impl Worker {
             self.give_chunk_to_page(chunk);
         }
         None
+    }
+
+    /// Takes a chunk of `class` if one is free in its pages.
+    pub(super) fn spare_chunk(&self, class: u32) -> Option<u64> {
+        let mut chunk = [0];
+        let taken = self.store.class_take(class, &mut chunk);
+        (taken == 1).then_some(chunk[0]).or_else(|| self.magazine_take(class))
     }
 
     /// Takes chunks of `class` from its pages, or a page for it from the pool.

@@ -3,6 +3,7 @@
 mod admin;
 mod attach;
 mod crash;
+mod eviction;
 mod model;
 mod pressure;
 mod races;

@@ -1,0 +1,376 @@
+//! Moving pages between uses: which page a class gives up, and what becomes of its items.
+//! It owns the drain of pages.
+//!
+//! A page is given up by the class whose least items are worth least for their bytes. It drains in
+//! slices, a slice beside each store: items that the hand of the class would have spared move to
+//! other chunks of the class, the rest is evicted.
+#![forbid(unsafe_code)]
+
+use crate::clock::Now;
+use crate::store::classes::LINE_CLASS;
+use crate::store::counters::Count;
+use crate::store::epoch::Retired;
+use crate::store::evict::Reason;
+use crate::store::failpoint::step;
+use crate::store::item::{CAS, LINKED, PIECE_OWNER, State, TIMES};
+use crate::store::layout::PageState;
+use crate::store::reuse::Worth;
+use crate::store::sync::Ordering;
+use crate::store::{Store, Worker};
+
+/// Pages looked at to choose one to move, and chunks looked at in each.
+const PAGE_SAMPLES: u32 = 8;
+const CHUNK_SAMPLES: usize = 16;
+/// The least of those chunks, that stand for what the class would lose.
+const LEAST_SAMPLES: usize = 2;
+/// A page is moved when the bytes of the class that asks are worth more by this ratio: much more
+/// at first, less when the class has asked so often in vain.
+const WORTH_RATIOS: [(u32, f32); 3] = [(32, 1.5), (8, 2.0), (0, 4.0)];
+/// Chunks of draining pages that are looked at beside one store.
+const DRAIN_CHUNKS: u32 = 64;
+/// Pages that may drain at a time without need.
+const DRAINING_MAX: usize = 1;
+/// Slices that wait for a chunk to move an item to, before what is left of the page is evicted.
+const WAITS_MAX: u32 = 64;
+/// What is worth so many times the usual victim is spared by the hand, and the claims after which
+/// it is twice as many, and after which nothing is.
+const SPARED_RATIO: f32 = 2.0;
+const SPARED_CLAIMS: u32 = 10;
+const SPARING_CLAIMS: u32 = 30;
+/// Weight of the newest victims in what a class's least items are worth.
+const MARGIN_SHARE: f32 = 0.02;
+
+/// A page that could be given up, and what a byte of it is worth.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    page: u32,
+    state: PageState,
+    /// Of the least items of its class.
+    margin: f32,
+    /// Of its own items on average.
+    mean: f32,
+}
+
+/// A page that drains.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    pub(super) page: u32,
+    /// The chunk that is looked at next.
+    next: u32,
+    /// Slices that ended for want of a free chunk.
+    waits: u32,
+    /// Items worth less than this are evicted; those worth as much or more move.
+    least: Worth,
+    /// Every chunk was looked at: what is left was private then.
+    passed: bool,
+}
+
+impl Store {
+    /// What the bytes of a class are worth: hits a tick and byte of its least items.
+    fn margin(&self, class: u32) -> f32 {
+        // Relaxed: an estimate.
+        let rate = Worth::from_bits(self.margins[class as usize].load(Ordering::Relaxed)).rate();
+        rate / self.classes.size(class) as f32
+    }
+
+    /// What the hand spares although nothing near it is worth less: what is worth several times
+    /// what victims are; the more the longer the hand has found none, and nothing in the end.
+    pub(super) fn spared_from(&self, class: u32, claims: u32) -> Worth {
+        let claims = claims.min(SPARING_CLAIMS + 1);
+        // Relaxed: an estimate.
+        let rate = Worth::from_bits(self.margins[class as usize].load(Ordering::Relaxed)).rate();
+        let spared = rate * SPARED_RATIO * (1 << (claims / SPARED_CLAIMS)) as f32;
+        Worth::new(if rate == 0.0 || claims > SPARING_CLAIMS { f32::MAX } else { spared })
+    }
+
+    /// Notes what victims of a class were worth.
+    pub(super) fn note_margin(&self, class: u32, worth: Worth) {
+        let margin = &self.margins[class as usize];
+        // Relaxed: an estimate; a lost update does not matter.
+        let old = Worth::from_bits(margin.load(Ordering::Relaxed)).rate();
+        let new = if old == 0.0 { worth.rate() } else { old + (worth.rate() - old) * MARGIN_SHARE };
+        margin.store(Worth::new(new).bits(), Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    /// Begins to drain a page of another class if its bytes are worth less than this class's.
+    pub(super) fn ask_for_page(&mut self, class: u32, now: Now) {
+        if self.shared().draining.lock().len() >= DRAINING_MAX {
+            return;
+        }
+        let Some(offer) = self.choose_page(Some(class), now) else { return };
+        let asked = &self.shared().asked[class as usize];
+        // Relaxed: a rate, not a count that must be exact.
+        let times = asked.load(Ordering::Relaxed);
+        let ratio = WORTH_RATIOS.iter().find(|(least, _)| times >= *least).map_or(4.0, |r| r.1);
+        if offer.margin * ratio >= self.shared().margin(class) {
+            asked.store(times.saturating_add(1), Ordering::Relaxed);
+            return;
+        }
+        asked.store(0, Ordering::Relaxed);
+        self.count(class, Count::PagesMoved, 1);
+        self.give_up_page(&offer, now);
+    }
+
+    /// Empties the page that is worth least, of any class, at once. True if anything was removed.
+    pub(super) fn take_page_from_others(&mut self, now: Now) -> bool {
+        let Some(offer) = self.choose_page(None, now) else { return false };
+        self.count(LINE_CLASS, Count::PagesMoved, 1);
+        self.give_up_page(&offer, now) && self.drain_all(now)
+    }
+
+    /// Has an estimate of what a class's victims are worth before the first is chosen.
+    pub(super) fn know_margin(&self, class: u32, now: Now) {
+        // Relaxed: an estimate.
+        if self.shared().margins[class as usize].load(Ordering::Relaxed) == 0 {
+            let pages = self.shared().layout.pages;
+            for _ in 0..PAGE_SAMPLES {
+                self.page_offer(self.random(pages), None, now);
+            }
+        }
+    }
+
+    fn give_up_page(&self, offer: &Offer, now: Now) -> bool {
+        match offer.state {
+            PageState::Slab(class) => {
+                let size = self.shared().classes.size(class) as f32;
+                self.drain(offer.page, class, Worth::new(offer.margin * size))
+            }
+            PageState::Extent => self.evict_owner(self.shared().layout.page(offer.page), now),
+            _ => false,
+        }
+    }
+
+    /// The cheapest of some pages: for a class, of which the bytes of the page's class are worth
+    /// least, and for a use that cannot wait, of which its own bytes are.
+    fn choose_page(&self, asking: Option<u32>, now: Now) -> Option<Offer> {
+        let pages = self.shared().layout.pages;
+        let price = |offer: &Offer| {
+            if asking.is_some() { (offer.margin, offer.mean) } else { (offer.mean, offer.margin) }
+        };
+        let sampled = (0..PAGE_SAMPLES).map(|_| self.random(pages));
+        let offers = sampled.filter_map(|page| self.page_offer(page, asking, now));
+        let best = offers.min_by(|a, b| {
+            let (a, b) = (price(a), price(b));
+            a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+        });
+        if best.is_some() || asking.is_some() {
+            return best;
+        }
+        let start = self.random(pages);
+        (0..pages).find_map(|idx| self.page_offer((start + idx) % pages, None, now))
+    }
+
+    /// A page that could be given up, and what it is worth. The sample also tells of its class.
+    fn page_offer(&self, page: u32, asking: Option<u32>, now: Now) -> Option<Offer> {
+        let state = self.shared().page_state(page);
+        let (margin, mean) = match state {
+            PageState::Slab(class) if class != LINE_CLASS && Some(class) != asking => {
+                let (least, mean) = self.sample_page(page, class, now);
+                let size = self.shared().classes.size(class) as f32;
+                self.shared().note_margin(class, Worth::new(least * size));
+                (self.shared().margin(class), mean)
+            }
+            PageState::Extent => {
+                let value = self.chunk_value(self.owner(self.shared().layout.page(page))?, now)?;
+                (value, value)
+            }
+            _ => return None,
+        };
+        Some(Offer { page, state, margin, mean })
+    }
+
+    /// What a byte is worth of the least items of a page, and of all that were sampled.
+    fn sample_page(&self, page: u32, class: u32, now: Now) -> (f32, f32) {
+        let per_page = self.shared().chunks_per_page(class);
+        let carved = self.shared().page_carved(class, page);
+        let mut values = [0.0; CHUNK_SAMPLES];
+        let mut len = 0;
+        for _ in 0..CHUNK_SAMPLES {
+            let idx = self.random(per_page);
+            // A free chunk waits to be used: it says nothing of the class.
+            if idx < carved
+                && let Some(value) = self.chunk_value(self.shared().chunk(page, class, idx), now)
+            {
+                values[len] = value;
+                len += 1;
+            }
+        }
+        let values = &mut values[..len];
+        values.sort_unstable_by(f32::total_cmp);
+        let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len().max(1) as f32;
+        (mean(&values[..len.min(LEAST_SAMPLES)]), mean(values) * len as f32 / CHUNK_SAMPLES as f32)
+    }
+
+    /// What a byte of the item in a chunk is worth: 0 for a dead item, nothing for a free chunk.
+    fn chunk_value(&self, chunk: u64, now: Now) -> Option<f32> {
+        let state = self.shared().item_state(chunk);
+        // An upload's piece has no owner: its page cannot be had before the upload ends.
+        let item = if state.is_piece() { self.owner(chunk)? } else { chunk };
+        let state = self.shared().item_state(item);
+        if !state.is_linked() {
+            return None;
+        }
+        if self.shared().is_dead(item, now) {
+            return Some(0.0);
+        }
+        let worth = self.worth(state, self.shared().item_times(item), now);
+        let len = if state.is_extent() {
+            state.item_len()
+        } else {
+            self.shared().classes.size(state.class())
+        };
+        Some(worth.rate() / len as f32)
+    }
+
+    /// The item that a piece belongs to, if it is linked. Safe to follow until the turn ends.
+    fn owner(&self, piece: u64) -> Option<u64> {
+        // Acquire: the item is complete; pairs with the Release in `publish`.
+        let owner = self.shared().region.word(piece + PIECE_OWNER).load(Ordering::Acquire);
+        (owner != 0).then_some(owner)
+    }
+
+    fn evict_owner(&self, piece: u64, now: Now) -> bool {
+        self.owner(piece).is_some_and(|owner| {
+            self.shared().item_state(owner).is_linked()
+                && self.remove_item(owner, Reason::Room, now)
+        })
+    }
+
+    /// Stops allocation from a page, whose items are then removed or moved in slices.
+    pub(super) fn drain(&self, page: u32, class: u32, least: Worth) -> bool {
+        if !self.shared().class_mark_draining(class, page) {
+            return false;
+        }
+        self.shared().epochs.retire(self.id, Retired::DrainMark(page));
+        let drain = Drain { page, next: 0, waits: 0, least, passed: false };
+        self.shared().draining.lock().push(drain);
+        true
+    }
+
+    /// Stops allocation from a page that holds nothing. It goes to the pool when its turns end.
+    pub(super) fn drain_empty(&self, page: u32, class: u32) -> bool {
+        self.raid_page(class, page);
+        // Exact, under the lock of the class: who took a chunk of the page meanwhile keeps it.
+        let marked = self.shared().class_mark_empty_draining(class, page);
+        if marked {
+            self.shared().epochs.retire(self.id, Retired::DrainMark(page));
+        }
+        marked
+    }
+
+    /// Remembers a page that was marked as draining while it was empty.
+    pub(super) fn drain_later(&self, page: u32) {
+        let drain = Drain { page, next: 0, waits: WAITS_MAX, least: Worth::NONE, passed: true };
+        self.shared().draining.lock().push(drain);
+    }
+
+    /// A slice of the work on draining pages: at most [`DRAIN_CHUNKS`] chunks of one page.
+    pub(super) fn drain_some(&self, now: Now) -> bool {
+        let Some(mut drain) = self.shared().draining.lock().pop() else { return false };
+        let PageState::Draining(class) = self.shared().page_state(drain.page) else { return false };
+        let removed = self.drain_slice(&mut drain, class, DRAIN_CHUNKS, now);
+        // The others come first next time.
+        if self.shared().page_state(drain.page) == PageState::Draining(class) {
+            self.shared().draining.lock().insert(0, drain);
+        }
+        removed
+    }
+
+    /// Empties all draining pages without regard to what is in them: an allocation waits.
+    pub(super) fn drain_all(&self, now: Now) -> bool {
+        let drains = std::mem::take(&mut *self.shared().draining.lock());
+        let mut removed = false;
+        for mut drain in drains {
+            let PageState::Draining(class) = self.shared().page_state(drain.page) else { continue };
+            drain.waits = WAITS_MAX;
+            drain.next = 0;
+            removed |= self.drain_slice(&mut drain, class, u32::MAX, now);
+            if self.shared().page_state(drain.page) == PageState::Draining(class) {
+                self.shared().draining.lock().push(drain);
+            }
+        }
+        removed
+    }
+
+    fn drain_slice(&self, drain: &mut Drain, class: u32, most: u32, now: Now) -> bool {
+        let Some(carved) = self.shared().drain_walk_begin(class, drain.page) else { return false };
+        let mut removed = false;
+        let end = drain.next.saturating_add(most).min(carved);
+        while drain.next < end && class != LINE_CLASS {
+            let chunk = self.shared().chunk(drain.page, class, drain.next);
+            match self.clear_chunk(chunk, class, drain, now) {
+                Some(cleared) => removed |= cleared,
+                None => break,
+            }
+            drain.next += 1;
+        }
+        if drain.next >= carved || class == LINE_CLASS {
+            drain.next = 0;
+            drain.passed = true;
+        }
+        if drain.passed {
+            self.raid_page(class, drain.page);
+        }
+        step("drain: swept");
+        self.shared().drain_walk_end(class, drain.page);
+        removed
+    }
+
+    /// Moves or removes what is in a chunk of a draining page; `None` to try again later.
+    fn clear_chunk(&self, chunk: u64, class: u32, drain: &mut Drain, now: Now) -> Option<bool> {
+        let state = self.shared().item_state(chunk);
+        if state.is_piece() {
+            return Some(self.evict_owner(chunk, now));
+        }
+        if !state.is_linked() {
+            return Some(false);
+        }
+        let worth = self.worth(state, self.shared().item_times(chunk), now);
+        let moves = drain.waits < WAITS_MAX
+            && !state.is_extent()
+            && worth >= drain.least
+            && !self.shared().is_dead(chunk, now);
+        if !moves {
+            return Some(self.remove_item(chunk, Reason::Room, now));
+        }
+        let Some(target) = self.spare_chunk(class) else {
+            drain.waits += 1;
+            self.evict(class, 1, now);
+            return None;
+        };
+        if !self.move_item(chunk, target) {
+            self.give_chunk(target);
+        }
+        Some(true)
+    }
+
+    /// Moves an item that was seen linked in this turn to another chunk of its class; false if it
+    /// is gone.
+    fn move_item(&self, item: u64, target: u64) -> bool {
+        let store = self.shared();
+        let hash = store.item_hash(item);
+        let mut bucket = store.lock_bucket(hash);
+        let Some(slot) = bucket.find_item(hash, item) else { return false };
+        let region = &store.region;
+        let state = store.item_state(item);
+        let times = store.item_times(item);
+        // Relaxed: published by the state word.
+        region.word(target + TIMES).store(times.0, Ordering::Relaxed);
+        region.word(target + CAS).store(store.item_cas(item).0, Ordering::Relaxed);
+        store.copy_item(item, target, state);
+        // Release: the copy is complete; pairs with the Acquire in `item_state`.
+        region.word(target).store(state.0, Ordering::Release);
+        bucket.replace(slot, hash, target);
+        // Release: scans that see the bit gone see the slot gone.
+        let last = State(region.word(item).fetch_and(!LINKED, Ordering::Release));
+        // What was set since the copy goes over. Relaxed: bits that order nothing.
+        region.word(target).fetch_or(last.0 & !state.0, Ordering::Relaxed);
+        drop(bucket);
+        self.retire_item(item);
+        self.note_deadline(target, times);
+        self.count(state.class(), Count::Moved, 1);
+        true
+    }
+}

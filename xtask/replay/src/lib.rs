@@ -1,0 +1,10 @@
+//! Replays traces of accesses: a get, and a set of what was missed.
+//!
+//! It owns the format of traces and the counting of hits; the report is what `cargo xtask bench
+//! hit-ratio` reads.
+#![forbid(unsafe_code)]
+
+pub mod report;
+pub mod server;
+pub mod store;
+pub mod trace;
