@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -152,11 +152,25 @@ fn a_file_system_without_room_is_refused_at_the_start() {
 }
 
 #[test]
+fn a_file_of_somebody_else_is_refused_and_left_alone() {
+    require_root!();
+    let (setup, path) = setup(80);
+    fs::write(&path, "-----BEGIN PRIVATE KEY-----").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut daemon = setup.spawn(None).unwrap();
+    let status = daemon.wait(wait::PATIENCE).expect("the start is refused");
+    assert!(!status.success());
+    let log = daemon.log();
+    assert!(log.contains("is not a memory file of sessiond, and is left as it is"), "{log}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "-----BEGIN PRIVATE KEY-----");
+}
+
+#[test]
 fn a_damaged_file_is_begun_again_and_the_log_says_so() {
     require_root!();
     let (setup, path) = setup(80);
     let damages: [(&str, Damage); 3] = [
-        ("not a memory file of sessiond", |file| file.write_all_at(b"garbage!", 0).unwrap()),
+        ("did not come to an end", |file| file.write_all_at(&[0; 8], 0).unwrap()),
         ("was cut short", |file| file.set_len(1 << 20).unwrap()),
         ("is damaged", |file| file.write_all_at(b"garbage", 500).unwrap()),
     ];

@@ -105,7 +105,7 @@ impl Worker {
         }
         let from = if from == -1 { Some(store.largest_class()) } else { class(from) };
         let (Some(from @ 1..), Some(_)) = (from, class(to)) else { return Reassigned::BadClass };
-        if !store.draining.lock().is_empty() {
+        if store.drains() {
             return Reassigned::Running;
         }
         let meta = store.class_meta(from);

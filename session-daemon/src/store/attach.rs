@@ -34,9 +34,9 @@ pub enum Cold {
     /// It was empty.
     #[error("it is new")]
     New,
-    /// It is not a store, or one that was never finished.
-    #[error("it is not a memory file of sessiond")]
-    Foreign,
+    /// It was never finished.
+    #[error("its first start did not come to an end")]
+    Unfinished,
     /// It was written by another version.
     #[error("its layout has version {0}, and this sessiond's has version {LAYOUT_VERSION}")]
     Version(u32),
@@ -110,7 +110,7 @@ impl Found {
             return Err(Cold::New.into());
         }
         if len < HEAD_LEN as u64 {
-            return Err(Cold::Foreign.into());
+            return Err(StoreError::NotOurs.into());
         }
         let head = memory.map(HEAD_LEN, Access::ReadOnly).map_err(unreadable)?;
         let superblock: &Superblock = head.shared(0);
@@ -128,9 +128,10 @@ impl Found {
         let pages = superblock.pages.load(relaxed);
         let before = Layout::found(pages, pages_max, sizes.len() as u32, page_len);
         let before = before.ok_or(Cold::Damaged)?;
-        if before.region_len() as u64 > len {
-            return Err(Cold::Truncated.into());
-        }
+        // Cut by a start under a smaller limit that was itself interrupted, or by somebody: what
+        // is left is kept.
+        let before = before.within_file(len).ok_or(Cold::Truncated)?;
+        let pages = before.pages;
         let used = StoreConfig {
             memory_limit: superblock.memory_limit.load(relaxed) as usize,
             item_size_max: superblock.item_size_max.load(relaxed) as usize,
@@ -141,9 +142,13 @@ impl Found {
             Some(config) => Classes::new(page_len, config.growth_factor, config.chunk_min)?,
             None => Classes::of_sizes(sizes.clone()).ok_or(Cold::Damaged)?,
         };
-        let config = *config.unwrap_or(&used);
-        let layout = Layout::again(config.memory_limit, before)?;
+        let layout = match config {
+            Some(config) => Layout::again(config.memory_limit, before)?,
+            // Not by the limit that it names: that word may be damaged.
+            None => Some(before),
+        };
         let layout = layout.filter(|_| classes.sizes() == sizes).ok_or(Cold::Geometry)?;
+        let config = *config.unwrap_or(&used);
         let words =
             std::array::from_fn::<u64, SECRET_WORDS, _>(|idx| superblock.secret[idx].load(relaxed));
         Ok((Self { layout, classes, secret: HashSecret::of_words(words), pages }, config))
@@ -159,19 +164,21 @@ impl Found {
 }
 
 /// Checks the words that never change; returns the sizes of chunks.
-fn fixed_words(head: &Region) -> Result<Vec<u32>, Cold> {
+fn fixed_words(head: &Region) -> Result<Vec<u32>, Unfit> {
     let superblock: &Superblock = head.shared(0);
     // Acquire: pairs with the Release in `format`, though another process did that.
-    if superblock.magic.load(Ordering::Acquire) != MAGIC {
-        return Err(Cold::Foreign);
+    match superblock.magic.load(Ordering::Acquire) {
+        MAGIC => {}
+        0 => return Err(Cold::Unfinished.into()),
+        _ => return Err(StoreError::NotOurs.into()),
     }
     let version = superblock.layout_version.load(Ordering::Relaxed);
     if version != LAYOUT_VERSION {
-        return Err(Cold::Version(version));
+        return Err(Cold::Version(version).into());
     }
     let sizes = chunk_lens(head).ok_or(Cold::Damaged)?;
     if checksum(head) != superblock.checksum.load(Ordering::Relaxed) {
-        return Err(Cold::Damaged);
+        return Err(Cold::Damaged.into());
     }
     Ok(sizes)
 }

@@ -84,7 +84,7 @@ impl Worker {
             self.turn_over(true);
         }
         self.quiesce();
-        removed > 0 || drains
+        removed > 0 || self.shared().drains()
     }
 
     fn sweep_slice(&self, now: Now) -> u32 {

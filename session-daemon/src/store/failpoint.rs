@@ -38,6 +38,7 @@ pub(super) const STEPS: &[&str] = &[
     "recover: index",
     "recover: scanned",
     "recover: extents",
+    "recover: dead",
     "recover: lists",
     "recover: settled",
 ];

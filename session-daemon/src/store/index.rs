@@ -139,6 +139,13 @@ impl LockedBucket<'_> {
         self.slots().find(|&slot| self.load(slot) == slot_word(hash, item))
     }
 
+    /// Puts a copy of an item into its slot. The version changes, so that a reader outside the
+    /// reclamation scheme cannot take the place for what stood there before it moved twice.
+    pub(super) fn replace_moved(&mut self, slot: u64, hash: u64, item: u64) {
+        self.replace(slot, hash, item);
+        self.header = self.header.wrapping_add(1 << VERSION_SHIFT);
+    }
+
     /// Puts an item into a slot in place of another one of the same key.
     pub(super) fn replace(&mut self, slot: u64, hash: u64, item: u64) {
         // Release: the item's bytes are visible before; pairs with the Acquire in `find_item`.

@@ -110,6 +110,13 @@ impl State {
         self.0 & LINKED != 0
     }
 
+    /// Whether no bit says that this is something else than an item. Of the word of a region that
+    /// somebody else wrote.
+    pub(super) fn is_plain_item(self) -> bool {
+        const UNUSED: u64 = (1 << VALUE_LEN_SHIFT) - (KEY_BINARY << 1);
+        self.0 & (PIECE | UNUSED) == 0
+    }
+
     pub(super) fn is_piece(self) -> bool {
         self.0 & (LINKED | PIECE) == PIECE
     }

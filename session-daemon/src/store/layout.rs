@@ -20,7 +20,7 @@ use std::ops::Range;
 /// First word of the superblock: `session\0`, little-endian.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"session\0");
 /// Version of everything in this module, of items, of buckets and of the hash.
-pub(super) const LAYOUT_VERSION: u32 = 2;
+pub(super) const LAYOUT_VERSION: u32 = 3;
 /// Bytes of the superblock.
 const SUPERBLOCK_LEN: usize = 4096;
 /// Bytes of an entry of the class table and of the page table.
@@ -285,6 +285,13 @@ impl Layout {
         let pages = Self::pages_for(memory_limit, classes, page_len)?;
         let most = REGION_LEN_MAX / page_len - TABLES_SHARE;
         Ok(Self::of(pages, (pages * GROWTH_MAX).min(most), classes, page_len))
+    }
+
+    /// The same with no more pages than a file of `len` bytes has; `None` if those are too few.
+    pub(super) fn within_file(&self, len: u64) -> Option<Self> {
+        let room = usize::try_from(len.checked_sub(self.first_page)? >> self.page_shift).ok()?;
+        let (pages, room_max) = (room.min(self.pages as usize), self.pages_max as usize);
+        (pages >= PAGES_MIN).then(|| Self::of(pages, room_max, self.classes, self.page_len()))
     }
 
     /// The layout that a region says it has, if there can be such a one.

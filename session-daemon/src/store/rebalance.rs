@@ -28,8 +28,6 @@ const LEAST_SAMPLES: usize = 2;
 const WORTH_RATIOS: [(u32, f32); 3] = [(32, 1.5), (8, 2.0), (0, 4.0)];
 /// Chunks of draining pages that are looked at beside one store.
 const DRAIN_CHUNKS: u32 = 64;
-/// Pages that may drain at a time without need.
-const DRAINING_MAX: usize = 1;
 /// Slices that wait for a chunk to move an item to, before what is left of the page is evicted.
 const WAITS_MAX: u32 = 64;
 /// What is worth so many times the usual victim is spared by the hand, and the claims after which
@@ -66,6 +64,12 @@ pub(super) struct Drain {
 }
 
 impl Store {
+    /// Whether a page drains, as one does at a time without need. One that only waits for a
+    /// private chunk, such as a client's half-sent value, does not count.
+    pub(super) fn drains(&self) -> bool {
+        self.draining.lock().iter().any(|drain| !drain.passed)
+    }
+
     /// What the bytes of a class are worth: hits a tick and byte of its least items.
     fn margin(&self, class: u32) -> f32 {
         // Relaxed: an estimate.
@@ -96,7 +100,7 @@ impl Store {
 impl Worker {
     /// Begins to drain a page of another class if its bytes are worth less than this class's.
     pub(super) fn ask_for_page(&mut self, class: u32, now: Now) {
-        if self.shared().draining.lock().len() >= DRAINING_MAX {
+        if self.shared().drains() {
             return;
         }
         let Some(offer) = self.choose_page(Some(class), now) else { return };
@@ -362,7 +366,7 @@ impl Worker {
         store.copy_item(item, target, state);
         // Release: the copy is complete; pairs with the Acquire in `item_state`.
         region.word(target).store(state.0, Ordering::Release);
-        bucket.replace(slot, hash, target);
+        bucket.replace_moved(slot, hash, target);
         // Release: scans that see the bit gone see the slot gone.
         let last = State(region.word(item).fetch_and(!LINKED, Ordering::Release));
         // What was set since the copy goes over. Relaxed: bits that order nothing.

@@ -64,6 +64,8 @@ struct Scan<'s> {
     again: Vec<u32>,
     /// Items for which there was no overflow line.
     homeless: Vec<(u64, u64)>,
+    /// Items that have ended, which nevertheless replace older versions of their keys first.
+    dead: Vec<(u64, u64)>,
     /// Whether free chunks are listed: what is dropped from now on goes the way of all chunks.
     listed: bool,
     stamp_max: u64,
@@ -86,6 +88,10 @@ impl Store {
             all.extent(item);
         }
         step("recover: extents");
+        for (hash, item) in std::mem::take(&mut all.dead) {
+            all.remove_dead(hash, item);
+        }
+        step("recover: dead");
         all.again.sort_unstable();
         all.again.dedup();
         for page in std::mem::take(&mut all.again) {
@@ -215,7 +221,8 @@ impl Store {
         let chunk_len = self.classes.size(class);
         let inside =
             if state.is_extent() { state.tail_offset() as usize } else { state.item_len() };
-        state.class() == class
+        state.is_plain_item()
+            && state.class() == class
             && (1..=KEY_LEN_MAX).contains(&state.key_len())
             && inside <= chunk_len
             && stamp_of(self.item_cas(chunk)) <= stamp_limit(now)
@@ -243,6 +250,7 @@ impl<'s> Scan<'s> {
             extents: Vec::new(),
             again: Vec::new(),
             homeless: Vec::new(),
+            dead: Vec::new(),
             listed: false,
             stamp_max: 0,
             kept: Kept::default(),
@@ -257,6 +265,7 @@ impl<'s> Scan<'s> {
         self.extents.extend(other.extents);
         self.again.extend(other.again);
         self.homeless.extend(other.homeless);
+        self.dead.extend(other.dead);
         self.stamp_max = self.stamp_max.max(other.stamp_max);
         self.kept.dead += other.kept.dead;
         self.kept.replaced += other.kept.replaced;
@@ -345,15 +354,14 @@ impl<'s> Scan<'s> {
             return false;
         }
         self.stamp_max = self.stamp_max.max(stamp_of(store.item_cas(item)));
+        let hash = store.item_hash(item);
         if store.is_dead(item, self.now) {
-            self.kept.dead += 1;
-            return false;
+            self.dead.push((hash, item));
         }
         if state.is_extent() {
             self.extents.push(item);
             return true;
         }
-        let hash = store.item_hash(item);
         store.prefetch_bucket(hash);
         self.pending.push((hash, item));
         if self.pending.len() == PENDING_MAX {
@@ -406,6 +414,22 @@ impl<'s> Scan<'s> {
         true
     }
 
+    /// Takes an item that has ended out of the index, if no newer version has replaced it, and no
+    /// older one was waiting for that.
+    fn remove_dead(&mut self, hash: u64, item: u64) {
+        let store = self.store;
+        let mut bucket = store.lock_bucket(hash);
+        let Some(slot) = bucket.find_item(hash, item) else { return };
+        let line = bucket.remove(slot);
+        drop(bucket);
+        if let Some(line) = line {
+            store.class_give(line);
+        }
+        self.count(item, |sum, one| sum.wrapping_sub(one));
+        self.kept.dead += 1;
+        self.drop_item(item);
+    }
+
     fn count(&mut self, item: u64, add: impl Fn(u64, u64) -> u64) {
         let state = self.store.item_state(item);
         let sum = &mut self.counts[state.class() as usize];
@@ -436,7 +460,8 @@ impl<'s> Scan<'s> {
     }
 
     fn is_piece_of(&self, piece: u64, head: u64) -> bool {
-        self.store.layout.is_in_page(piece)
+        self.piece_len_max(piece).is_some()
+            && State(self.store.region.word(piece).load(RELAXED)).is_piece()
             && self.store.region.word(piece + PIECE_OWNER).load(RELAXED) == head
     }
 
@@ -473,24 +498,30 @@ impl<'s> Scan<'s> {
         missing == Some(0)
     }
 
-    /// The piece at an offset that may be anything.
-    fn unowned_piece(&self, offset: u64) -> Option<Piece> {
+    /// Most bytes of a piece at an offset that may be anything; `None` where no piece can be.
+    fn piece_len_max(&self, offset: u64) -> Option<usize> {
         let store = self.store;
         if !store.layout.is_in_page(offset) {
             return None;
         }
         let page = store.layout.page_of(offset);
         let at = offset - store.layout.page(page);
-        let len_max = match store.page_state(page) {
-            PageState::Extent if at == 0 => store.page_piece_max(),
+        match store.page_state(page) {
+            PageState::Extent if at == 0 => Some(store.page_piece_max()),
             PageState::Slab(class) if class != LINE_CLASS => {
                 let size = store.classes.size(class) as u64;
                 let carved = store.page_meta(page).carved.load(RELAXED);
                 let is_chunk = at.is_multiple_of(size) && at / size < u64::from(carved);
-                is_chunk.then(|| size as usize - PIECE_HEADER_LEN)?
+                is_chunk.then(|| size as usize - PIECE_HEADER_LEN)
             }
-            _ => return None,
-        };
+            _ => None,
+        }
+    }
+
+    /// The piece at an offset that may be anything.
+    fn unowned_piece(&self, offset: u64) -> Option<Piece> {
+        let store = self.store;
+        let len_max = self.piece_len_max(offset)?;
         let word = store.region.word(offset).load(RELAXED);
         let owner = store.region.word(offset + PIECE_OWNER).load(RELAXED);
         let piece = Piece(word);

@@ -25,8 +25,9 @@ impl Worker {
         let (items, depth) = store.bucket_items(scan.at.reverse_bits());
         for offset in items {
             let (state, times) = (store.item_state(offset), store.item_times(offset));
-            // Unlinked since it was found: its memory is kept until the turn ends.
-            if state.is_linked() && !store.is_dead(offset, now) {
+            // It was there under the bucket's lock. If it was removed since, or moved with its page,
+            // its memory is kept until the turn ends.
+            if !store.is_dead(offset, now) {
                 visit(&Item { worker: self, offset, state, times });
             }
         }

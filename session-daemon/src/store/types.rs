@@ -336,6 +336,11 @@ pub enum StoreError {
     /// All workers of the configuration exist.
     #[error("all {0} workers of the store are taken")]
     NoWorkerLeft(usize),
+    /// The file holds something else, which is not overwritten.
+    #[error(
+        "it is not a memory file of sessiond, and is left as it is; name another file, or remove it"
+    )]
+    NotOurs,
     /// A memory file cannot be used.
     #[error("{what} the memory file: {source}")]
     File {

@@ -1,7 +1,6 @@
 //! Replays traces of accesses: a get, and a set of what was missed.
 //!
-//! It owns the format of traces and the counting of hits; the report is what `cargo xtask bench
-//! hit-ratio` reads.
+//! It owns the format of traces and the counting of hits; it never decides what a good ratio is.
 #![forbid(unsafe_code)]
 
 pub mod report;

@@ -2,6 +2,7 @@
 
 use super::{FLAGS, at, key, value};
 use crate::store::attach::{Cold, Start};
+use crate::store::item::LINKED;
 use crate::store::layout::{LAYOUT_VERSION, PageState};
 use crate::store::recover::Kept;
 use crate::store::sync::Ordering;
@@ -173,8 +174,7 @@ fn what_cannot_be_kept_is_begun_again() {
         assert!(matches!(open(&file, &config(megabytes), secs).2, Start::Kept(_)), "{name}");
     };
     let write = |file: &File, offset: u64, bytes: &[u8]| file.write_all_at(bytes, offset).unwrap();
-    cold("no store", Cold::Foreign, &|file| write(file, 0, b"#!/bin/sh"));
-    cold("short", Cold::Foreign, &|file| file.set_len(100).unwrap());
+    cold("unfinished", Cold::Unfinished, &|file| write(file, 0, &[0; 8]));
     cold("empty", Cold::New, &|file| file.set_len(0).unwrap());
     cold("older", Cold::Version(1), &|file| write(file, 8, &1_u32.to_le_bytes()));
     cold("newer", Cold::Version(LAYOUT_VERSION + 1), &|file| {
@@ -185,7 +185,57 @@ fn what_cannot_be_kept_is_begun_again() {
     cold("class table", Cold::Damaged, &|file| write(file, 4096 + 64 + 36, b"xxxx"));
     cold("class count", Cold::Damaged, &|file| write(file, 36, &u32::MAX.to_le_bytes()));
     cold("page count", Cold::Damaged, &|file| write(file, 32, &u32::MAX.to_le_bytes()));
-    cold("half", Cold::Truncated, &|file| file.set_len(4 << 20).unwrap());
+    cold("no pages", Cold::Truncated, &|file| file.set_len(200_000).unwrap());
+}
+
+#[test]
+fn what_somebody_else_wrote_is_left_alone() {
+    for bytes in [b"#!/bin/sh".to_vec(), vec![b'x'; 1 << 20]] {
+        let file = file();
+        file.write_all_at(&bytes, 0).unwrap();
+        let outcome = Store::open(&config(8), memory(&file), at(10));
+        assert!(matches!(outcome, Err(StoreError::NotOurs)));
+        let mut left = vec![0; bytes.len()];
+        file.read_exact_at(&mut left, 0).unwrap();
+        assert_eq!((left, file.metadata().unwrap().len()), (bytes.clone(), bytes.len() as u64));
+    }
+}
+
+/// As a start under a smaller limit leaves it that was killed behind the cut.
+#[test]
+fn a_file_that_was_cut_keeps_the_rest() {
+    let file = file();
+    let (store, mut worker, _) = open(&file, &config(60), 10);
+    let items = fill(&mut worker, 10);
+    drop((worker, store));
+    file.set_len(12 << 20).unwrap();
+    let (store, mut worker, start) = open(&file, &config(60), 11);
+    let few = kept(start).items;
+    assert!((50..600).contains(&few), "{few}");
+    store.validate().unwrap();
+    for (name, bytes) in &items {
+        let found = value(&worker, name.as_bytes(), at(11));
+        assert!(found.is_none() || found.as_ref() == Some(bytes));
+    }
+    worker.quiesce();
+}
+
+/// A version that has ended was the newest all the same: the one before does not come back.
+#[test]
+fn what_an_ended_version_replaced_stays_replaced() {
+    let file = file();
+    let (store, mut worker, _) = open(&file, &config(8), 10);
+    worker.set(key(b"k"), b"old", FLAGS, Lifetime::Never, Mode::Set, at(10));
+    let old = worker.get(key(b"k"), at(10)).expect("it is there").offset;
+    worker.set(key(b"k"), b"new", FLAGS, Lifetime::Until(20), Mode::Set, at(10));
+    // As a kill between the slot and the unlinking of the old version leaves it.
+    store.region.word(old).fetch_or(LINKED, Ordering::Relaxed);
+    drop((worker, store));
+    let (store, mut worker, start) = open(&file, &config(8), 30);
+    assert_eq!((kept(start).items, kept(start).dead, kept(start).replaced), (0, 1, 1));
+    assert_eq!(value(&worker, b"k", at(30)), None);
+    worker.quiesce();
+    store.validate().unwrap();
 }
 
 #[test]
