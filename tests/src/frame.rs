@@ -74,6 +74,25 @@ fn frame(
     Ok((bytes, versioned))
 }
 
+/// A request whose lengths are true.
+///
+/// # Panics
+/// When a field is longer than its length can say.
+#[must_use]
+pub fn plain(opcode: u8, extras: &[u8], key: &[u8], value: &[u8], opaque: u32) -> Vec<u8> {
+    let key_len = u16::try_from(key.len()).expect("a short key");
+    let extras_len = u8::try_from(extras.len()).expect("short extras");
+    let body = [extras, key, value].concat();
+    let mut bytes = vec![0x80, opcode];
+    bytes.extend(key_len.to_be_bytes());
+    bytes.extend([extras_len, 0, 0, 0]);
+    bytes.extend(u32::try_from(body.len()).expect("a short value").to_be_bytes());
+    bytes.extend(opaque.to_be_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(body);
+    bytes
+}
+
 fn byte(word: &str) -> Result<u8> {
     u8::from_str_radix(word, 16).with_context(|| format!("not a byte: {word}"))
 }

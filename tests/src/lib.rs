@@ -14,6 +14,7 @@ pub mod conversation;
 pub mod datagram;
 pub mod flood;
 pub mod frame;
+pub mod fuzz;
 #[cfg(feature = "daemon")]
 pub mod guard_bed;
 #[cfg(feature = "daemon")]

@@ -5,6 +5,7 @@ mod bench;
 mod bench_guard;
 mod build_ebpf;
 mod ci;
+mod fuzz;
 mod packages;
 mod run;
 mod shell;
@@ -30,6 +31,9 @@ enum Command {
     Ci,
     /// Rebuild the kept eBPF object and its digest from source
     BuildEbpf(build_ebpf::Options),
+    /// Hold sessiond against memcached with random streams
+    #[command(subcommand)]
+    Fuzz(fuzz::Options),
     /// Measure sessiond beside memcached, or what else is named
     Bench(bench::Options),
 }
@@ -50,6 +54,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Test(options) => return test::run(options),
         Command::Ci => return ci::run(),
         Command::Tidy => return tidy::run(),
+        Command::Fuzz(options) => return fuzz::run(options),
         Command::Bench(options) => return bench::run(options),
         Command::BuildEbpf(options) => build_ebpf::run(options)?,
     }
