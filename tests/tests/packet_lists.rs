@@ -88,7 +88,9 @@ fn the_longest_match_decides() -> Result<()> {
             ("198.18.7.1", Reason::Allowed),
             ("198.17.255.255", Reason::NotListed),
             ("198.19.0.0", Reason::NotListed),
-            ("2001:db8::1", Reason::Allowed),
+            ("2001:db8::5", Reason::Allowed),
+            // The host's own.
+            ("2001:db8::1", Reason::ForgedSource),
             ("2001:db8:7::2", Reason::DenyEntry),
             ("2001:db8:7::1", Reason::Allowed),
             ("2001:db9::1", Reason::NotListed),
