@@ -4,12 +4,25 @@
 
 use std::process::{Command, Output};
 
-use session_tests::binaries;
+use session_tests::netns::Namespace;
 use session_tests::scratch::Scratch;
-use session_tests::{require_program, require_root};
+use session_tests::{binaries, require_program, require_root, skip};
 
+/// Longest that a daemon may take to refuse, in seconds.
+const PATIENCE_S: &str = "20";
+
+/// Runs `sessiond` in a network namespace of its own: one that starts although it should refuse
+/// must not guard an interface of this machine, and is ended.
 fn sessiond(arguments: &[&str]) -> Output {
-    Command::new(binaries::sessiond()).args(arguments).output().unwrap()
+    let mut command = Command::new("timeout");
+    command.arg(PATIENCE_S).arg(binaries::sessiond()).args(arguments);
+    let output = if skip::is_root() {
+        Namespace::new("flags").unwrap().output(&mut command).unwrap()
+    } else {
+        command.output().unwrap()
+    };
+    assert_ne!(output.status.code(), Some(124), "{arguments:?} started a daemon");
+    output
 }
 
 fn stderr(output: &Output) -> String {
@@ -77,11 +90,12 @@ fn help_and_version_begin_with_the_version_that_is_answered_for() {
 #[test]
 fn what_is_not_served_is_refused_and_never_ignored() {
     for arguments in [
-        &["-U", "11211"][..],
-        &["-S"],
+        &["-S"][..],
+        &["-S", "-U", "11211"],
         &["-Z"],
-        &["-L"],
         &["-o", "ext_path=/tmp/x:1G"],
+        &["-o", "ssl_ciphers=x"],
+        &["-o", "ssl_kernel_tls"],
         &["-l", "127.0.0.1", "stray"],
     ] {
         let output = sessiond(&[arguments, &["-u", "nobody"]].concat());
