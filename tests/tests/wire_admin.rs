@@ -133,6 +133,25 @@ fn dumps_list_every_item_once_and_hold_nobody_up() -> Result<()> {
     Ok(())
 }
 
+/// Asked of ours alone: memcached ends its crawler's thread some time after it said so.
+#[test]
+fn the_crawler_can_be_switched_off_and_on() -> Result<()> {
+    let setup = Setup::loopback()?;
+    let daemon = setup.start(None)?;
+    let mut client = connect(daemon.setup.port())?;
+    for (command, reply) in [
+        ("lru_crawler disable", "OK"),
+        ("lru_crawler disable", "OK"),
+        ("lru_crawler crawl all", "CLIENT_ERROR lru crawler disabled"),
+        ("lru_crawler metadump all", "CLIENT_ERROR lru crawler disabled"),
+        ("lru_crawler enable", "OK"),
+        ("lru_crawler crawl all", "OK"),
+    ] {
+        assert_eq!(client.command(command)?, reply, "{command}");
+    }
+    Ok(())
+}
+
 #[test]
 fn watchers_are_told_what_happens() -> Result<()> {
     let setup = Setup::loopback()?.args(["-t", "2"]);
