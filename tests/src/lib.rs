@@ -24,6 +24,7 @@ pub mod leftovers;
 pub mod memcached;
 pub mod netns;
 pub mod packet;
+pub mod php;
 pub mod process;
 pub mod scratch;
 pub mod script;

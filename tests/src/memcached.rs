@@ -49,10 +49,38 @@ impl Memcached {
         port: u16,
         arguments: &[&str],
     ) -> Result<Self> {
-        let scratch = Scratch::new("memcached")?;
         let mut command = Command::new("memcached");
+        command.args(arguments);
+        Self::start_by(command, namespace, address, port)
+    }
+
+    /// Starts memcached in a namespace, with variables of its environment.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_with(
+        namespace: Option<&Namespace>,
+        address: IpAddr,
+        port: u16,
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
+        let mut command = Command::new("memcached");
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Self::start_by(command, namespace, address, port)
+    }
+
+    fn start_by(
+        mut command: Command,
+        namespace: Option<&Namespace>,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<Self> {
+        let scratch = Scratch::new("memcached")?;
         command.args(["-l", &address.to_string(), "-p", &port.to_string(), "-U", "0"]);
-        command.args(["-u", "nobody"]).args(arguments);
+        command.args(["-u", "nobody"]);
         let mut process = Process::start(&mut command, namespace, &scratch.join("log"))?;
         let connect = || Client::connect(address, port).ok();
         process.until("connection to memcached", || match namespace {

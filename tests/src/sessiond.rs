@@ -25,6 +25,7 @@ pub struct Setup {
     scratch: Scratch,
     bpffs: PathBuf,
     arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
     port: u16,
 }
 
@@ -36,7 +37,7 @@ impl Setup {
     pub fn guarded() -> Result<Self> {
         let scratch = Scratch::new("daemon")?;
         let bpffs = scratch.mount_bpffs()?;
-        Ok(Self { scratch, bpffs, arguments: Vec::new(), port: PORT })
+        Ok(Self { scratch, bpffs, arguments: Vec::new(), environment: Vec::new(), port: PORT })
     }
 
     /// A daemon for the loopback, without the guard: a free port.
@@ -46,7 +47,8 @@ impl Setup {
     pub fn loopback() -> Result<Self> {
         let scratch = Scratch::new("daemon")?;
         let bpffs = scratch.join("bpffs");
-        let setup = Self { scratch, bpffs, arguments: Vec::new(), port: free_port() };
+        let (arguments, environment) = (Vec::new(), Vec::new());
+        let setup = Self { scratch, bpffs, arguments, environment, port: free_port() };
         Ok(setup.arg("--guard=off").args(["-l", "127.0.0.1"]))
     }
 
@@ -61,6 +63,13 @@ impl Setup {
     #[must_use]
     pub fn args(mut self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of the daemon's environment.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -100,6 +109,7 @@ impl Setup {
             command.args(["-u", "nobody"]);
         }
         command.args(&self.arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

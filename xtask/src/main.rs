@@ -5,10 +5,12 @@ mod bench;
 mod bench_guard;
 mod build_ebpf;
 mod ci;
+mod demo;
 mod fuzz;
 mod packages;
 mod run;
 mod shell;
+mod supervise;
 mod tally;
 mod test;
 mod tidy;
@@ -23,6 +25,9 @@ use clap::Parser;
 enum Command {
     /// Start a guarded sessiond in a playground of network namespaces
     Run(run::Options),
+    /// Show what the project is for, with other people's programs
+    #[command(subcommand)]
+    Demo(demo::Demo),
     /// Set up, build and run every test
     Test(test::Options),
     /// Check what a compiler does not: layers, module headers, lengths, links
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => return run::run(options),
+        Command::Demo(demo) => return demo::run(demo),
         Command::Test(options) => return test::run(options),
         Command::Ci => return ci::run(),
         Command::Tidy => return tidy::run(),

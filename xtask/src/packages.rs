@@ -20,6 +20,23 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3-pymemcache",
 ];
 
+/// What keeps sessions of PHP in a cache, and stands around it.
+pub(crate) const FOR_PHP: &[&str] = &[
+    "faketime",
+    "iproute2",
+    "memcached",
+    "nginx-light",
+    "nutcracker",
+    "php-memcache",
+    "php-memcached",
+    "php8.2-fpm",
+];
+
+/// How to get [`FOR_PHP`].
+pub(crate) fn advice() -> String {
+    format!("on Debian 12: apt-get install {}", FOR_PHP.join(" "))
+}
+
 /// Installs the packages that are missing, or says which they are.
 ///
 /// A machine that has no apt-get or does not reach its archive goes on without them: the tests
@@ -51,6 +68,8 @@ fn install(packages: &[&str]) -> Result<()> {
 fn apt() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // Only the programs are wanted: nginx and memcached are not to begin to serve here.
+    command.env("SYSTEMD_OFFLINE", "1").env("RUNLEVEL", "1");
     command
 }
 

@@ -1,0 +1,99 @@
+//! What a PHP page costs the cache host, beside memcached in the same run.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use session_tests::memcached::Memcached;
+use session_tests::php::browser::Browser;
+use session_tests::sessiond::{PORT, Sessiond};
+
+use super::shop::Shop;
+use super::story::Story;
+
+/// Rounds of each server, in turns, so that what else the machine does hits both.
+const ROUNDS: usize = 4;
+const BROWSERS: usize = 4;
+const PAGES_PER_BROWSER: usize = 10;
+
+/// CPU time of the server's processes for a page, both handlers, median of the rounds.
+pub(super) fn show(
+    story: &mut Story,
+    shop: &Shop,
+    daemon: &Sessiond<'_>,
+    debug: bool,
+) -> Result<()> {
+    story.heading("CPU on the cache host for a PHP page (user and system time of the server)");
+    if debug {
+        story.line("sessiond is a debug build here: its figure says nothing about a released one");
+    }
+    let other = shop.other.v4;
+    let memcached = Memcached::start_in(Some(&shop.other.namespace), other.into(), PORT, &[])?;
+    for (name, handler, scheme) in
+        [("memcache, text   ", "memcache", "tcp://"), ("memcached, binary", "memcached", "")]
+    {
+        let settings = |server| {
+            let path = format!("session.save_path = {scheme}{server}:{PORT}");
+            format!("session.save_handler = {handler}\n{path}")
+        };
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(round(shop, daemon.process.pid(), &settings(shop.topology.cache.v4))?);
+            theirs.push(round(shop, memcached.process.pid(), &settings(other))?);
+        }
+        let (ours, theirs) = (median(ours), median(theirs));
+        ensure!(ours > 0.0 && theirs > 0.0, "{name}: nothing was measured");
+        story.good(&format!(
+            "{name}  sessiond {ours:.0} us, memcached {theirs:.0} us: {:.2} of memcached's",
+            ours / theirs
+        ));
+    }
+    Ok(())
+}
+
+/// Microseconds of CPU that the process and its child took for each page of a round.
+fn round(shop: &Shop, pid: u32, settings: &str) -> Result<f64> {
+    let before = cpu_ns(pid)?;
+    let web = shop.topology.allowed[0].v4;
+    thread::scope(|scope| -> Result<()> {
+        let mut windows = Vec::new();
+        for _ in 0..BROWSERS {
+            windows.push(scope.spawn(|| -> Result<()> {
+                let mut browser = Browser::with(settings);
+                for _ in 0..PAGES_PER_BROWSER {
+                    shop.page_of(&mut browser, web, "")?;
+                }
+                Ok(())
+            }));
+        }
+        for window in windows {
+            window.join().map_err(|_| anyhow::anyhow!("a browser panicked"))??;
+        }
+        Ok(())
+    })?;
+    let pages = (BROWSERS * PAGES_PER_BROWSER) as f64;
+    Ok((cpu_ns(pid)? - before) as f64 / 1000.0 / pages)
+}
+
+/// Nanoseconds that all threads of the process and of its children have run.
+fn cpu_ns(pid: u32) -> Result<u64> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let children = children.split_whitespace().map(str::parse);
+    let pids: Vec<u32> = std::iter::once(Ok(pid)).chain(children).collect::<Result<_, _>>()?;
+    let mut sum = 0;
+    for pid in pids {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let ran = text.split(' ').next().context("a schedstat without figures")?;
+            sum += ran.parse::<u64>()?;
+        }
+    }
+    Ok(sum)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
