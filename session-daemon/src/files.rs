@@ -2,9 +2,9 @@
 //! It owns how such a path is opened; what stands in the file is its user's.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,33 @@ use rustix::fs::OFlags;
 /// other end, no descriptor for a child.
 pub(crate) const UNTRUSTED: i32 =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).bits() as i32;
+
+/// The text of a file that only we and root can write. A symbolic link is followed: what counts is
+/// who could have written what it leads to.
+///
+/// # Errors
+/// It cannot be read, is longer than `len_max` bytes, or somebody else could have written it.
+pub(crate) fn text(path: &Path, len_max: u64) -> Result<String> {
+    let flags = OFlags::NONBLOCK.union(OFlags::CLOEXEC).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        bail!("not a regular file");
+    }
+    let us = rustix::process::geteuid().as_raw();
+    if found.uid() != 0 && found.uid() != us {
+        bail!("belongs to uid {}; run: chown {us} {}", found.uid(), path.display());
+    }
+    if found.mode() & 0o022 != 0 {
+        bail!("others can write to it; run: chmod go-w {}", path.display());
+    }
+    let mut text = String::new();
+    file.take(len_max + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > len_max {
+        bail!("longer than {len_max} bytes");
+    }
+    Ok(text)
+}
 
 /// Makes a directory that only we and root can write, or checks that it is one.
 ///
@@ -46,6 +73,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_file_that_others_could_have_written_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("conf");
+        fs::write(&path, "-v\n").unwrap();
+        assert_eq!(text(&path, 3).unwrap(), "-v\n");
+        assert!(text(&path, 2).unwrap_err().to_string().contains("longer than 2"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+        assert!(text(&path, 3).unwrap_err().to_string().contains("chmod go-w"));
+        assert!(text(directory.path(), 3).unwrap_err().to_string().contains("not a regular"));
+    }
 
     #[test]
     fn a_directory_that_others_can_write_is_refused() {

@@ -108,6 +108,8 @@ pub enum Flag {
     Bpffs,
     /// `-e`
     MemoryFile,
+    /// `--config`
+    Config,
     /// A flag of memcached's that is recognised so that the refusal can name it.
     Unserved(&'static Unserved),
 }
@@ -186,6 +188,7 @@ const FLAGS: &[Row] = &[
     row('N', "napi-ids", Argument::Required, Flag::NapiIds),
     row('D', "", Argument::Required, Flag::Delimiter),
     row('o', "extended", Argument::Required, Flag::Extended),
+    row('\0', "config", Argument::Required, Flag::Config),
     row('\0', "udp-writes", Argument::None, Flag::UdpWrites),
     row('\0', "read-timeout", Argument::Required, Flag::ReadTimeout),
     row('\0', "write-timeout", Argument::Required, Flag::WriteTimeout),

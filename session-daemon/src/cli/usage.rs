@@ -105,6 +105,8 @@ const FLAGS: &str = "\
    warm_max_factor, temporary_ttl, worker_logbuf_size, read_buf_mem_limit,
    resp_obj_mem_limit, inline_ascii_resp, no_inline_ascii_resp, drop_privileges,
    no_drop_privileges
+    --config=<file>       read flags from a file such as memcached.conf or memcached's
+                          sysconfig file, in the place of this flag; repeatable
     --sasl-pwdb=<file>    user:password lines for -S, reread on SIGHUP (default: the
                           file that MEMCACHED_SASL_PWDB names)
     --read-timeout=<s>    close who leaves a request half sent so long (default: 60)

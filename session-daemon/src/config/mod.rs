@@ -2,6 +2,7 @@
 //! exit statuses. It reads no file and opens no socket.
 #![forbid(unsafe_code)]
 
+pub mod file;
 mod listen;
 mod suboptions;
 mod tls;
@@ -364,8 +365,8 @@ impl Config {
             Flag::State => self.state = Some(value::path("--state", argument)?),
             Flag::Bpffs => self.bpffs = value::path("--bpffs", argument)?,
             Flag::Unserved(flag) => return Err(value::unserved(flag)),
-            // Answered before anything else is looked at.
-            Flag::Help | Flag::License | Flag::Version => {}
+            // Answered, or replaced by what is in the file, before anything else is looked at.
+            Flag::Config | Flag::Help | Flag::License | Flag::Version => {}
         }
         Ok(())
     }

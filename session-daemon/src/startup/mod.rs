@@ -7,7 +7,7 @@
 //! | `child` | the serving process |
 //! | `daemonize` | `-d` |
 //! | `certificates`, `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile` | one part each |
-//! | `privileges`, `lists`, `logger` | one part each |
+//! | `privileges`, `lists`, `logger`, `flag_files` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod certificates;
 mod child;
 mod credentials;
 mod daemonize;
+mod flag_files;
 mod lists;
 mod lock;
 mod logger;
@@ -66,8 +67,7 @@ pub fn sessiond(arguments: Vec<OsString>) -> u8 {
         print!("{text}");
         return 0;
     }
-    let outcome = Config::from_flags(flags).map_err(anyhow::Error::new).and_then(|config| {
-        let config = config.with_absolute_paths()?;
+    let outcome = configured(flags).and_then(|config| {
         logger::start(config.verbosity);
         // Told here as well, so that -d fails in the foreground and at once.
         let identity = privileges::identity(&config)?;
@@ -81,6 +81,14 @@ pub fn sessiond(arguments: Vec<OsString>) -> u8 {
         eprintln!("{error:#}");
         error.downcast_ref::<Refusal>().map_or(1, |refusal| refusal.status)
     })
+}
+
+/// What the flags mean, those in files included.
+fn configured(flags: Vec<(Flag, Option<String>)>) -> anyhow::Result<Config> {
+    let (flags, remarks) = flag_files::expand(flags)?;
+    let mut config = Config::from_flags(flags)?.with_absolute_paths()?;
+    config.remarks.extend(remarks);
+    Ok(config)
 }
 
 /// Checks a memory file as a start would take it over, and changes nothing: what it holds.
