@@ -81,6 +81,14 @@ impl Store {
         *self.baseline.lock() = sums;
     }
 
+    /// Gets that found an item of a class, since the start.
+    pub(super) fn class_hits(&self, class: u32) -> u64 {
+        let cell = class as usize * COUNTS + Count::GetHits as usize;
+        let counts = self.workers.iter().map(|shared| &shared.counters.rows[cell]);
+        // Relaxed: as in `Counters::add`.
+        counts.fold(0, |sum, count| sum.wrapping_add(count.load(Ordering::Relaxed)))
+    }
+
     fn raw_sums(&self) -> Vec<u64> {
         let mut sums = vec![0_u64; self.classes.count() as usize * COUNTS];
         for shared in &self.workers {

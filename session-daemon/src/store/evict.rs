@@ -58,7 +58,7 @@ impl Worker {
     /// Evicts from `class`, and now and then asks for a page of a class whose items are worth
     /// less.
     fn evict_and_grow(&mut self, class: u32, now: Now) -> u32 {
-        self.learn_if_due();
+        self.learn_if_due(now);
         self.know_margin(class, now);
         let evictions = &self.shared().class_meta(class).evictions;
         // Relaxed: a rate, not a count that must be exact.
@@ -70,7 +70,7 @@ impl Worker {
         self.evict(class, self.ahead(class), now)
     }
 
-    fn learn_if_due(&self) {
+    fn learn_if_due(&self, now: Now) {
         if self.events.get() < LEARN_EVERY {
             return;
         }
@@ -79,6 +79,7 @@ impl Worker {
         // Relaxed: an estimate.
         let items = self.shared().keys.0.load(Ordering::Relaxed);
         self.shared().reuse.learn(&tallies, u64::try_from(items).unwrap_or(0));
+        self.shared().look_at_heat(now);
     }
 
     /// How many items of `class` are evicted at a time.

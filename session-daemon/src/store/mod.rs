@@ -24,6 +24,7 @@ use crate::store::counters::Counters;
 use crate::store::epoch::Epochs;
 use crate::store::ghosts::Ghosts;
 use crate::store::hash::HashSecret;
+use crate::store::heat::Heat;
 use crate::store::layout::{
     CHUNK_LEN_HALF, ClassMeta, LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState, checksum,
 };
@@ -53,6 +54,7 @@ mod failpoint;
 mod ghosts;
 mod growth;
 mod hash;
+mod heat;
 mod index;
 mod item;
 mod layout;
@@ -131,6 +133,8 @@ pub struct Store {
     ghosts: Ghosts,
     /// What items are worth.
     reuse: Reuse,
+    /// How much the classes are used.
+    heat: Heat,
     /// For each class the worth of its least items, as bits.
     margins: Box<[AtomicU32]>,
     /// How often each class has asked for a page in vain since it got one.
@@ -191,6 +195,7 @@ impl Store {
             counters: Counters::new(classes.count()),
             tally: Tally::new(),
         });
+        let heat = Heat::new(classes.count());
         let margins = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
         let asked = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
         Self {
@@ -208,6 +213,7 @@ impl Store {
             draining: SpinMutex::new(Vec::new()),
             ghosts: Ghosts::new(config.memory_limit),
             reuse: Reuse::new(),
+            heat,
             margins,
             asked,
             swept: Padded::default(),

@@ -14,7 +14,7 @@ use crate::store::evict::Reason;
 use crate::store::failpoint::step;
 use crate::store::item::{CAS, LINKED, PIECE_OWNER, State, TIMES};
 use crate::store::layout::PageState;
-use crate::store::reuse::Worth;
+use crate::store::reuse::{TICKS_PER_S, Worth};
 use crate::store::sync::Ordering;
 use crate::store::{Store, Worker};
 
@@ -43,7 +43,7 @@ const MARGIN_SHARE: f32 = 0.02;
 struct Offer {
     page: u32,
     state: PageState,
-    /// Of the least items of its class.
+    /// Of the least items of its class, as far as the class is used.
     margin: f32,
     /// Of its own items on average.
     mean: f32,
@@ -68,6 +68,16 @@ impl Store {
     /// private chunk, such as a client's half-sent value, does not count.
     pub(super) fn drains(&self) -> bool {
         self.draining.lock().iter().any(|drain| !drain.passed)
+    }
+
+    /// Measures how much the classes are used.
+    pub(super) fn look_at_heat(&self, now: Now) {
+        let classes = (0..self.classes.count()).map(|class| {
+            // Relaxed: an estimate.
+            let pages = u64::from(self.class_meta(class).pages.load(Ordering::Relaxed));
+            (self.class_hits(class), pages * self.layout.page_len() as u64)
+        });
+        self.heat.look(now.boottime_ns, 1_000_000_000 / u64::from(TICKS_PER_S), classes);
     }
 
     /// What the bytes of a class are worth: hits a tick and byte of its least items.
@@ -108,7 +118,7 @@ impl Worker {
         // Relaxed: a rate, not a count that must be exact.
         let times = asked.load(Ordering::Relaxed);
         let ratio = WORTH_RATIOS.iter().find(|(least, _)| times >= *least).map_or(4.0, |r| r.1);
-        if offer.margin * ratio >= self.shared().margin(class) {
+        if offer.margin * ratio >= self.shared().margin(class) * self.shared().heat.of(class) {
             asked.store(times.saturating_add(1), Ordering::Relaxed);
             return;
         }
@@ -138,8 +148,10 @@ impl Worker {
     fn give_up_page(&self, offer: &Offer, now: Now) -> bool {
         match offer.state {
             PageState::Slab(class) => {
+                // Who is asked for less than promised has fewer items that are worth a move.
                 let size = self.shared().classes.size(class) as f32;
-                self.drain(offer.page, class, Worth::new(offer.margin * size))
+                let least = self.shared().margin(class) * size / self.shared().heat.of(class);
+                self.drain(offer.page, class, Worth::new(least))
             }
             PageState::Extent => self.evict_owner(self.shared().layout.page(offer.page), now),
             _ => false,
@@ -174,7 +186,8 @@ impl Worker {
                 let (least, mean) = self.sample_page(page, class, now);
                 let size = self.shared().classes.size(class) as f32;
                 self.shared().note_margin(class, Worth::new(least * size));
-                (self.shared().margin(class), mean)
+                self.shared().heat.note_promise(class, mean);
+                (self.shared().margin(class) * self.shared().heat.of(class), mean)
             }
             PageState::Extent => {
                 let value = self.chunk_value(self.owner(self.shared().layout.page(page))?, now)?;

@@ -70,6 +70,11 @@ impl<T> SpinMutex<T> {
     pub(super) fn lock(&self) -> SpinGuard<'_, T> {
         SpinGuard { _guard: lock_word(&self.word), value: &self.value }
     }
+
+    /// [`Self::lock`] that does not wait.
+    pub(super) fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
+        Some(SpinGuard { _guard: try_lock_word(&self.word)?, value: &self.value })
+    }
 }
 
 /// Access to the value of a [`SpinMutex`].
