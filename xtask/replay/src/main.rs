@@ -20,6 +20,9 @@ struct Options {
     /// A server's unix socket: it is asked instead of the store
     #[arg(long, value_name = "PATH")]
     unix: Option<PathBuf>,
+    /// A file that holds the trace's time while it is replayed, for the server's clock
+    #[arg(long, value_name = "PATH", requires = "unix")]
+    clock: Option<PathBuf>,
     /// Also print the share of hits after this share of the requests
     #[arg(long, value_name = "SHARE")]
     warm_up: Option<f64>,
@@ -35,7 +38,7 @@ fn main() -> Result<()> {
         }
     };
     let report = match &options.unix {
-        Some(socket) => server::replay(&trace, socket, progress)?,
+        Some(socket) => server::replay(&trace, socket, options.clock.as_deref(), progress)?,
         None => store::replay(&trace, (options.memory as usize) << 20, progress)?,
     };
     if let Some(warm_up) = options.warm_up {

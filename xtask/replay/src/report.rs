@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Windows of equal numbers of requests in which hits are counted.
-pub const WINDOWS: usize = 60;
+pub const WINDOWS: usize = 300;
 
 /// What a replay found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub struct Report {
     pub items_moved: u64,
     /// Items held at the end.
     pub items: u64,
+    /// Bytes that were taken for items: of a server, by its own account.
+    pub memory_bytes: u64,
 }
 
 impl Report {
@@ -58,7 +60,7 @@ mod tests {
         for idx in 0..6_000 {
             report.count(idx, 6_000, idx >= 3_000 && idx % 2 == 0);
         }
-        assert_eq!(report.requests, vec![100; 60]);
+        assert_eq!(report.requests, vec![20; 300]);
         assert!((report.hit_ratio(0.0) - 0.25).abs() < 1e-9);
         assert!((report.hit_ratio(0.5) - 0.5).abs() < 1e-9);
     }

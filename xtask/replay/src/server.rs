@@ -1,7 +1,10 @@
-//! The replay against a server that listens on a unix socket. Its clock is the machine's.
+//! The replay against a server that listens on a unix socket. Its clock is the machine's, or
+//! follows a file (`preload/clock.c`).
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -39,8 +42,8 @@ impl Client {
         Ok(self.line.trim_ascii_end())
     }
 
-    fn number(&mut self, name: &str) -> Result<u64> {
-        self.out.extend(b"stats\r\n");
+    fn number(&mut self, topic: &str, name: &str) -> Result<u64> {
+        write!(self.out, "stats{topic}\r\n")?;
         self.flush()?;
         let mut found = 0;
         loop {
@@ -94,23 +97,32 @@ impl Client {
     }
 }
 
-/// Replays a trace against the server at a socket.
+/// Replays a trace against the server at a socket, and moves the file of its clock, if it has one.
 ///
 /// # Errors
 /// When the server does not answer as memcached does.
-pub fn replay(trace: &Trace, socket: &Path, progress: impl Fn(usize)) -> Result<Report> {
+pub fn replay(
+    trace: &Trace,
+    socket: &Path,
+    clock: Option<&Path>,
+    progress: impl Fn(usize),
+) -> Result<Report> {
+    let clock = clock.map(|path| File::options().write(true).open(path)).transpose()?;
     let mut client = Client::connect(socket)?;
     let values = vec![b'v'; VALUE_LEN_MAX];
     let mut report = Report::default();
     let all = trace.accesses.len();
     let mut batch: Vec<(Access, [u8; KEY_LEN])> = Vec::new();
     let mut done = 0;
-    for (idx, access) in trace.accesses.iter().enumerate() {
+    for (idx, (access, ns)) in trace.accesses.iter().zip(trace.clock_ns()).enumerate() {
         let repeated = batch.iter().any(|(other, _)| other.key == access.key);
         if repeated || batch.len() == BATCH {
             run(&mut client, &batch, &values, (done, all), &mut report)?;
             done = idx;
             batch.clear();
+            if let Some(clock) = &clock {
+                clock.write_all_at(&ns.to_le_bytes(), 0)?;
+            }
         }
         batch.push((*access, access.name()));
         if idx.is_multiple_of(1 << 16) {
@@ -118,10 +130,11 @@ pub fn replay(trace: &Trace, socket: &Path, progress: impl Fn(usize)) -> Result<
         }
     }
     run(&mut client, &batch, &values, (done, all), &mut report)?;
-    report.evicted = client.number("evictions")?;
-    report.evicted_unfetched = client.number("evicted_unfetched")?;
-    report.pages_moved = client.number("slabs_moved")?;
-    report.items = client.number("curr_items")?;
+    report.evicted = client.number("", "evictions")?;
+    report.evicted_unfetched = client.number("", "evicted_unfetched")?;
+    report.pages_moved = client.number("", "slabs_moved")?;
+    report.items = client.number("", "curr_items")?;
+    report.memory_bytes = client.number(" slabs", "total_malloced")?;
     Ok(report)
 }
 

@@ -58,6 +58,7 @@ pub fn replay(trace: &Trace, memory_limit: usize, progress: impl Fn(usize)) -> R
     report.pages_moved = totals.slabs_moved;
     report.items_moved = totals.items_moved;
     report.items = totals.curr_items;
+    report.memory_bytes = memory_limit as u64;
     drop(worker);
     store.validate()?;
     ensure!(report.wrong == 0, "{} values have not the length that was stored", report.wrong);

@@ -6,6 +6,7 @@
 
 mod compare;
 mod generator;
+mod hit_ratio;
 mod machine;
 mod markdown;
 mod memory;
@@ -39,6 +40,8 @@ pub(crate) struct Options {
 enum What {
     /// What the guard costs for each dropped packet, beside iptables and nft
     Guard(bench_guard::Options),
+    /// The share of hits of traces, beside memcached at the same -m
+    HitRatio(hit_ratio::Options),
     /// Items held, and memory used, beside memcached at the same -m
     Memory(memory::Options),
 }
@@ -47,6 +50,7 @@ enum What {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     match &options.what {
         None => compare::run(&options.compare),
+        Some(What::HitRatio(traces)) => hit_ratio::run(traces).map(|()| ExitCode::SUCCESS),
         Some(What::Memory(memory)) => memory::run(memory).map(|()| ExitCode::SUCCESS),
         Some(What::Guard(guard)) => bench_guard::run(guard).map(|()| ExitCode::SUCCESS),
     }

@@ -61,6 +61,11 @@ impl Program {
         Self::new(path, false)
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn new(path: PathBuf, is_sessiond: bool) -> Result<Self> {
         let output = Command::new(&path).arg("-V").stderr(Stdio::null()).output();
         let output = output.with_context(|| format!("starting {}", path.display()))?;
