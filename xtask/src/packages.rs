@@ -16,6 +16,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "libmemcached-tools",
     "memcached",
     "nftables",
+    "python3-prometheus-client",
     "python3-pylibmc",
     "python3-pymemcache",
 ];

@@ -56,15 +56,34 @@ pub struct Entry {
     pub deadline_ns: Option<u64>,
     /// Where it came from.
     pub origin: Origin,
+    /// What the operator calls its sources, as [`parse::check_name`] has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// What the operator wrote beside it.
     pub comment: Option<String>,
 }
 
+/// What an operator says of entries beside the prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    /// What the sources are called.
+    pub name: Option<String>,
+    /// Why they are listed.
+    pub comment: Option<String>,
+}
+
 impl Entry {
-    /// An entry without deadline and comment.
+    /// An entry without deadline, name and comment.
     #[must_use]
     pub fn new(prefix: IpNet, action: Action, origin: Origin) -> Self {
-        Self { prefix: canonical(prefix), action, deadline_ns: None, origin, comment: None }
+        let prefix = canonical(prefix);
+        Self { prefix, action, deadline_ns: None, origin, name: None, comment: None }
+    }
+
+    /// The same entry with a note.
+    #[must_use]
+    pub fn noted(self, note: Note) -> Self {
+        Self { name: note.name, comment: note.comment, ..self }
     }
 
     /// Whether the deadline, if there is one, has passed at `boottime_ns`.
@@ -119,7 +138,7 @@ pub struct Diff {
     pub added: Vec<Entry>,
     /// Entries that only this list has.
     pub removed: Vec<Entry>,
-    /// Entries of both whose action, deadline, origin or comment differ: this list's, the other's.
+    /// Entries of both that differ in anything but the prefix: this list's, the other's.
     pub changed: Vec<(Entry, Entry)>,
 }
 
@@ -127,7 +146,13 @@ impl Diff {
     /// Whether the lists are the same.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+        self.len() == 0
+    }
+
+    /// How many prefixes differ.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.added.len() + self.removed.len() + self.changed.len()
     }
 }
 
@@ -176,6 +201,28 @@ impl Allowlist {
             IpNet::V6(net) => self.v6.get(&net.prefix_len())?.get(&net.network().to_bits()),
         };
         position.map(|position| &self.entries[*position as usize])
+    }
+
+    /// The entry of the longest prefix that holds `prefix` and is not of it alone.
+    #[must_use]
+    pub fn covering(&self, prefix: IpNet) -> Option<&Entry> {
+        let prefix = canonical(prefix);
+        let position = match prefix {
+            IpNet::V4(net) => shorter(&self.v4, net.network().to_bits(), net.prefix_len()),
+            IpNet::V6(net) => shorter(&self.v6, net.network().to_bits(), net.prefix_len()),
+        };
+        position.map(|position| &self.entries[position as usize])
+    }
+
+    /// Entries that could go without a difference: a larger prefix says the same.
+    pub fn redundant(&self) -> impl Iterator<Item = (&Entry, &Entry)> {
+        self.entries.iter().filter_map(|entry| {
+            let larger = self.covering(entry.prefix)?;
+            let same = larger.action == entry.action
+                && larger.deadline_ns.is_none()
+                && entry.deadline_ns.is_none();
+            same.then_some((entry, larger))
+        })
     }
 
     /// Judges `source` at `boottime_ns` (`CLOCK_BOOTTIME`). A v4-mapped IPv6 address is judged as
@@ -313,12 +360,16 @@ impl Bits for u128 {
 /// Positions of the host entry and of the longest shorter prefix that hold `source`.
 fn matches<B: Bits>(index: &Index<B>, source: B, host_len: u8) -> (Option<u32>, Option<u32>) {
     let host = index.get(&host_len).and_then(|hosts| hosts.get(&source)).copied();
-    let prefix = index
-        .range(..host_len)
+    (host, shorter(index, source, host_len))
+}
+
+/// Position of the longest prefix shorter than `length` that holds `source`.
+fn shorter<B: Bits>(index: &Index<B>, source: B, length: u8) -> Option<u32> {
+    index
+        .range(..length)
         .rev()
         .find_map(|(length, networks)| networks.get(&source.network(*length)))
-        .copied();
-    (host, prefix)
+        .copied()
 }
 
 fn slot<B: Bits>(index: &mut Index<B>, length: u8, network: B, next: u32) -> u32 {

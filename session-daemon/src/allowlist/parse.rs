@@ -11,10 +11,15 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use rustix::fs::{FileType, Mode, OFlags};
 
-use crate::allowlist::{Action, Entry, Origin, canonical, host, is_any};
+use crate::allowlist::{
+    Action, Entry, LIST_HOSTS_MAX, LIST_PREFIXES_MAX, Note, Origin, canonical, host, is_any,
+};
 
 /// Longest allow file. A million entries with comments of 20 bytes are 64 MB.
 pub const FILE_LEN_MAX: u64 = 128 << 20;
+
+/// Longest name of entries in bytes, as for a label of a host name.
+const NAME_LEN_MAX: usize = 63;
 
 /// Longest piece of the operator's text that a message repeats.
 const QUOTE_CHARS_MAX: usize = 60;
@@ -65,6 +70,21 @@ pub enum ParseError {
         "`allow {0}` lets every address in; name the networks, or pass --allow-any (sessionctl: --any) if that is meant"
     )]
     AllowAny(IpNet),
+    /// A name that could be taken for something else.
+    #[error(
+        "`{0}` is no name; write 1 to 63 letters, digits, dots, dashes or underscores, a letter first"
+    )]
+    Name(String),
+    /// More entries than the kernel's tables hold.
+    #[error(
+        "it is one more than the {max} {kind} that a list can have; merge neighbouring entries into prefixes"
+    )]
+    TooMany {
+        /// The family and kind, such as `IPv4 hosts`.
+        kind: &'static str,
+        /// The most.
+        max: usize,
+    },
     /// The list says two things about one prefix.
     #[error("{prefix} is {was} on line {line} and {is} here; keep one of the two lines")]
     Contradiction {
@@ -90,9 +110,9 @@ pub enum FileError {
         /// What is wrong with it.
         error: ParseError,
     },
-    /// A line with more than an action and a prefix.
+    /// A line with more than an action, a prefix and a name.
     #[error(
-        "line {line}: `{text}` follows the entry; put one entry on a line and comments behind #"
+        "line {line}: `{text}` follows the entry; put one entry on a line, its name as name=NAME behind it and comments behind #"
     )]
     Trailing {
         /// Counted from 1.
@@ -196,10 +216,37 @@ pub fn check_any(prefix: IpNet, action: Action, any: Any) -> Result<(), ParseErr
     Ok(())
 }
 
-/// An allow file's text: one entry a line, `allow` or `deny` before it (`allow` if neither), a
-/// comment behind `#`, which is kept with the entry. All or nothing.
+/// Names stand where prefixes do, so none may look like one.
+pub fn check_name(name: &str) -> Result<(), ParseError> {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let fits = name.len() <= NAME_LEN_MAX
+        && name.bytes().all(is_fit)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic());
+    if fits { Ok(()) } else { Err(ParseError::Name(quote(name))) }
+}
+
+/// Entries by family and kind, against what the kernel's tables hold.
+#[derive(Default)]
+struct Sizes([usize; 4]);
+
+impl Sizes {
+    fn count(&mut self, entry: &Entry) -> Result<(), ParseError> {
+        let (idx, kind, max) = match (entry.prefix, entry.is_host()) {
+            (IpNet::V4(_), true) => (0, "IPv4 hosts", LIST_HOSTS_MAX),
+            (IpNet::V4(_), false) => (1, "IPv4 prefixes", LIST_PREFIXES_MAX),
+            (IpNet::V6(_), true) => (2, "IPv6 hosts", LIST_HOSTS_MAX),
+            (IpNet::V6(_), false) => (3, "IPv6 prefixes", LIST_PREFIXES_MAX),
+        };
+        self.0[idx] += 1;
+        if self.0[idx] > max { Err(ParseError::TooMany { kind, max }) } else { Ok(()) }
+    }
+}
+
+/// An allow file's text: one entry a line, `allow` or `deny` before it (`allow` if neither),
+/// `name=NAME` behind it, a comment behind `#`; both are kept with the entry. All or nothing.
 pub fn parse_file(text: &str, any: Any) -> Result<Vec<Entry>, FileError> {
     let mut entries: Vec<Entry> = Vec::new();
+    let mut sizes = Sizes::default();
     let mut seen: HashMap<IpNet, (usize, Action)> = HashMap::new();
     // Editors of other systems put a byte order mark before the first line.
     for (idx, text) in text.trim_start_matches('\u{feff}').lines().enumerate() {
@@ -208,7 +255,10 @@ pub fn parse_file(text: &str, any: Any) -> Result<Vec<Entry>, FileError> {
         let fault = |error| FileError::Line { line, error };
         check_any(entry.prefix, entry.action, any).map_err(fault)?;
         match seen.insert(entry.prefix, (line, entry.action)) {
-            None => entries.push(entry),
+            None => {
+                sizes.count(&entry).map_err(fault)?;
+                entries.push(entry);
+            }
             Some((_, action)) if action == entry.action => {}
             Some((line, action)) => {
                 return Err(fault(ParseError::Contradiction {
@@ -284,11 +334,18 @@ fn parse_line(text: &str, line: usize) -> Result<Option<Entry>, FileError> {
         _ => (Action::Allow, first),
     };
     let prefix = parse_prefix(prefix).map_err(|error| FileError::Line { line, error })?;
-    if let Some(text) = words.next() {
-        return Err(FileError::Trailing { line, text: quote(text) });
+    let mut name = None;
+    for word in words {
+        match word.strip_prefix("name=") {
+            Some(text) if name.is_none() => {
+                check_name(text).map_err(|error| FileError::Line { line, error })?;
+                name = Some(text.to_owned());
+            }
+            _ => return Err(FileError::Trailing { line, text: quote(word) }),
+        }
     }
     let comment = comment.filter(|comment| !comment.is_empty()).map(str::to_owned);
-    Ok(Some(Entry { comment, ..Entry::new(prefix, action, Origin::File) }))
+    Ok(Some(Entry::new(prefix, action, Origin::File).noted(Note { name, comment })))
 }
 
 fn participle(action: Action) -> &'static str {
@@ -346,6 +403,9 @@ mod tests {
             ("# all\n0.0.0.0/0", "line 2:", "--allow-any"),
             ("::/0", "line 1:", "--allow-any"),
             ("198.18.0.1\n\ndeny 198.18.0.1", "line 3: 198.18.0.1/32 is allowed on line 1", "keep"),
+            ("198.18.0.1 name=", "line 1: `` is no name", "letters"),
+            ("198.18.0.1 name=10.0.0.1", "line 1: `10.0.0.1` is no name", "a letter first"),
+            ("198.18.0.1 name=a name=b", "line 1: `name=b` follows", "name=NAME"),
         ];
         for (text, place, fix) in table {
             let message = fault(text);
@@ -363,6 +423,25 @@ mod tests {
         assert_eq!((entries[1].action, &entries[1].comment), (Action::Deny, &None));
         assert_eq!(entries[2].comment.as_deref(), Some("x # y"));
         assert!(entries.iter().all(|entry| entry.origin == Origin::File));
+    }
+
+    #[test]
+    fn names_stand_behind_the_prefix() {
+        let text = "198.18.0.1 name=web1 # the first\nallow 2001:db8::1 name=web1\n198.18.0.9\n";
+        let entries = parse_file(text, Any::Refused).unwrap();
+        let names: Vec<_> = entries.iter().map(|entry| entry.name.as_deref()).collect();
+        assert_eq!(names, [Some("web1"), Some("web1"), None]);
+        assert_eq!(entries[0].comment.as_deref(), Some("the first"));
+    }
+
+    #[test]
+    fn the_first_entry_too_many_is_named_by_its_line() {
+        let lines: String = (0..=LIST_PREFIXES_MAX)
+            .map(|n| format!("10.{}.{}.{}/31\n", n >> 15, n >> 7 & 255, n << 1 & 255))
+            .collect();
+        let message = fault(&lines);
+        let place = format!("line {}: it is one more than", LIST_PREFIXES_MAX + 1);
+        assert!(message.starts_with(&place) && message.contains("IPv4 prefixes"), "{message}");
     }
 
     #[test]

@@ -106,6 +106,8 @@ pub enum Flag {
     State,
     /// `--bpffs`
     Bpffs,
+    /// `--metrics-listen`
+    MetricsListen,
     /// `-e`
     MemoryFile,
     /// `--config`
@@ -203,6 +205,7 @@ const FLAGS: &[Row] = &[
     row('\0', "control", Argument::Required, Flag::Control),
     row('\0', "state", Argument::Required, Flag::State),
     row('\0', "bpffs", Argument::Required, Flag::Bpffs),
+    row('\0', "metrics-listen", Argument::Required, Flag::MetricsListen),
 ];
 
 /// Every row, those that are refused by name included.

@@ -121,8 +121,8 @@ Who may reach the port (nobody but this host, until told otherwise):
     --allow-file=<file>   allow and deny entries, one a line, repeatable
     --allow-any           accept 0.0.0.0/0 or ::/0 as an allowed prefix
     --interface=<name>[,..] guard these interfaces (default: all but lo)
-    --guard=<kind>        xdp: drop in the driver (default); user: refuse at accept
-                          only; off: serve everybody
+    --guard=<kind>        xdp: drop in the driver (default); audit: count and let in;
+                          user: refuse at accept only; off: serve everybody
     --guard-mode=<mode>   auto, native, tcx or generic (default: auto)
     --admin=<where>       clients: administration commands are taken from every client
                           (default); control: only from sessionctl
@@ -131,6 +131,8 @@ Who may reach the port (nobody but this host, until told otherwise):
     --state=<path>        what sessionctl changed, kept over restarts (default:
                           /var/lib/sessiond/overlay.json, overlay-<port>.json)
     --bpffs=<path>        where the guard is pinned (default: /sys/fs/bpf)
+    --metrics-listen=<place> figures for Prometheus: a port of the loopback,
+                          <addr>:<port> or unix:<path>
 ";
 
 #[cfg(test)]

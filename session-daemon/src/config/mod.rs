@@ -8,6 +8,7 @@ mod suboptions;
 mod tls;
 mod value;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -80,6 +81,15 @@ pub enum GuardMode {
     Tcx,
     /// Generic XDP, behind the network stack's first allocation.
     Generic,
+}
+
+/// Where figures for Prometheus are served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MetricsListen {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
 }
 
 /// The port that `-p` names.
@@ -188,6 +198,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// `--guard`.
     pub guard: GuardKind,
+    /// `--guard=audit`: [`GuardKind::Xdp`] that counts and refuses nobody.
+    pub audit: bool,
     /// `--guard-mode`.
     pub guard_mode: GuardMode,
     /// `--control`; none for the default, which [`Config::control_path`] knows.
@@ -196,6 +208,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// `--bpffs`.
     pub bpffs: PathBuf,
+    /// `--metrics-listen`.
+    pub metrics: Option<MetricsListen>,
     /// Lines for the log: flags that are accepted because they change nothing here.
     pub remarks: Vec<String>,
 }
@@ -249,10 +263,12 @@ impl Default for Config {
             allow_any: false,
             interfaces: Vec::new(),
             guard: GuardKind::Xdp,
+            audit: false,
             guard_mode: GuardMode::Auto,
             control: None,
             state: None,
             bpffs: PathBuf::from("/sys/fs/bpf"),
+            metrics: None,
             remarks: Vec::new(),
         }
     }
@@ -359,10 +375,11 @@ impl Config {
             Flag::AllowFile => self.allow_files.push(value::path("--allow-file", argument)?),
             Flag::AllowAny => self.allow_any = true,
             Flag::Interface => self.interfaces.extend(value::interfaces(argument)?),
-            Flag::Guard => self.guard = value::guard(argument)?,
+            Flag::Guard => (self.guard, self.audit) = value::guard(argument)?,
             Flag::GuardMode => self.guard_mode = value::guard_mode(argument)?,
             Flag::Control => self.control = Some(value::path("--control", argument)?),
             Flag::State => self.state = Some(value::path("--state", argument)?),
+            Flag::MetricsListen => self.metrics = Some(value::metrics(argument)?),
             Flag::Bpffs => self.bpffs = value::path("--bpffs", argument)?,
             Flag::Unserved(flag) => return Err(value::unserved(flag)),
             // Answered, or replaced by what is in the file, before anything else is looked at.

@@ -1,11 +1,12 @@
 //! One function a kind of argument: its rule, memcached's text and exit status.
 #![forbid(unsafe_code)]
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::cli::Unserved;
-use crate::config::{EXIT_USAGE, GuardKind, GuardMode, Port, Refusal};
+use crate::config::{EXIT_USAGE, GuardKind, GuardMode, MetricsListen, Port, Refusal};
 use crate::server::config::Binding;
 
 /// memcached warns above this many threads.
@@ -152,13 +153,34 @@ pub(super) fn interfaces(text: &str) -> Result<Vec<String>, Refusal> {
     text.split(',').map(|part| name(part.trim())).collect()
 }
 
-pub(super) fn guard(text: &str) -> Result<GuardKind, Refusal> {
+/// `--guard`: who refuses strangers, and whether they are only counted.
+pub(super) fn guard(text: &str) -> Result<(GuardKind, bool), Refusal> {
     match text {
-        "xdp" => Ok(GuardKind::Xdp),
-        "user" => Ok(GuardKind::User),
-        "off" => Ok(GuardKind::Off),
-        _ => Err(usage(format!("--guard={text}: should be one of xdp, user, or off"))),
+        "xdp" => Ok((GuardKind::Xdp, false)),
+        "audit" => Ok((GuardKind::Xdp, true)),
+        "user" => Ok((GuardKind::User, false)),
+        "off" => Ok((GuardKind::Off, false)),
+        _ => Err(usage(format!("--guard={text}: should be one of xdp, audit, user, or off"))),
     }
+}
+
+/// `--metrics-listen`: `unix:PATH`, an address with a port, or a port of the loopback.
+pub(super) fn metrics(text: &str) -> Result<MetricsListen, Refusal> {
+    let fault = || {
+        usage(format!(
+            "--metrics-listen={text}: write a port, an address with a port such as \
+             127.0.0.1:9150 or [::1]:9150, or unix:PATH"
+        ))
+    };
+    if let Some(path) = text.strip_prefix("unix:") {
+        return self::path("--metrics-listen", path).map(MetricsListen::Unix);
+    }
+    if let Ok(port) = text.parse::<u16>() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        return if port == 0 { Err(fault()) } else { Ok(MetricsListen::Tcp(address)) };
+    }
+    let address = text.parse::<SocketAddr>().map_err(|_| fault())?;
+    if address.port() == 0 { Err(fault()) } else { Ok(MetricsListen::Tcp(address)) }
 }
 
 pub(super) fn guard_mode(text: &str) -> Result<GuardMode, Refusal> {

@@ -11,9 +11,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
-use crate::allowlist::parse::parse_prefix;
-use crate::allowlist::{Entry, LIST_HOSTS_MAX, LIST_PREFIXES_MAX, Origin};
-use crate::control::protocol::{LINE_LEN_MAX, Peer, Request, SyncLine};
+use crate::allowlist::parse::{check_name, parse_prefix};
+use crate::allowlist::{Entry, LIST_HOSTS_MAX, LIST_PREFIXES_MAX, Note, Origin};
+use crate::control::changes::Terms;
+use crate::control::protocol::{LINE_LEN_MAX, NO_PREFIX, Peer, Request, SyncLine};
 use crate::control::server::Control;
 
 /// Longest wait for a whole line.
@@ -78,29 +79,36 @@ impl Connection {
         let answer = match request {
             Request::Watch => return self.watch(control).await.map(|()| false),
             Request::List => return self.list(control).await.map(|()| true),
-            Request::Sync { count, dry_run, any } => {
-                let entries = self.sync_entries(count).await?;
-                match entries {
-                    Ok(entries) => control.sync(&entries, dry_run, any, self.peer).await,
+            Request::Sync { count, dry_run, any, confirm_s } => {
+                match self.sync_entries(count).await? {
+                    Ok(entries) if dry_run => control.sync_diff(&entries, any).await,
+                    Ok(entries) => control.sync(&entries, any, confirm_s, self.peer).await,
                     Err(error) => Err(error),
                 }
             }
             Request::Status => control.status().await,
             Request::Admin { line } => control.admin(line, self.peer).await,
-            Request::Allow { prefixes, for_s, comment, any } => {
-                match checked(&prefixes, &comment) {
-                    Ok(prefixes) => control.allow(&prefixes, for_s, comment, any, self.peer).await,
+            Request::Allow { prefixes, for_s, name, comment, any, confirm_s } => {
+                let note = Note { name, comment };
+                let terms = Terms { for_s, any, confirm_s };
+                match checked(&prefixes, &note) {
+                    Ok(prefixes) => control.allow(&prefixes, &note, terms, self.peer).await,
                     Err(error) => Err(error),
                 }
             }
-            Request::Deny { prefixes, comment } => match checked(&prefixes, &comment) {
-                Ok(prefixes) => control.deny(&prefixes, comment, self.peer).await,
-                Err(error) => Err(error),
-            },
-            Request::Remove { prefixes } => match checked(&prefixes, &None) {
-                Ok(prefixes) => control.remove(&prefixes, self.peer).await,
-                Err(error) => Err(error),
-            },
+            Request::Deny { prefixes, name, comment, confirm_s } => {
+                let note = Note { name, comment };
+                match checked(&prefixes, &note) {
+                    Ok(prefixes) => control.deny(&prefixes, &note, confirm_s, self.peer).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Request::Remove { prefixes, confirm_s } => {
+                control.remove(&prefixes, confirm_s, self.peer).await
+            }
+            Request::Confirm => control.confirm(self.peer).await,
+            Request::Rollback => control.rollback(self.peer).await,
+            Request::Audit { on } => control.audit(on, self.peer).await,
         };
         match answer {
             Ok(value) => self.write(&value).await?,
@@ -212,25 +220,26 @@ impl Connection {
 }
 
 /// The prefixes of a command, all of them or the first fault.
-fn checked(prefixes: &[String], comment: &Option<String>) -> Result<Vec<ipnet::IpNet>> {
-    ensure!(
-        !prefixes.is_empty(),
-        "no prefix given; write an address such as 198.18.0.1 or a prefix such as 198.18.0.0/24"
-    );
-    check_comment(comment.as_deref())?;
+fn checked(prefixes: &[String], note: &Note) -> Result<Vec<ipnet::IpNet>> {
+    ensure!(!prefixes.is_empty(), NO_PREFIX);
+    check_note(note)?;
     Ok(prefixes.iter().map(|prefix| parse_prefix(prefix)).collect::<Result<_, _>>()?)
 }
 
 fn sync_entry(line: &str) -> Result<Entry> {
     let line: SyncLine = serde_json::from_str(line).context("an entry cannot be read")?;
-    check_comment(line.comment.as_deref())?;
+    let note = Note { name: line.name, comment: line.comment };
+    check_note(&note)?;
     let prefix = parse_prefix(&line.prefix)?;
-    Ok(Entry { comment: line.comment, ..Entry::new(prefix, line.action, Origin::Control) })
+    Ok(Entry::new(prefix, line.action, Origin::Control).noted(note))
 }
 
-/// A comment goes into log lines and listings: one line, not too long.
-fn check_comment(comment: Option<&str>) -> Result<()> {
-    let comment = comment.unwrap_or_default();
+/// Both go into log lines and listings: one line, not too long.
+fn check_note(note: &Note) -> Result<()> {
+    if let Some(name) = &note.name {
+        check_name(name)?;
+    }
+    let comment = note.comment.as_deref().unwrap_or_default();
     ensure!(comment.len() <= COMMENT_LEN_MAX, "a comment has at most {COMMENT_LEN_MAX} bytes");
     ensure!(
         !comment.chars().any(|c| c.is_control() && c != '\t'),

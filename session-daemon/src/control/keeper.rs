@@ -2,7 +2,8 @@
 //!
 //! Allow: user side, then kernel. Deny and remove: kernel, then user side, then the live
 //! connections are reset. The overlay is on disk beside its place before anything changes and
-//! is renamed after everything has; a failure on the way puts the old list back.
+//! is renamed after everything has; a failure on the way puts the old list back. A change on
+//! trial is in force like any other and is taken back unless it is confirmed in time.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -10,9 +11,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::allowlist::parse::{Any, check_any};
-use crate::allowlist::{Action, Allowlist, Diff, Entry, Origin};
+use crate::allowlist::{Action, Allowlist, Diff, Entry, Note, Origin};
 use crate::clock::Now;
-use crate::control::overlay::{Overlay, OverlayFile};
+use crate::control::overlay::{Overlay, OverlayFile, Pending};
 
 /// The list in the kernel.
 pub(crate) trait Kernel {
@@ -43,6 +44,15 @@ pub(crate) struct Changed {
     pub(crate) reset: u64,
 }
 
+/// A change that is to be taken back unless it is confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trial {
+    /// What was asked for, for the log.
+    pub(crate) command: String,
+    /// `CLOCK_BOOTTIME` nanoseconds at which it is taken back.
+    pub(crate) deadline_ns: u64,
+}
+
 /// In which order the two sides learn of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
@@ -59,6 +69,8 @@ pub(crate) struct Keeper<K, U> {
     base: Allowlist,
     overlay: Overlay,
     list: Allowlist,
+    /// Entries of the list that allow.
+    allowed: usize,
     file: Option<OverlayFile>,
     kernel: K,
     user: U,
@@ -74,7 +86,8 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         user: U,
     ) -> Self {
         let list = overlay.over(&base);
-        Self { base, overlay, list, file, kernel, user }
+        let allowed = allowed(&list);
+        Self { base, overlay, list, allowed, file, kernel, user }
     }
 
     /// The list in force.
@@ -87,52 +100,93 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         self.overlay.taken_out().collect()
     }
 
+    /// How many entries allow.
+    pub(crate) fn allowed(&self) -> usize {
+        self.allowed
+    }
+
+    /// The change that waits to be confirmed.
+    pub(crate) fn pending(&self) -> Option<&Pending> {
+        self.overlay.pending()
+    }
+
+    /// Prefixes of the entries that have this name.
+    pub(crate) fn named(&self, name: &str) -> Vec<IpNet> {
+        let named = self.list.entries().filter(|entry| entry.name.as_deref() == Some(name));
+        named.map(|entry| entry.prefix).collect()
+    }
+
+    /// Puts entries on the list, in place of those with the same prefixes.
+    pub(crate) async fn put(
+        &mut self,
+        entries: Vec<Entry>,
+        any: Any,
+        trial: Option<Trial>,
+        now: Now,
+    ) -> Result<Changed> {
+        let mut overlay = self.overlay.clone();
+        let mut order = Order::Opening;
+        for entry in entries {
+            check_any(entry.prefix, entry.action, any)?;
+            if entry.action == Action::Deny {
+                order = Order::Closing;
+            }
+            if !self.says_already(&entry) {
+                overlay.put(entry);
+            }
+        }
+        self.change(overlay, order, trial, now).await
+    }
+
     /// Allows prefixes, until `deadline_ns` (`CLOCK_BOOTTIME`) if there is one.
     pub(crate) async fn allow(
         &mut self,
         prefixes: &[IpNet],
         deadline_ns: Option<u64>,
-        comment: Option<String>,
+        note: &Note,
         any: Any,
+        trial: Option<Trial>,
         now: Now,
     ) -> Result<Changed> {
-        let mut overlay = self.overlay.clone();
-        for prefix in prefixes {
-            check_any(*prefix, Action::Allow, any)?;
-            let entry = Entry {
-                deadline_ns,
-                comment: comment.clone(),
-                ..Entry::new(*prefix, Action::Allow, Origin::Control)
-            };
-            if !self.says_already(&entry) {
-                overlay.put(entry);
-            }
-        }
-        self.bring_into_force(None, overlay, Order::Opening, now).await
+        let entry = |prefix: &IpNet| Entry {
+            deadline_ns,
+            ..Entry::new(*prefix, Action::Allow, Origin::Control).noted(note.clone())
+        };
+        self.put(prefixes.iter().map(entry).collect(), any, trial, now).await
     }
 
     /// Denies prefixes.
     pub(crate) async fn deny(
         &mut self,
         prefixes: &[IpNet],
-        comment: Option<String>,
+        note: &Note,
+        trial: Option<Trial>,
         now: Now,
     ) -> Result<Changed> {
-        let mut overlay = self.overlay.clone();
-        for prefix in prefixes {
-            let entry = Entry {
-                comment: comment.clone(),
-                ..Entry::new(*prefix, Action::Deny, Origin::Control)
-            };
-            if !self.says_already(&entry) {
-                overlay.put(entry);
-            }
-        }
-        self.bring_into_force(None, overlay, Order::Closing, now).await
+        let entry =
+            |prefix: &IpNet| Entry::new(*prefix, Action::Deny, Origin::Control).noted(note.clone());
+        self.put(prefixes.iter().map(entry).collect(), Any::Refused, trial, now).await
+    }
+
+    /// Keeps the pending change for good.
+    pub(crate) async fn confirm(&mut self, now: Now) -> Result<Changed> {
+        let overlay = self.overlay.confirmed().context(NOTHING_PENDING)?;
+        self.bring_into_force(None, overlay, Order::Opening, now).await
+    }
+
+    /// Takes the pending change back.
+    pub(crate) async fn take_back(&mut self, now: Now) -> Result<Changed> {
+        let overlay = self.overlay.taken_back().context(NOTHING_PENDING)?;
+        self.bring_into_force(None, overlay, Order::Whole, now).await
     }
 
     /// Removes the entries of exactly these prefixes, wherever they come from.
-    pub(crate) async fn remove(&mut self, prefixes: &[IpNet], now: Now) -> Result<Changed> {
+    pub(crate) async fn remove(
+        &mut self,
+        prefixes: &[IpNet],
+        trial: Option<Trial>,
+        now: Now,
+    ) -> Result<Changed> {
         let mut overlay = self.overlay.clone();
         for prefix in prefixes {
             ensure!(
@@ -142,7 +196,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
             );
             overlay.take_out(*prefix, &self.base);
         }
-        self.bring_into_force(None, overlay, Order::Closing, now).await
+        self.change(overlay, Order::Closing, trial, now).await
     }
 
     /// What would change if the list said exactly `entries`.
@@ -160,10 +214,17 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     }
 
     /// Makes the list say exactly `entries`, at one instant.
-    pub(crate) async fn sync(&mut self, entries: &[Entry], any: Any, now: Now) -> Result<Changed> {
+    pub(crate) async fn sync(
+        &mut self,
+        entries: &[Entry],
+        any: Any,
+        trial: Option<Trial>,
+        now: Now,
+    ) -> Result<Changed> {
+        ensure!(self.pending().is_none(), WAITS);
         let (wanted, _) = self.sync_diff(entries, any)?;
         let overlay = Overlay::between(&self.base, &wanted);
-        self.bring_into_force(None, overlay, Order::Whole, now).await
+        self.change(overlay, Order::Whole, trial, now).await
     }
 
     /// Takes a new configuration and the overlay as it is on disk, at one instant.
@@ -172,6 +233,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
             Some(file) => file.read(now)?,
             None => self.overlay.clone(),
         };
+        let (overlay, _) = overlay.settled(now);
         self.bring_into_force(Some(base), overlay, Order::Whole, now).await
     }
 
@@ -185,7 +247,26 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         if prefixes.is_empty() {
             return Ok(Changed::default());
         }
-        self.remove(&prefixes, now).await
+        self.remove(&prefixes, None, now).await
+    }
+
+    /// Brings an overlay into force, on trial if that is asked for.
+    async fn change(
+        &mut self,
+        overlay: Overlay,
+        order: Order,
+        trial: Option<Trial>,
+        now: Now,
+    ) -> Result<Changed> {
+        let Some(Trial { command, deadline_ns }) = trial else {
+            return self.bring_into_force(None, overlay, order, now).await;
+        };
+        ensure!(self.pending().is_none(), WAITS);
+        if overlay == self.overlay {
+            return Ok(Changed::default());
+        }
+        let overlay = self.overlay.on_trial(overlay, &self.base, command, deadline_ns);
+        self.bring_into_force(None, overlay, order, now).await
     }
 
     /// Whether the list says the same of the same prefix, so that nothing has to change.
@@ -193,6 +274,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         self.list.get(wanted.prefix).is_some_and(|entry| {
             entry.action == wanted.action
                 && entry.deadline_ns == wanted.deadline_ns
+                && (wanted.name.is_none() || entry.name == wanted.name)
                 && (wanted.comment.is_none() || entry.comment == wanted.comment)
         })
     }
@@ -227,6 +309,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
             self.base = base;
         }
         self.overlay = overlay;
+        self.allowed = allowed(&list);
         self.list = list;
         Ok(Changed { diff, reset })
     }
@@ -299,6 +382,14 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     }
 }
 
+fn allowed(list: &Allowlist) -> usize {
+    list.entries().filter(|entry| entry.action == Action::Allow).count()
+}
+
+const NOTHING_PENDING: &str =
+    "no change waits to be confirmed; `sessionctl list` shows what is in force";
+const WAITS: &str =
+    "a change waits already; run `sessionctl confirm` or `sessionctl rollback` first";
 const KERNEL: &str = "changing the list in the kernel";
 const USER_SIDE: &str = "changing the list of the serving process";
 

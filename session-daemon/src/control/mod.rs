@@ -2,9 +2,11 @@
 //! It is never on the request path.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod connection;
 pub mod ctl;
 pub(crate) mod keeper;
+pub(crate) mod metrics;
 pub(crate) mod overlay;
 mod protocol;
 pub(crate) mod server;

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::allowlist::{Allowlist, Entry};
+use crate::allowlist::{Action, Allowlist, Entry};
 use crate::clock::Now;
 use crate::files::UNTRUSTED;
 
@@ -34,36 +34,114 @@ pub(crate) enum Change {
     Out,
 }
 
-/// Changes by prefix.
+type Changes = BTreeMap<IpNet, Change>;
+
+/// Changes by prefix, and the one of them that waits to be confirmed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overlay {
-    changes: BTreeMap<IpNet, Change>,
+    changes: Changes,
+    pending: Option<Box<Pending>>,
 }
+
+/// A change in force that is taken back unless somebody confirms it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// What was asked for, for the log.
+    pub(crate) command: String,
+    /// `CLOCK_BOOTTIME` nanoseconds at which it is taken back.
+    pub(crate) deadline_ns: u64,
+    /// The changes without it.
+    before: Changes,
+    /// The changes when it is confirmed.
+    after: Changes,
+}
+
+/// How long after the deadline of a pending change the kernel ends what the change opened, if no
+/// daemon is there to take it back.
+const GRACE_NS: u64 = 3_000_000_000;
 
 impl Overlay {
     /// The list in force: `base` with the changes.
     pub(crate) fn over(&self, base: &Allowlist) -> Allowlist {
-        let mut list = base.clone();
-        for (prefix, change) in &self.changes {
-            match change {
-                Change::Put(entry) => drop(list.insert(entry.clone())),
-                Change::Out => drop(list.remove(*prefix)),
+        over(&self.changes, base)
+    }
+
+    /// Puts an entry on top. It stays whatever becomes of a pending change.
+    pub(crate) fn put(&mut self, entry: Entry) {
+        for changes in self.all_changes() {
+            changes.insert(entry.prefix, Change::Put(entry.clone()));
+        }
+    }
+
+    /// Takes a prefix out, whatever becomes of a pending change; the record stays only if `base`
+    /// has an entry to be hidden.
+    pub(crate) fn take_out(&mut self, prefix: IpNet, base: &Allowlist) {
+        for changes in self.all_changes() {
+            if base.get(prefix).is_some() {
+                changes.insert(prefix, Change::Out);
+            } else {
+                changes.remove(&prefix);
             }
         }
-        list
     }
 
-    /// Puts an entry on top.
-    pub(crate) fn put(&mut self, entry: Entry) {
-        self.changes.insert(entry.prefix, Change::Put(entry));
+    fn all_changes(&mut self) -> impl Iterator<Item = &mut Changes> {
+        let pending = self.pending.as_deref_mut().into_iter();
+        std::iter::once(&mut self.changes)
+            .chain(pending.flat_map(|pending| [&mut pending.before, &mut pending.after]))
     }
 
-    /// Takes a prefix out; the record stays only if `base` has an entry to be hidden.
-    pub(crate) fn take_out(&mut self, prefix: IpNet, base: &Allowlist) {
-        if base.get(prefix).is_some() {
-            self.changes.insert(prefix, Change::Out);
-        } else {
-            self.changes.remove(&prefix);
+    /// The change that waits to be confirmed.
+    pub(crate) fn pending(&self) -> Option<&Pending> {
+        self.pending.as_deref()
+    }
+
+    /// `after` in the place of this overlay, until `deadline_ns` unless it is confirmed. What it
+    /// opens carries the deadline, so that the kernel ends it where no daemon does.
+    pub(crate) fn on_trial(
+        &self,
+        after: Self,
+        base: &Allowlist,
+        command: String,
+        deadline_ns: u64,
+    ) -> Self {
+        let diff = self.over(base).diff(&after.over(base));
+        let mut changes = after.changes.clone();
+        let opened = diff.added.into_iter().chain(
+            diff.changed
+                .into_iter()
+                .filter_map(|(before, after)| (before.action != Action::Allow).then_some(after)),
+        );
+        for entry in opened.filter(|entry| entry.action == Action::Allow) {
+            let end = deadline_ns.saturating_add(GRACE_NS);
+            let end = entry.deadline_ns.map_or(end, |own| own.min(end));
+            changes.insert(entry.prefix, Change::Put(Entry { deadline_ns: Some(end), ..entry }));
+        }
+        let before = self.changes.clone();
+        let pending = Pending { command, deadline_ns, before, after: after.changes };
+        Self { changes, pending: Some(Box::new(pending)) }
+    }
+
+    /// The overlay with the pending change for good; None if nothing is pending.
+    pub(crate) fn confirmed(&self) -> Option<Self> {
+        let pending = self.pending.as_ref()?;
+        Some(Self { changes: pending.after.clone(), pending: None })
+    }
+
+    /// The overlay without the pending change; None if nothing is pending.
+    pub(crate) fn taken_back(&self) -> Option<Self> {
+        let pending = self.pending.as_ref()?;
+        Some(Self { changes: pending.before.clone(), pending: None })
+    }
+
+    /// The overlay with a pending change taken back whose time is over, and what it was.
+    pub(crate) fn settled(self, now: Now) -> (Self, Option<String>) {
+        match self.pending.as_ref().filter(|pending| pending.deadline_ns <= now.boottime_ns) {
+            Some(pending) => {
+                let command = pending.command.clone();
+                (Self { changes: pending.before.clone(), pending: None }, Some(command))
+            }
+            None => (self, None),
         }
     }
 
@@ -92,6 +170,17 @@ impl Overlay {
     }
 }
 
+fn over(changes: &Changes, base: &Allowlist) -> Allowlist {
+    let mut list = base.clone();
+    for (prefix, change) in changes {
+        match change {
+            Change::Put(entry) => drop(list.insert(entry.clone())),
+            Change::Out => drop(list.remove(*prefix)),
+        }
+    }
+    list
+}
+
 /// One change as the file has it. Deadlines are on the boot clock, which ends with the boot: the
 /// wall clock time stands beside it for the first start after a boot.
 #[derive(Serialize, Deserialize)]
@@ -109,6 +198,18 @@ struct Record {
 struct Body {
     boot_id: String,
     records: Vec<Record>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<PendingBody>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PendingBody {
+    command: String,
+    deadline_ns: u64,
+    deadline_realtime_ns: u64,
+    before: Vec<Record>,
+    after: Vec<Record>,
 }
 
 /// The overlay's place on disk.
@@ -231,20 +332,35 @@ impl Drop for Prepared {
 }
 
 fn encode(overlay: &Overlay, boot_id: &str, now: Now) -> Result<String> {
+    let pending = overlay.pending.as_deref().map(|pending| PendingBody {
+        command: pending.command.clone(),
+        deadline_ns: pending.deadline_ns,
+        deadline_realtime_ns: realtime(pending.deadline_ns, now),
+        before: records(&pending.before, now),
+        after: records(&pending.after, now),
+    });
+    let boot_id = boot_id.to_owned();
+    let body = Body { boot_id, records: records(&overlay.changes, now), pending };
+    let json = serde_json::to_string(&body).context("encoding the overlay")?;
+    Ok(format!("{HEAD} {:016x}\n{json}\n", checksum(json.as_bytes())))
+}
+
+/// The wall clock's time at a deadline.
+fn realtime(deadline_ns: u64, now: Now) -> u64 {
+    now.realtime_ns + deadline_ns.saturating_sub(now.boottime_ns)
+}
+
+fn records(changes: &Changes, now: Now) -> Vec<Record> {
     let record = |(prefix, change): (&IpNet, &Change)| {
         let entry = match change {
             Change::Put(entry) => Some(entry.clone()),
             Change::Out => None,
         };
         let deadline = entry.as_ref().and_then(|entry| entry.deadline_ns);
-        let deadline_realtime_ns =
-            deadline.map(|deadline| now.realtime_ns + deadline.saturating_sub(now.boottime_ns));
+        let deadline_realtime_ns = deadline.map(|deadline| realtime(deadline, now));
         Record { prefix: *prefix, entry, deadline_realtime_ns }
     };
-    let body =
-        Body { boot_id: boot_id.to_owned(), records: overlay.changes.iter().map(record).collect() };
-    let json = serde_json::to_string(&body).context("encoding the overlay")?;
-    Ok(format!("{HEAD} {:016x}\n{json}\n", checksum(json.as_bytes())))
+    changes.iter().map(record).collect()
 }
 
 fn decode(bytes: &[u8], boot_id: &str, now: Now) -> Result<Overlay> {
@@ -257,22 +373,44 @@ fn decode(bytes: &[u8], boot_id: &str, now: Now) -> Result<Overlay> {
     let json = rest.strip_suffix('\n').context("its end is missing")?;
     ensure!(sum == format!("{:016x}", checksum(json.as_bytes())), "its checksum is wrong");
     let body: Body = serde_json::from_str(json)?;
-    let mut overlay = Overlay::default();
-    for record in body.records {
+    let same_boot = body.boot_id == boot_id;
+    let pending = body.pending.map(|pending| -> Result<Box<Pending>> {
+        let moved = moved_deadline(pending.deadline_realtime_ns, now);
+        Ok(Box::new(Pending {
+            command: pending.command,
+            deadline_ns: if same_boot { pending.deadline_ns } else { moved },
+            before: changes(pending.before, same_boot, now)?,
+            after: changes(pending.after, same_boot, now)?,
+        }))
+    });
+    let changes = changes(body.records, same_boot, now)?;
+    Ok(Overlay { changes, pending: pending.transpose()? })
+}
+
+/// A deadline of another boot on this boot's clock. One that passed while the machine was down is
+/// over at once.
+fn moved_deadline(realtime_ns: u64, now: Now) -> u64 {
+    match realtime_ns.saturating_sub(now.realtime_ns) {
+        0 => 1,
+        left => now.boottime_ns + left,
+    }
+}
+
+fn changes(records: Vec<Record>, same_boot: bool, now: Now) -> Result<Changes> {
+    let mut changes = Changes::new();
+    for record in records {
         let Some(mut entry) = record.entry else {
-            overlay.changes.insert(record.prefix, Change::Out);
+            changes.insert(record.prefix, Change::Out);
             continue;
         };
         ensure!(entry.prefix == record.prefix, "an entry of {} is {}", record.prefix, entry.prefix);
-        if entry.deadline_ns.is_some() && body.boot_id != boot_id {
+        if entry.deadline_ns.is_some() && !same_boot {
             let deadline = record.deadline_realtime_ns.context("a deadline has no wall clock")?;
-            let left = deadline.saturating_sub(now.realtime_ns);
-            // One that passed while the machine was down is over at once, by the entry's rules.
-            entry.deadline_ns = Some(if left == 0 { 1 } else { now.boottime_ns + left });
+            entry.deadline_ns = Some(moved_deadline(deadline, now));
         }
-        overlay.put(entry);
+        changes.insert(entry.prefix, Change::Put(entry));
     }
-    Ok(overlay)
+    Ok(changes)
 }
 
 /// FNV-1a, 64 bits: against torn and flipped bytes, not against people; the file is root's.
@@ -292,8 +430,8 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+    use crate::allowlist::Origin;
     use crate::allowlist::parse::parse_prefix;
-    use crate::allowlist::{Action, Origin};
 
     const NOW: Now = Now { realtime_ns: 1_000_000, boottime_ns: 1_000 };
 
@@ -386,6 +524,47 @@ mod tests {
         // 4,000 ns were left; 1,000 of them passed while the machine was down.
         assert_eq!(deadline(Now { realtime_ns: 1_001_000, boottime_ns: 50 }), 3_050);
         assert_eq!(deadline(Now { realtime_ns: 9_000_000, boottime_ns: 50 }), 1);
+    }
+
+    #[test]
+    fn a_pending_change_is_kept_with_both_ends() {
+        let before = sample();
+        let mut after = before.clone();
+        after.put(entry("198.18.9.0/24", Action::Allow, Origin::Control));
+        after.put(entry("198.18.0.7", Action::Deny, Origin::Control));
+        let trial = before.on_trial(after.clone(), &base(), "sync".to_owned(), 9_000);
+        let list = trial.over(&base());
+        let deadline = |prefix| list.get(parse_prefix(prefix).unwrap()).unwrap().deadline_ns;
+        assert_eq!(deadline("198.18.9.0/24"), Some(9_000 + GRACE_NS));
+        assert_eq!(deadline("198.18.0.7"), None, "what closes stays closed without a daemon");
+        assert_eq!((trial.confirmed(), trial.taken_back()), (Some(after), Some(before.clone())));
+        let text = encode(&trial, "boot", NOW).unwrap();
+        assert_eq!(decode(text.as_bytes(), "boot", NOW).unwrap(), trial);
+        let early = Now { boottime_ns: 8_999, ..NOW };
+        assert_eq!(trial.clone().settled(early), (trial.clone(), None));
+        let late = Now { boottime_ns: 9_000, ..NOW };
+        assert_eq!(trial.settled(late), (before, Some("sync".to_owned())));
+        // After a boot the wall clock says how much is left of it.
+        let now = Now { realtime_ns: 1_003_000, boottime_ns: 50 };
+        let moved = decode(text.as_bytes(), "other", now).unwrap();
+        assert_eq!(moved.pending().unwrap().deadline_ns, 5_050);
+    }
+
+    #[test]
+    fn what_is_changed_meanwhile_outlives_a_pending_change() {
+        let mut after = Overlay::default();
+        after.put(entry("198.18.9.0/24", Action::Allow, Origin::Control));
+        let mut trial = Overlay::default().on_trial(after, &base(), "allow".to_owned(), 9_000);
+        trial.put(entry("198.18.0.66", Action::Deny, Origin::Control));
+        trial.take_out(parse_prefix("2001:db8::/32").unwrap(), &base());
+        assert_eq!(
+            prefixes(&trial.taken_back().unwrap().over(&base())),
+            ["Allow 198.18.0.0/24", "Deny 198.18.0.66/32"]
+        );
+        assert_eq!(
+            prefixes(&trial.confirmed().unwrap().over(&base())),
+            ["Allow 198.18.0.0/24", "Deny 198.18.0.66/32", "Allow 198.18.9.0/24"]
+        );
     }
 
     #[test]

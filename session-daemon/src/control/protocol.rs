@@ -8,6 +8,10 @@ use crate::allowlist::Action;
 /// Longest request line in bytes, without its newline.
 pub(crate) const LINE_LEN_MAX: usize = 64 << 10;
 
+/// What a command without prefixes is told.
+pub(crate) const NO_PREFIX: &str =
+    "no prefix given; write an address such as 198.18.0.1 or a prefix such as 198.18.0.0/24";
+
 /// A request; `sync` is followed by as many [`SyncLine`]s as it announces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
@@ -19,25 +23,49 @@ pub(crate) enum Request {
         /// Seconds after which the entries end; for ever if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         for_s: Option<u64>,
+        /// What the sources are called.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
         /// What the operator notes beside them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         comment: Option<String>,
         /// Whether a prefix may stand for every address.
         #[serde(default)]
         any: bool,
+        /// Seconds after which it is taken back unless it is confirmed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
     },
     /// Keep sources out, whatever larger prefix lets them in.
     Deny {
         /// Addresses and prefixes.
         prefixes: Vec<String>,
+        /// What the sources are called.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
         /// What the operator notes beside them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         comment: Option<String>,
+        /// As for `allow`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
     },
-    /// Delete the entries of exactly these prefixes.
+    /// Delete the entries of exactly these prefixes, or of these names.
     Remove {
-        /// Addresses and prefixes.
+        /// Addresses, prefixes and names.
         prefixes: Vec<String>,
+        /// As for `allow`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
+    },
+    /// Keep the change that waits to be confirmed.
+    Confirm,
+    /// Take it back at once.
+    Rollback,
+    /// Count what the guard would drop, and drop nothing; or drop again.
+    Audit {
+        /// Whether to let everybody in.
+        on: bool,
     },
     /// All entries: a line with their count, then one line each.
     List,
@@ -58,6 +86,9 @@ pub(crate) enum Request {
         /// Whether a prefix may stand for every address.
         #[serde(default)]
         any: bool,
+        /// As for `allow`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
     },
     /// One line an event until the connection ends.
     Watch,
@@ -71,6 +102,9 @@ pub(crate) struct SyncLine {
     pub(crate) prefix: String,
     /// `allow` or `deny`.
     pub(crate) action: Action,
+    /// What the sources are called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
     /// What the file notes beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) comment: Option<String>,
@@ -97,14 +131,16 @@ mod tests {
                 Request::Allow {
                     prefixes: vec!["198.18.0.1".to_owned()],
                     for_s: Some(60),
+                    name: None,
                     comment: None,
                     any: false,
+                    confirm_s: None,
                 },
             ),
             (r#"{"command":"list"}"#, Request::List),
             (
                 r#"{"command":"sync","count":2,"dry_run":true}"#,
-                Request::Sync { count: 2, dry_run: true, any: false },
+                Request::Sync { count: 2, dry_run: true, any: false, confirm_s: None },
             ),
         ] {
             assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);

@@ -9,20 +9,19 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, broadcast};
 
-use crate::allowlist::parse::Any;
-use crate::allowlist::{Action, Allowlist, Diff, Entry};
+use crate::allowlist::{Action, Allowlist, Entry};
 use crate::clock::Now;
 use crate::config::GuardKind;
 use crate::control::connection;
-use crate::control::keeper::{Changed, Keeper};
+use crate::control::keeper::Keeper;
+use crate::control::overlay::Pending;
 use crate::control::protocol::Peer;
 use crate::control::sides::{KernelSide, ServingSide, SharedGuard, SharedLink};
-use crate::guard::status::GuardStatus;
+use crate::guard::status::{GuardStatus, InterfaceState};
 use crate::link::Request;
 
 /// Connections served at one time; more are closed unanswered.
@@ -31,8 +30,6 @@ pub(crate) const CONNECTIONS_MAX: usize = 32;
 const EVENTS_MAX: usize = 256;
 /// Longest command of `admin`.
 const ADMIN_LEN_MAX: usize = 1024;
-/// Longest `--for`: ten years.
-const FOR_MAX_S: u64 = 10 * 366 * 86_400;
 
 /// What `status` says of the start.
 #[derive(Clone, Debug)]
@@ -41,6 +38,8 @@ pub(crate) struct Facts {
     pub(crate) memcached_version: &'static str,
     /// `--guard`.
     pub(crate) guard: GuardKind,
+    /// `--guard=audit`.
+    pub(crate) audit: bool,
     /// Addresses served over TCP.
     pub(crate) addresses: Vec<SocketAddr>,
     /// Path served over a unix socket.
@@ -54,17 +53,20 @@ pub(crate) struct Facts {
 /// Everything that a command needs; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Control {
-    shared: Rc<Shared>,
+    pub(super) shared: Rc<Shared>,
 }
 
-struct Shared {
-    keeper: Mutex<Keeper<KernelSide, ServingSide>>,
-    guard: Option<SharedGuard>,
-    link: SharedLink,
-    facts: Facts,
+/// What all clones of the control server share.
+pub(super) struct Shared {
+    pub(super) keeper: Mutex<Keeper<KernelSide, ServingSide>>,
+    pub(super) guard: Option<SharedGuard>,
+    pub(super) link: SharedLink,
+    pub(super) facts: Facts,
     started: Instant,
     events: broadcast::Sender<Value>,
     connections: Cell<usize>,
+    /// Whether nobody is refused, only counted.
+    pub(super) audited: Cell<bool>,
     /// Counters of the last look, for the differences that watchers see.
     last: RefCell<BTreeMap<String, u64>>,
 }
@@ -78,6 +80,7 @@ impl Control {
         facts: Facts,
     ) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
+        let audited = facts.audit;
         let shared = Shared {
             keeper: Mutex::new(keeper),
             guard,
@@ -86,6 +89,7 @@ impl Control {
             started: Instant::now(),
             events,
             connections: Cell::new(0),
+            audited: Cell::new(audited),
             last: RefCell::default(),
         };
         Self { shared: Rc::new(shared) }
@@ -118,62 +122,6 @@ impl Control {
         }
     }
 
-    /// `allow`.
-    pub(crate) async fn allow(
-        &self,
-        prefixes: &[IpNet],
-        for_s: Option<u64>,
-        comment: Option<String>,
-        any: bool,
-        peer: Peer,
-    ) -> Result<Value> {
-        ensure!(
-            for_s.is_none_or(|for_s| (1..=FOR_MAX_S).contains(&for_s)),
-            "--for must be from one second to ten years"
-        );
-        let now = Now::sample();
-        let deadline_ns = for_s.map(|for_s| now.boottime_ns + for_s * 1_000_000_000);
-        let mut keeper = self.shared.keeper.lock().await;
-        let result = keeper.allow(prefixes, deadline_ns, comment, permission(any), now).await;
-        self.tell("allow", peer, result)
-    }
-
-    /// `deny`.
-    pub(crate) async fn deny(
-        &self,
-        prefixes: &[IpNet],
-        comment: Option<String>,
-        peer: Peer,
-    ) -> Result<Value> {
-        let mut keeper = self.shared.keeper.lock().await;
-        let result = keeper.deny(prefixes, comment, Now::sample()).await;
-        self.tell("deny", peer, result)
-    }
-
-    /// `remove`.
-    pub(crate) async fn remove(&self, prefixes: &[IpNet], peer: Peer) -> Result<Value> {
-        let mut keeper = self.shared.keeper.lock().await;
-        let result = keeper.remove(prefixes, Now::sample()).await;
-        self.tell("remove", peer, result)
-    }
-
-    /// `sync`.
-    pub(crate) async fn sync(
-        &self,
-        entries: &[Entry],
-        dry_run: bool,
-        any: bool,
-        peer: Peer,
-    ) -> Result<Value> {
-        let mut keeper = self.shared.keeper.lock().await;
-        if dry_run {
-            let (_, diff) = keeper.sync_diff(entries, permission(any))?;
-            return Ok(json!({"ok": true, "dry_run": true, "diff": diff}));
-        }
-        let result = keeper.sync(entries, permission(any), Now::sample()).await;
-        self.tell("sync", peer, result)
-    }
-
     /// `list`: the head, and the entries sorted by prefix.
     pub(crate) async fn list(&self) -> (Value, Vec<Value>) {
         let keeper = self.shared.keeper.lock().await;
@@ -185,6 +133,7 @@ impl Control {
             "ok": true,
             "count": lines.len(),
             "taken_out": keeper.taken_out(),
+            "pending": keeper.pending().map(|pending| pending_json(pending, now)),
             "enforced": self.enforced(),
         });
         (head, lines)
@@ -199,6 +148,8 @@ impl Control {
         let mut list = list_json(keeper.list());
         list["taken_out"] = keeper.taken_out().len().into();
         list["state"] = json!(facts.state);
+        list["pending"] =
+            keeper.pending().map_or(Value::Null, |one| pending_json(one, Now::sample()));
         Ok(json!({
             "ok": true,
             "version": env!("CARGO_PKG_VERSION"),
@@ -208,7 +159,7 @@ impl Control {
             "uptime_s": self.shared.started.elapsed().as_secs(),
             "serving": {"tcp": facts.addresses, "unix": facts.unix},
             "enforced": self.enforced(),
-            "guard": self.guard_status(),
+            "guard": self.guard_status(keeper.list()),
             "list": list,
             "statistics": statistics,
         }))
@@ -226,9 +177,11 @@ impl Control {
         Ok(json!({"ok": true, "answer": answer.context("asking the serving process")?}))
     }
 
-    /// Who keeps strangers out: `xdp`, `user`, `off`, or `loopback` where none can come.
-    fn enforced(&self) -> &'static str {
+    /// Who keeps strangers out: `xdp`, `user`, `audit` and `off` for nobody, or `loopback` where
+    /// none can come.
+    pub(super) fn enforced(&self) -> &'static str {
         match self.shared.facts.guard {
+            GuardKind::Xdp | GuardKind::User if self.shared.audited.get() => "audit",
             GuardKind::Xdp if self.shared.guard.is_none() => "loopback",
             GuardKind::Xdp => "xdp",
             GuardKind::User => "user",
@@ -236,12 +189,22 @@ impl Control {
         }
     }
 
-    fn guard_status(&self) -> Value {
+    fn guard_status(&self, list: &Allowlist) -> Value {
         let Some(guard) = &self.shared.guard else { return Value::Null };
-        match serde_json::to_value(guard.borrow().status()) {
-            Ok(status) => status,
-            Err(error) => json!({"error": error.to_string()}),
+        let status = guard.borrow().status();
+        let names: Vec<Option<&str>> = status
+            .counts
+            .iter()
+            .map(|count| list.get(count.prefix).and_then(|entry| entry.name.as_deref()))
+            .collect();
+        let mut value = match serde_json::to_value(&status) {
+            Ok(value) => value,
+            Err(error) => return json!({"error": error.to_string()}),
+        };
+        for (idx, name) in names.into_iter().enumerate() {
+            value["counts"][idx]["name"] = json!(name);
         }
+        value
     }
 
     /// Packets by what became of them.
@@ -255,36 +218,31 @@ impl Control {
     /// Tells the serving process what the guard has counted, for `stats guard`; to be called once
     /// a second. A process that is gone is noticed elsewhere.
     pub(crate) async fn publish_guard(&self) {
-        let Some(guard) = &self.shared.guard else { return };
-        let counters = guard_counters(&guard.borrow().status());
+        let mut counters = match &self.shared.guard {
+            Some(guard) => guard_counters(&guard.borrow().status()),
+            None => Vec::new(),
+        };
+        counters.extend(self.list_counters().await);
         let request = Request::GuardCounters(counters);
         if let Err(error) = self.shared.link.lock().await.done(&request).await {
             log::debug!("stats guard stays as it was: {error}");
         }
     }
 
-    /// Takes the configuration anew (SIGHUP).
-    pub(crate) async fn reload(&self, base: Result<Allowlist>) {
-        let result = match base {
-            Ok(base) => self.shared.keeper.lock().await.reload(base, Now::sample()).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = self.tell("reload", ourselves(), result) {
-            log::error!("reload: the old list stays in force: {error:#}");
-        }
-    }
-
-    /// Removes entries that are over; to be called about once a second.
-    pub(crate) async fn expire(&self) {
-        let mut keeper = self.shared.keeper.lock().await;
-        match keeper.expire(Now::sample()).await {
-            Ok(changed) if changed.diff.is_empty() => {}
-            result => {
-                if let Err(error) = self.tell("expire", ourselves(), result) {
-                    log::error!("an entry that is over stays listed: {error:#}");
-                }
-            }
-        }
+    /// The list by names of `stats guard`.
+    async fn list_counters(&self) -> Vec<(String, String)> {
+        let keeper = self.shared.keeper.lock().await;
+        let allowed = keeper.allowed();
+        let denied = keeper.list().len() - allowed;
+        let pending = if keeper.pending().is_some() { "yes" } else { "no" };
+        [
+            ("list_allow", allowed.to_string()),
+            ("list_deny", denied.to_string()),
+            ("list_pending", pending.to_owned()),
+            ("enforced_by", self.enforced().to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
     }
 
     /// Whether the serving process has left a request unanswered.
@@ -332,34 +290,6 @@ impl Control {
         }));
         *last = now;
     }
-
-    /// The answer to a command, told to the audit log and the watchers as well.
-    fn tell(&self, command: &str, peer: Peer, result: Result<Changed>) -> Result<Value> {
-        let Peer { uid, pid } = peer;
-        match result {
-            Ok(changed) => {
-                audit(command, peer, &changed);
-                if !changed.diff.is_empty() {
-                    self.event(json!({
-                        "event": "list", "command": command, "by": peer,
-                        "diff": changed.diff, "reset": changed.reset,
-                    }));
-                }
-                let mut answer = json!({
-                    "ok": true, "diff": changed.diff, "reset": changed.reset,
-                });
-                if matches!(self.shared.facts.guard, GuardKind::Off) {
-                    answer["warning"] =
-                        "--guard=off serves everybody: the list is kept and not enforced".into();
-                }
-                Ok(answer)
-            }
-            Err(error) => {
-                log::warn!(target: "audit", "uid {uid} pid {pid} {command} failed: {error:#}");
-                Err(error)
-            }
-        }
-    }
 }
 
 /// The guard's state by names of `stats guard`.
@@ -373,6 +303,8 @@ fn guard_counters(status: &GuardStatus) -> Vec<(String, String)> {
     for interface in &status.interfaces {
         let mode = interface.mode.map_or_else(|| "none".to_owned(), |mode| mode.to_string());
         counters.push((format!("interface:{}:mode", interface.name), mode));
+        let open = interface.state == InterfaceState::Open;
+        counters.push((format!("interface:{}:open", interface.name), yes_no(open)));
     }
     for count in &status.reasons {
         let verdict = if count.dropped { "dropped" } else { "passed" };
@@ -383,44 +315,6 @@ fn guard_counters(status: &GuardStatus) -> Vec<(String, String)> {
     counters
 }
 
-/// Who asked when nobody did: the daemon itself.
-fn ourselves() -> Peer {
-    Peer {
-        uid: rustix::process::geteuid().as_raw(),
-        pid: std::process::id().try_into().unwrap_or(0),
-    }
-}
-
-/// One line a changed entry, and one for the command.
-fn audit(command: &str, peer: Peer, changed: &Changed) {
-    let Peer { uid, pid } = peer;
-    let Changed { diff, reset } = changed;
-    for line in diff_lines(diff) {
-        log::info!(target: "audit", "uid {uid} pid {pid} {command}: {line}");
-    }
-    let count = diff.added.len() + diff.removed.len() + diff.changed.len();
-    log::info!(
-        target: "audit",
-        "uid {uid} pid {pid} {command}: {count} entries changed, {reset} connections reset"
-    );
-}
-
-/// A difference as `sync --dry-run` prints it: `-` what goes, `+` what comes.
-pub(crate) fn diff_lines(diff: &Diff) -> Vec<String> {
-    let line = |sign: char, entry: &Entry| {
-        let action = match entry.action {
-            Action::Allow => "allow",
-            Action::Deny => "deny",
-        };
-        let comment = entry.comment.as_deref().map(|text| format!(" # {text}"));
-        format!("{sign} {action} {}{}", entry.prefix, comment.unwrap_or_default())
-    };
-    let removed = diff.removed.iter().map(|entry| line('-', entry));
-    let changed = diff.changed.iter().flat_map(|(old, new)| [line('-', old), line('+', new)]);
-    let added = diff.added.iter().map(|entry| line('+', entry));
-    removed.chain(changed).chain(added).collect()
-}
-
 /// An entry as `list` tells it, with the seconds that are left of it.
 fn entry_json(entry: &Entry, now: Now) -> Value {
     let left = entry.deadline_ns.map(|at| at.saturating_sub(now.boottime_ns) / 1_000_000_000);
@@ -428,18 +322,21 @@ fn entry_json(entry: &Entry, now: Now) -> Value {
         "prefix": entry.prefix,
         "action": entry.action,
         "origin": entry.origin,
+        "name": entry.name,
         "comment": entry.comment,
         "left_s": left,
     })
 }
 
+/// What waits to be confirmed, and for how long.
+fn pending_json(pending: &Pending, now: Now) -> Value {
+    let left = pending.deadline_ns.saturating_sub(now.boottime_ns) / 1_000_000_000;
+    json!({"command": pending.command, "left_s": left})
+}
+
 fn list_json(list: &Allowlist) -> Value {
     let allowed = list.entries().filter(|entry| entry.action == Action::Allow).count();
     json!({"entries": list.len(), "allow": allowed, "deny": list.len() - allowed})
-}
-
-fn permission(any: bool) -> Any {
-    if any { Any::Permitted } else { Any::Refused }
 }
 
 /// Every whole number in `value`, named by its path.

@@ -15,6 +15,7 @@ mod object;
 mod pins;
 mod start;
 pub mod status;
+pub(crate) mod survey;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

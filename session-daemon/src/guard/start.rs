@@ -142,6 +142,23 @@ impl Guard {
         destination | if self.config.audit { settings::AUDIT } else { 0 }
     }
 
+    /// Counts what would be dropped and passes it, from now on; or drops it again.
+    ///
+    /// # Errors
+    /// Other daemons share the guard, which has one such setting; or the kernel refuses.
+    pub fn set_audit(&mut self, on: bool) -> Result<(), GuardError> {
+        let others = lists::live(&self.pins, Some(self.slot.number))?;
+        if !others.is_empty() {
+            return Err(GuardError::Settings { others: lists::join(&others) });
+        }
+        let before = std::mem::replace(&mut self.config.audit, on);
+        let meta = Meta { magic: MAGIC, schema: SCHEMA, settings: self.settings(), reserved: 0 };
+        self.maps.meta.set(0, meta, 0).map_err(|error| {
+            self.config.audit = before;
+            write_error("META", &error)
+        })
+    }
+
     /// Brings the settings, the staged list and the endpoints into force.
     fn commit(&mut self, staged: Option<Staged>, list: &Allowlist) -> Result<(), GuardError> {
         let meta = Meta { magic: MAGIC, schema: SCHEMA, settings: self.settings(), reserved: 0 };

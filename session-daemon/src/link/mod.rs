@@ -66,6 +66,8 @@ pub enum Request {
         /// Prefixes whose entries go.
         remove: Vec<IpNet>,
     },
+    /// The listening socket of the metrics, before `Serve`; true for a unix socket.
+    Metrics(bool),
     /// Everything is handed over: make the store and serve.
     Serve,
     /// Reset every connection that the list refuses.
@@ -74,6 +76,8 @@ pub enum Request {
     Statistics,
     /// A command of one line, with the right to steer the server.
     Ask(String),
+    /// Let in whom the list refuses, and count them; or refuse them again.
+    Audit(bool),
     /// What the guard has counted, names and values, for `stats guard`.
     GuardCounters(Vec<(String, String)>),
     /// Stop serving and exit with status 0.

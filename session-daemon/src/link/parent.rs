@@ -90,6 +90,17 @@ impl ParentEnd {
         }
     }
 
+    /// Hands the listening socket of the metrics over.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn metrics(&mut self, socket: BorrowedFd<'_>, unix: bool) -> Result<(), LinkError> {
+        match self.ask(&Request::Metrics(unix), &[socket]).await? {
+            Reply::Done => Ok(()),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
     /// Replaces the child's list at once.
     ///
     /// # Errors

@@ -31,7 +31,8 @@ pub mod watchers;
 pub mod worker;
 
 use crate::allowlist::Allowlist;
-use crate::command::request::Shutdown;
+use crate::clock::Now;
+use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::config::{Listener, ServerConfig};
 use crate::server::listener::Door;
 use crate::server::shared::Shared;
@@ -121,6 +122,11 @@ impl Server {
         replies.iter().sum()
     }
 
+    /// Lets in whom the allowlist refuses, and counts them; or refuses them again.
+    pub fn audit(&self, on: bool) {
+        self.shared.audit(on);
+    }
+
     /// Does a command of one line, with the right to steer the server, and returns its answer.
     /// Empty when the server is stopping.
     #[must_use]
@@ -157,6 +163,16 @@ impl Server {
     #[must_use]
     pub fn snapshot(&self) -> Vec<(String, String)> {
         statistics::general_text(&self.shared)
+    }
+
+    /// The statistics of a topic, names and values in the order of `stats`.
+    #[must_use]
+    pub fn statistics(&self, topic: StatsTopic) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        statistics::each(&self.shared, topic, Now::sample(), &mut |name, value| {
+            all.push((name.to_owned(), value.to_owned()));
+        });
+        all
     }
 
     fn tell_all_to_stop(&self, shutdown: Shutdown) {

@@ -250,6 +250,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Bytes that connections keep while they wait.
     held: AtomicUsize,
+    /// Whether the allowlist only counts.
+    audited: AtomicBool,
     /// Log level that `verbosity` has set.
     pub verbosity: AtomicU32,
     /// What the guard had counted when the parent last told.
@@ -297,6 +299,7 @@ impl Shared {
             listeners,
             connections: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
+            audited: AtomicBool::new(false),
             accepting: AtomicBool::new(true),
             started: Now::sample(),
             next_id: AtomicU64::new(1),
@@ -399,10 +402,17 @@ impl Shared {
     pub fn admits(&self, peer: &Peer, now: Now) -> bool {
         match peer.source() {
             Some(source) if self.config.judge_sources => {
+                // Relaxed: a switch that nothing else hangs on.
                 self.allowlist.load().verdict(source, now.boottime_ns).allowed
+                    || self.audited.load(Ordering::Relaxed)
             }
             _ => true,
         }
+    }
+
+    /// Lets in whom the allowlist refuses, from now on; or refuses them again.
+    pub fn audit(&self, on: bool) {
+        self.audited.store(on, Ordering::Relaxed);
     }
 
     /// Takes one of the `-c` places for a connection; false when all are taken.

@@ -27,7 +27,7 @@ use crate::server::Server;
 use crate::server::config::{Listener, ServerConfig, ShutdownHook};
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
-use crate::startup::{abort_on_panic, logger, privileges};
+use crate::startup::{abort_on_panic, logger, metrics, privileges};
 use crate::store::types::StoreConfig;
 use crate::store::{Cold, MemoryFile, Start, Store};
 
@@ -98,6 +98,7 @@ struct Child {
     config: Option<Box<Config>>,
     listeners: Vec<Listener>,
     memory: Option<MemoryFile>,
+    metrics: Option<metrics::Socket>,
     parts: Vec<Entry>,
     list: Arc<ArcSwap<Allowlist>>,
     credentials: Arc<ArcSwap<Credentials>>,
@@ -106,7 +107,7 @@ struct Child {
 }
 
 /// The server, for the main thread and for a client's `shutdown`.
-type SharedServer = Arc<Mutex<Option<Server>>>;
+pub(super) type SharedServer = Arc<Mutex<Option<Server>>>;
 
 impl Child {
     fn handle(&mut self, request: Request, sockets: Vec<OwnedFd>) -> Result<Reply> {
@@ -143,6 +144,14 @@ impl Child {
                 }
                 self.list.store(Arc::new(list));
             }
+            Request::Metrics(unix) => {
+                let socket = sockets.into_iter().next().context("the metrics socket was lost")?;
+                self.metrics = Some(if unix {
+                    metrics::Socket::Unix(UnixListener::from(socket))
+                } else {
+                    metrics::Socket::Tcp(TcpListener::from(socket))
+                });
+            }
             Request::Serve => self.serve()?,
             Request::Enforce => return self.with_server(Server::enforce).map(Reply::Enforced),
             Request::Statistics => {
@@ -154,6 +163,7 @@ impl Child {
                 let answer = self.with_server(|server| server.ask(&line))?;
                 return Ok(Reply::Answer(String::from_utf8_lossy(&answer).into_owned()));
             }
+            Request::Audit(on) => self.with_server(|server| server.audit(on))?,
             Request::GuardCounters(counters) => {
                 self.with_server(|server| server.guard_counters(counters))?;
             }
@@ -207,6 +217,7 @@ impl Child {
             None => Store::create(&store_config(config)?)?,
         };
         let store_start = begun.elapsed();
+        let audit = config.audit;
         let listeners = std::mem::take(&mut self.listeners);
         let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
         let mut config = server_config(config, hook)?;
@@ -214,7 +225,13 @@ impl Child {
         config.tls.clone_from(&self.tls);
         config.store_start = store_start;
         let started = Server::start(config, listeners, store, Arc::clone(&self.list));
-        *server = Some(started.context("starting the workers")?);
+        let started = started.context("starting the workers")?;
+        started.audit(audit);
+        *server = Some(started);
+        drop(server);
+        if let Some(socket) = self.metrics.take() {
+            metrics::start(socket, Arc::clone(&self.server))?;
+        }
         Ok(())
     }
 

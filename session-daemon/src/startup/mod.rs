@@ -20,6 +20,7 @@ mod lists;
 mod lock;
 mod logger;
 mod memory;
+mod metrics;
 mod notify;
 mod parent;
 mod pidfile;

@@ -39,8 +39,14 @@ use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
-use crate::startup::{abort_on_panic, certificates, credentials, lists, memory, notify, portfile};
+use crate::startup::{
+    abort_on_panic, certificates, credentials, lists, memory, metrics, notify, portfile,
+};
 use crate::sys;
+
+/// Told at the start and again and again while it is so.
+pub(super) const AUDITED: &str = "AUDIT: whoever reaches the port is served, allowed or not, and counted; \
+     `sessionctl audit off` enforces the list";
 
 /// Told whenever the daemon ends with its guard attached.
 const GUARD_STAYS: &str = "the guard stays attached: the port is closed until sessiond runs \
@@ -75,6 +81,7 @@ struct Prepared {
     claims: Claims,
     /// The memory file, locked, and the boot's number.
     memory: Option<(File, u128)>,
+    metrics: Option<metrics::Bound>,
     guarded_ports: BTreeSet<u16>,
     _locks: Vec<Lock>,
 }
@@ -117,6 +124,7 @@ async fn serve(
         list: &prepared.list,
         credentials: prepared.credentials.as_ref(),
         memory: prepared.memory,
+        metrics: prepared.metrics.as_ref(),
         certificates: prepared.certificates.as_ref(),
     };
     let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
@@ -149,6 +157,7 @@ async fn serve(
     let facts = Facts {
         memcached_version: MEMCACHED_VERSION,
         guard: config.guard,
+        audit: config.audit,
         addresses: listening.addresses.clone(),
         unix: listening.unix.clone(),
         state: prepared.file.map(|file| file.path().to_owned()),
@@ -206,10 +215,15 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         Some(file) => file.read(Now::sample())?,
         None => Overlay::default(),
     };
+    let (overlay, taken_back) = overlay.settled(Now::sample());
+    if let Some(command) = taken_back {
+        log::warn!("a change ({command}) was not confirmed in time and is taken back");
+    }
     let memory = match &config.memory_file {
         Some(path) => Some((memory::open(path, identity).context("-e")?, memory::boot_id()?)),
         None => None,
     };
+    let metrics = config.metrics.as_ref().map(metrics::bind).transpose()?;
     let list = overlay.over(&base);
     list.check_size()?;
     for prefix in overlay.taken_out().filter(|prefix| base.get(*prefix).is_some()) {
@@ -228,6 +242,7 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         file,
         claims,
         memory,
+        metrics,
         guarded_ports,
         _locks: locks,
     };
@@ -267,6 +282,7 @@ fn warn_of_guard(config: &Config, list: &Allowlist, addresses: &[SocketAddr]) {
         GuardKind::User => log::warn!(
             "--guard=user: strangers reach the network stack and are refused after it accepts"
         ),
+        GuardKind::Xdp if config.audit => log::warn!("--guard=audit: {AUDITED}"),
         GuardKind::Xdp => {}
     }
     if list.is_empty() {
@@ -323,7 +339,7 @@ fn stand_guard(config: &Config, prepared: &Prepared) -> Result<Option<Guard>> {
         endpoints,
         bpffs: config.bpffs.clone(),
         destination: Destination::Local,
-        audit: false,
+        audit: config.audit,
         list: format!("port-{port}"),
     };
     let guard = Guard::attach(guard, &prepared.list).context(
@@ -386,6 +402,7 @@ struct Goods<'a> {
     credentials: Option<&'a Credentials>,
     /// The memory file and the boot's number.
     memory: Option<(File, u128)>,
+    metrics: Option<&'a metrics::Bound>,
     certificates: Option<&'a Material>,
 }
 
@@ -419,6 +436,9 @@ async fn hand_over(end: &mut ParentEnd, goods: &Goods<'_>, listening: &Listening
         }
         if let Some((file, boot_id)) = &goods.memory {
             end.memory_file(file.as_fd(), *boot_id).await?;
+        }
+        if let Some(metrics) = goods.metrics {
+            end.metrics(metrics.as_fd(), metrics.is_unix()).await?;
         }
         let entries: Vec<Entry> = goods.list.entries().cloned().collect();
         end.replace(&entries).await

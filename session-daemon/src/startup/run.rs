@@ -16,10 +16,13 @@ use crate::config::Config;
 use crate::control::server::Control;
 use crate::control::sides::{SharedGuard, SharedLink};
 use crate::link::{LinkError, Request};
+use crate::startup::parent::AUDITED;
 use crate::startup::{certificates, credentials, lists, privileges};
 
 /// How often deadlines are looked at and watchers get counters.
 const SECOND: Duration = Duration::from_secs(1);
+/// How often the log says that nobody is refused.
+const AUDIT_TOLD_EVERY_S: u32 = 600;
 /// How long the child is given to stop at once.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the child is given to stop gracefully.
@@ -222,10 +225,16 @@ async fn watch(guard: SharedGuard, control: Control) -> anyhow::Error {
 /// Ends deadlines and tells watchers the counters; returns only when the child is out of reach.
 async fn every_second(control: Control) -> anyhow::Error {
     let mut ticks = interval(SECOND);
+    let mut since_told = 0;
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         control.expire().await;
+        since_told += 1;
+        if control.is_audited() && since_told >= AUDIT_TOLD_EVERY_S {
+            log::warn!("{AUDITED}");
+            since_told = 0;
+        }
         control.publish_guard().await;
         control.count().await;
         if control.child_is_out_of_reach().await {

@@ -53,6 +53,8 @@ pub(super) enum Command {
         /// Accept 0.0.0.0/0 or ::/0, which let everybody in
         #[arg(long)]
         any: bool,
+        #[command(flatten)]
+        trial: Trial,
     },
     /// Keep addresses or prefixes out, and reset their connections
     Deny {
@@ -61,15 +63,33 @@ pub(super) enum Command {
         prefixes: Vec<String>,
         #[command(flatten)]
         note: Note,
+        #[command(flatten)]
+        trial: Trial,
     },
     /// Delete entries, and reset the connections that nothing allows then
     Remove {
-        /// Prefixes exactly as `list` shows them
+        /// Prefixes exactly as `list` shows them, or names
         #[arg(required = true, value_name = "PREFIX")]
         prefixes: Vec<String>,
+        #[command(flatten)]
+        trial: Trial,
+    },
+    /// Keep the change that was made with --confirm
+    Confirm,
+    /// Take the change that was made with --confirm back at once
+    Rollback,
+    /// Count whom the list refuses and let them in (on), or refuse them again (off)
+    Audit {
+        /// on or off
+        #[arg(value_name = "on|off", value_parser = ["on", "off"])]
+        state: String,
     },
     /// Show all entries and where they come from
-    List,
+    List {
+        /// Print what `sync` and `--allow-file` read
+        #[arg(long, conflicts_with = "json")]
+        export: bool,
+    },
     /// Ask the server a command of memcached's, such as `stats items` or `cache_memlimit 128`
     Admin {
         /// The words of the command
@@ -80,7 +100,7 @@ pub(super) enum Command {
     Status,
     /// Make the list say exactly what a file says, at one instant
     Sync {
-        /// One entry a line: allow or deny (allow if neither), a prefix, # and a comment
+        /// One entry a line: allow or deny (allow if neither), a prefix, name=NAME, # and a comment
         file: PathBuf,
         /// Only show what would change
         #[arg(long)]
@@ -88,6 +108,23 @@ pub(super) enum Command {
         /// Accept 0.0.0.0/0 or ::/0, which let everybody in
         #[arg(long)]
         any: bool,
+        #[command(flatten)]
+        trial: Trial,
+    },
+    /// Print the list that equals another program's rules; changes nothing
+    #[command(subcommand)]
+    Import(Import),
+    /// Look at this host for what keeps the guard or the cache from working, and name the fix
+    Doctor {
+        /// `-m` of the daemon, in megabytes
+        #[arg(short = 'm', long, value_name = "MB", default_value_t = 64)]
+        memory_limit: u64,
+        /// `-e` of the daemon
+        #[arg(short = 'e', long, value_name = "PATH")]
+        memory_file: Option<PathBuf>,
+        /// Where the guard is pinned
+        #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+        bpffs: PathBuf,
     },
     /// Show changes of the list, events of the guard and counters, until interrupted
     Watch,
@@ -107,12 +144,49 @@ pub(super) enum Command {
     },
 }
 
+/// What a list is made from.
+#[derive(Debug, Subcommand)]
+pub(super) enum Import {
+    /// From iptables-save, ip6tables-save, `ipset save` and `nft --json list ruleset`
+    Iptables {
+        /// What they wrote, `-` for standard input; without a file this host's own rules
+        files: Vec<PathBuf>,
+        /// The port of the cache among the rules [default: 11211, or that of --port]
+        #[arg(long, value_name = "PORT")]
+        dport: Option<u16>,
+        /// What `ipset save` wrote
+        #[arg(long, value_name = "FILE")]
+        ipset: Option<PathBuf>,
+        /// Accept rules that let nearly everybody in
+        #[arg(long)]
+        any: bool,
+    },
+}
+
 /// What is noted beside entries.
 #[derive(Debug, Args)]
 pub(super) struct Note {
+    /// What the sources are called: letters, digits, dots, dashes, underscores
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
     /// Why, for whoever reads the list later
     #[arg(long, value_name = "TEXT")]
     pub(super) comment: Option<String>,
+}
+
+/// Changes that have to be confirmed.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct Trial {
+    /// Take the change back after this time, such as 60s, unless `sessionctl confirm` comes
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    confirm: Option<Duration>,
+}
+
+impl Trial {
+    /// Seconds until the change is taken back.
+    pub(super) fn confirm_s(self) -> Option<u64> {
+        self.confirm.map(|time| time.as_secs())
+    }
 }
 
 /// A number with s, m, h or d; several may follow each other (`1h30m`).

@@ -4,18 +4,21 @@
 
 mod args;
 mod client;
+mod doctor;
+mod import;
 mod render;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 
 use crate::allowlist::parse::{Any, read_file};
-use crate::control::ctl::args::{Arguments, Command};
+use crate::config::PORT;
+use crate::control::ctl::args::{Arguments, Command, Import};
 use crate::control::ctl::client::Client;
 use crate::control::protocol::{Request, SyncLine};
 use crate::guard::detach_all;
@@ -42,6 +45,7 @@ pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, check_file: Che
     };
     match run(&arguments, check_file) {
         Ok(()) => 0,
+        Err(error) if error.is::<Unsound>() => EXIT_FAILED,
         Err(error) if is_closed_output(&error) => 0,
         Err(error) => {
             let text = format!("{error:#}");
@@ -54,36 +58,82 @@ pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, check_file: Che
     }
 }
 
+/// What `doctor` found is printed already.
+#[derive(Debug, thiserror::Error)]
+#[error("something has to be mended")]
+struct Unsound;
+
 fn run(arguments: &Arguments, check_file: CheckFile) -> Result<()> {
     let request = match &arguments.command {
         Command::Detach { yes, bpffs } => return detach(arguments, *yes, bpffs),
-        Command::Sync { file, dry_run, any } => return sync(arguments, file, *dry_run, *any),
+        Command::Sync { file, dry_run, any, trial } => {
+            return sync(arguments, file, *dry_run, *any, trial.confirm_s());
+        }
         Command::Check { file } => {
             let answer = check_file(file)?;
             return print(arguments, &answer, &render::checked(&answer));
         }
-        Command::List => return list(arguments),
+        Command::List { export } => return list(arguments, *export),
+        Command::Import(Import::Iptables { files, dport, ipset, any }) => {
+            let files: Vec<PathBuf> = files.iter().chain(ipset).cloned().collect();
+            let port = dport.or(arguments.port).unwrap_or(PORT);
+            let imported = import::import(&import::sources(&files)?, port, *any)?;
+            for remark in &imported.remarks {
+                eprintln!("sessionctl: {remark}");
+            }
+            let text = import::render(&imported, port);
+            return print(arguments, &import::to_json(&imported), &text);
+        }
+        Command::Doctor { memory_limit, memory_file, bpffs } => {
+            let plan = doctor::Plan {
+                port: arguments.port.unwrap_or(PORT),
+                memory_limit: memory_limit.saturating_mul(1 << 20),
+                memory_file: memory_file.clone(),
+                bpffs: bpffs.clone(),
+            };
+            return doctor(arguments, &plan);
+        }
         Command::Watch => return watch(arguments),
         Command::Status => Request::Status,
         Command::Admin { words } => Request::Admin { line: words.join(" ") },
-        Command::Allow { prefixes, until, note, any } => Request::Allow {
+        Command::Confirm => Request::Confirm,
+        Command::Rollback => Request::Rollback,
+        Command::Audit { state } => Request::Audit { on: state == "on" },
+        Command::Allow { prefixes, until, note, any, trial } => Request::Allow {
             prefixes: split(prefixes),
             for_s: until.map(|until| until.as_secs()),
+            name: note.name.clone(),
             comment: note.comment.clone(),
             any: *any,
+            confirm_s: trial.confirm_s(),
         },
-        Command::Deny { prefixes, note } => {
-            Request::Deny { prefixes: split(prefixes), comment: note.comment.clone() }
+        Command::Deny { prefixes, note, trial } => Request::Deny {
+            prefixes: split(prefixes),
+            name: note.name.clone(),
+            comment: note.comment.clone(),
+            confirm_s: trial.confirm_s(),
+        },
+        Command::Remove { prefixes, trial } => {
+            Request::Remove { prefixes: split(prefixes), confirm_s: trial.confirm_s() }
         }
-        Command::Remove { prefixes } => Request::Remove { prefixes: split(prefixes) },
     };
     let answer = connect(arguments)?.ask([&request])?;
     let text = match &request {
         Request::Status => render::status(&answer),
+        Request::Audit { .. } => render::audited(&answer),
+        Request::Confirm => "confirmed\n".to_owned(),
         Request::Admin { .. } => answer["answer"].as_str().unwrap_or_default().to_owned(),
         _ => render::changed(&answer),
     };
     print(arguments, &answer, &text)
+}
+
+/// Without a daemon only the host is looked at.
+fn doctor(arguments: &Arguments, plan: &doctor::Plan) -> Result<()> {
+    let status = connect(arguments).and_then(|mut client| client.ask([&Request::Status])).ok();
+    let (answer, text, sound) = doctor::report(plan, status.as_ref())?;
+    print(arguments, &answer, &text)?;
+    if sound { Ok(()) } else { Err(Unsound.into()) }
 }
 
 /// Commas separate prefixes as they do behind `--allow`.
@@ -108,7 +158,7 @@ fn print(arguments: &Arguments, answer: &Value, text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn list(arguments: &Arguments) -> Result<()> {
+fn list(arguments: &Arguments, export: bool) -> Result<()> {
     let mut client = connect(arguments)?;
     let mut head = client.ask([&Request::List])?;
     let count = head["count"].as_u64().context("the answer has no count")?;
@@ -116,19 +166,26 @@ fn list(arguments: &Arguments) -> Result<()> {
     for _ in 0..count {
         entries.push(client.line()?.context("the daemon ended within its answer")?);
     }
-    let text = render::list(&head, &entries);
+    let text = if export { render::exported(&entries) } else { render::list(&head, &entries) };
     head["entries"] = Value::Array(entries);
     print(arguments, &head, &text)
 }
 
-fn sync(arguments: &Arguments, file: &Path, dry_run: bool, any: bool) -> Result<()> {
+fn sync(
+    arguments: &Arguments,
+    file: &Path,
+    dry_run: bool,
+    any: bool,
+    confirm_s: Option<u64>,
+) -> Result<()> {
     let permission = if any { Any::Permitted } else { Any::Refused };
     let entries =
         read_file(file, permission).with_context(|| format!("reading {}", file.display()))?;
-    let request = Request::Sync { count: entries.len(), dry_run, any };
+    let request = Request::Sync { count: entries.len(), dry_run, any, confirm_s };
     let lines = entries.into_iter().map(|entry| SyncLine {
         prefix: entry.prefix.to_string(),
         action: entry.action,
+        name: entry.name,
         comment: entry.comment,
     });
     let lines = lines.map(|line| serde_json::to_value(line).unwrap_or_default());

@@ -6,7 +6,10 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use crate::allowlist::Diff;
-use crate::control::server::diff_lines;
+use crate::control::changes::diff_lines;
+
+/// Most entries that `status` shows with their packets.
+const BUSIEST_MAX: usize = 10;
 
 /// The answer to a change: `-` what went, `+` what came.
 pub(super) fn changed(answer: &Value) -> String {
@@ -15,9 +18,28 @@ pub(super) fn changed(answer: &Value) -> String {
     if lines.is_empty() {
         text.push_str("nothing to change\n");
     }
+    let counts = ["added", "removed", "changed"].map(|part| answer["counts"][part].as_u64());
+    let all: u64 = counts.into_iter().flatten().sum();
+    let shown = ["added", "removed", "changed"]
+        .map(|part| answer["diff"][part].as_array().map_or(0, |entries| entries.len() as u64));
+    let hidden = all.saturating_sub(shown.iter().sum());
+    if hidden > 0 {
+        let _ = writeln!(text, "and {hidden} more entries");
+    }
+    for pair in answer["redundant"].as_array().into_iter().flatten() {
+        let [entry, larger] = [0, 1].map(|idx| pair[idx].as_str().unwrap_or_default());
+        let _ = writeln!(text, "{entry} could go: {larger} says the same");
+    }
     let reset = answer["reset"].as_u64().unwrap_or(0);
     if reset > 0 {
         let _ = writeln!(text, "{reset} {} reset", plural(reset, "connection"));
+    }
+    if let Some(seconds) = answer["confirm_s"].as_u64() {
+        let _ = writeln!(
+            text,
+            "in force, and taken back in {} unless you run: sessionctl confirm",
+            span(seconds)
+        );
     }
     if let Some(warning) = answer["warning"].as_str() {
         let _ = writeln!(text, "warning: {warning}");
@@ -25,8 +47,43 @@ pub(super) fn changed(answer: &Value) -> String {
     text
 }
 
+/// What `audit` did.
+pub(super) fn audited(answer: &Value) -> String {
+    let reset = answer["reset"].as_u64().unwrap_or(0);
+    match answer["audit"].as_bool() {
+        Some(true) => "AUDIT is on: everybody is let in and counted, until `sessionctl audit off` \
+                       or a restart\n"
+            .to_owned(),
+        _ => format!(
+            "audit is off: the list is enforced; {reset} {} reset\n",
+            plural(reset, "connection")
+        ),
+    }
+}
+
+/// The list as a file that `sync` reads; a deadline goes into the comment.
+pub(super) fn exported(entries: &[Value]) -> String {
+    let mut text = String::new();
+    for entry in entries {
+        let word = |name: &str| entry[name].as_str().unwrap_or_default();
+        let _ = write!(text, "{} {}", word("action"), word("prefix"));
+        if !word("name").is_empty() {
+            let _ = write!(text, " name={}", word("name"));
+        }
+        let left = entry["left_s"].as_u64().map(|left| format!("{} left", span(left)));
+        let comment = [left.as_deref().unwrap_or_default(), word("comment")];
+        let comment = comment.join(" ");
+        if !comment.trim().is_empty() {
+            let _ = write!(text, " # {}", comment.trim());
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn diff(value: &Value) -> Vec<String> {
-    serde_json::from_value::<Diff>(value.clone()).map(|diff| diff_lines(&diff)).unwrap_or_default()
+    let diff = serde_json::from_value::<Diff>(value.clone());
+    diff.map(|diff| diff_lines(&diff).collect()).unwrap_or_default()
 }
 
 /// What a memory file holds.
@@ -43,6 +100,9 @@ pub(super) fn list(head: &Value, entries: &[Value]) -> String {
     for entry in entries {
         let word = |name: &str| entry[name].as_str().unwrap_or_default();
         let _ = write!(text, "{:5} {:24} {:7}", word("action"), word("prefix"), word("origin"));
+        if !word("name").is_empty() {
+            let _ = write!(text, " {}", word("name"));
+        }
         if let Some(left) = entry["left_s"].as_u64() {
             let _ = write!(text, " {} left", span(left));
         }
@@ -58,10 +118,24 @@ pub(super) fn list(head: &Value, entries: &[Value]) -> String {
     if text.is_empty() {
         text.push_str("the list is empty: every source but this host is refused\n");
     }
-    if head["enforced"] == "off" {
-        text.push_str("warning: --guard=off: everybody is served, whatever the list says\n");
+    if let Some(line) = pending(&head["pending"]) {
+        let _ = writeln!(text, "{line}");
+    }
+    match head["enforced"].as_str() {
+        Some("off") => {
+            text.push_str("warning: --guard=off: everybody is served, whatever the list says\n");
+        }
+        Some("audit") => text.push_str("warning: AUDIT is on: everybody is let in and counted\n"),
+        _ => {}
     }
     text
+}
+
+/// A change that waits to be confirmed.
+fn pending(pending: &Value) -> Option<String> {
+    let command = pending["command"].as_str()?;
+    let left = span(pending["left_s"].as_u64().unwrap_or(0));
+    Some(format!("a change ({command}) is taken back in {left} unless you run: sessionctl confirm"))
 }
 
 /// The state on about a screen.
@@ -92,6 +166,10 @@ pub(super) fn status(answer: &Value) -> String {
         number(&list["deny"]),
         number(&list["taken_out"]),
     );
+    if let Some(line) = pending(&list["pending"]) {
+        let _ = writeln!(text, "  {line}");
+    }
+    busiest(&mut text, &answer["guard"]["counts"]);
     let statistics = &answer["statistics"];
     let figure = |name: &str| match &statistics[name] {
         Value::String(text) => text.clone(),
@@ -135,9 +213,28 @@ fn guard_line(answer: &Value) -> &'static str {
             "attached to every interface that it should be on"
         }
         Some("xdp") => "NOT attached to every interface that it should be on",
+        Some("audit") => {
+            "AUDIT: everybody is let in and counted; `sessionctl audit off` enforces the list"
+        }
         Some("user") => "none; strangers are refused at accept (--guard=user)",
         Some("loopback") => "none needed: nobody but this host reaches the addresses",
         _ => "OFF: everybody is served (--guard=off)",
+    }
+}
+
+/// The entries that decided most packets.
+fn busiest(text: &mut String, counts: &Value) {
+    let packets = |count: &Value| count["packets"].as_u64().unwrap_or(0);
+    let mut counts: Vec<&Value> =
+        counts.as_array().into_iter().flatten().filter(|count| packets(count) > 0).collect();
+    counts.sort_by_key(|count| std::cmp::Reverse(packets(count)));
+    for count in counts.into_iter().take(BUSIEST_MAX) {
+        let word = |name: &str| count[name].as_str().unwrap_or_default();
+        let name =
+            if word("name").is_empty() { String::new() } else { format!(" {}", word("name")) };
+        let fate = if word("action") == "deny" { "denied" } else { "allowed" };
+        let _ =
+            writeln!(text, "  {fate:8} {:>12} packets: {}{name}", packets(count), word("prefix"));
     }
 }
 

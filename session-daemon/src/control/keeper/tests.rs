@@ -136,8 +136,9 @@ fn allow_tells_the_user_side_first() {
     let changed = run(fixture.keeper.allow(
         &[net("198.18.9.9")],
         None,
-        Some("why".to_owned()),
+        &Note { comment: Some("why".to_owned()), ..Note::default() },
         Any::Refused,
+        None,
         NOW,
     ))
     .unwrap();
@@ -151,12 +152,13 @@ fn allow_tells_the_user_side_first() {
 #[test]
 fn deny_and_remove_tell_the_kernel_first_and_reset_connections_last() {
     let mut fixture = fixture();
-    let changed = run(fixture.keeper.deny(&[net("198.18.0.7")], None, NOW)).unwrap();
+    let changed =
+        run(fixture.keeper.deny(&[net("198.18.0.7")], &Note::default(), None, NOW)).unwrap();
     assert_eq!(fixture.calls(), ["kernel insert", "user change", "enforce"]);
     assert_eq!(changed.reset, 2);
     assert!(!fixture.allowed("198.18.0.7") && fixture.allowed("198.18.0.8"));
     fixture.agrees();
-    run(fixture.keeper.remove(&[net("198.18.0.0/24")], NOW)).unwrap();
+    run(fixture.keeper.remove(&[net("198.18.0.0/24")], None, NOW)).unwrap();
     assert_eq!(fixture.calls(), ["kernel remove", "user change", "enforce"]);
     assert!(!fixture.allowed("198.18.0.8"));
     fixture.agrees();
@@ -167,7 +169,9 @@ fn deny_and_remove_tell_the_kernel_first_and_reset_connections_last() {
 fn the_same_again_changes_nothing() {
     let mut fixture = fixture();
     let prefixes = [net("198.18.0.0/24")];
-    let changed = run(fixture.keeper.allow(&prefixes, None, None, Any::Refused, NOW)).unwrap();
+    let changed =
+        run(fixture.keeper.allow(&prefixes, None, &Note::default(), Any::Refused, None, NOW))
+            .unwrap();
     assert_eq!(changed, Changed::default());
     assert!(fixture.calls().is_empty());
     assert_eq!(std::fs::read_dir(fixture.directory.path()).unwrap().count(), 0);
@@ -177,16 +181,23 @@ fn the_same_again_changes_nothing() {
 fn a_failure_at_any_call_puts_the_old_list_back() {
     for call in 1..=5 {
         let mut fixture = fixture();
-        run(fixture.keeper.deny(&[net("198.18.0.99")], None, NOW)).unwrap();
+        run(fixture.keeper.deny(&[net("198.18.0.99")], &Note::default(), None, NOW)).unwrap();
         let before = fixture.keeper.list().clone();
         for change in 0..4 {
             fixture.fail_at(call);
             let prefixes = [net("198.18.0.7"), net("2001:db8::7")];
             let result = match change {
-                0 => run(fixture.keeper.allow(&prefixes, Some(9_000), None, Any::Refused, NOW)),
-                1 => run(fixture.keeper.deny(&prefixes, None, NOW)),
-                2 => run(fixture.keeper.remove(&[net("198.18.0.0/24")], NOW)),
-                _ => run(fixture.keeper.sync(&[], Any::Refused, NOW)),
+                0 => run(fixture.keeper.allow(
+                    &prefixes,
+                    Some(9_000),
+                    &Note::default(),
+                    Any::Refused,
+                    None,
+                    NOW,
+                )),
+                1 => run(fixture.keeper.deny(&prefixes, &Note::default(), None, NOW)),
+                2 => run(fixture.keeper.remove(&[net("198.18.0.0/24")], None, NOW)),
+                _ => run(fixture.keeper.sync(&[], Any::Refused, None, NOW)),
             };
             // Not every change makes five calls; one that went through is taken back.
             if let Err(error) = result {
@@ -197,7 +208,7 @@ fn a_failure_at_any_call_puts_the_old_list_back() {
             } else {
                 let entries: Vec<Entry> = before.entries().cloned().collect();
                 fixture.world.borrow_mut().failing = None;
-                run(fixture.keeper.sync(&entries, Any::Refused, NOW)).unwrap();
+                run(fixture.keeper.sync(&entries, Any::Refused, None, NOW)).unwrap();
             }
             fixture.agrees();
         }
@@ -208,7 +219,7 @@ fn a_failure_at_any_call_puts_the_old_list_back() {
 fn an_overlay_that_cannot_be_written_stops_the_change_before_it_begins() {
     let mut fixture = fixture();
     fixture.keeper.file = Some(OverlayFile::new("/proc/no-such-directory/overlay.json".into()));
-    assert!(run(fixture.keeper.deny(&[net("198.18.0.7")], None, NOW)).is_err());
+    assert!(run(fixture.keeper.deny(&[net("198.18.0.7")], &Note::default(), None, NOW)).is_err());
     assert!(fixture.calls().is_empty());
     assert!(fixture.allowed("198.18.0.7"));
 }
@@ -223,7 +234,7 @@ fn sync_makes_the_list_say_the_file_at_one_instant() {
     let (_, diff) = fixture.keeper.sync_diff(&entries, Any::Refused).unwrap();
     assert_eq!((diff.added.len(), diff.removed.len(), diff.changed.len()), (1, 1, 0));
     assert!(fixture.calls().is_empty());
-    let changed = run(fixture.keeper.sync(&entries, Any::Refused, NOW)).unwrap();
+    let changed = run(fixture.keeper.sync(&entries, Any::Refused, None, NOW)).unwrap();
     assert_eq!(changed.diff, diff);
     assert_eq!(fixture.calls(), ["kernel replace", "user replace", "enforce"]);
     fixture.agrees();
@@ -236,18 +247,21 @@ fn sync_makes_the_list_say_the_file_at_one_instant() {
 fn everybody_needs_a_second_word() {
     let mut fixture = fixture();
     let all = [net("0.0.0.0/0")];
-    assert!(run(fixture.keeper.allow(&all, None, None, Any::Refused, NOW)).is_err());
+    assert!(
+        run(fixture.keeper.allow(&all, None, &Note::default(), Any::Refused, None, NOW)).is_err()
+    );
     let entries = [Entry::new(all[0], Action::Allow, Origin::File)];
-    assert!(run(fixture.keeper.sync(&entries, Any::Refused, NOW)).is_err());
+    assert!(run(fixture.keeper.sync(&entries, Any::Refused, None, NOW)).is_err());
     assert!(fixture.calls().is_empty());
-    run(fixture.keeper.allow(&all, None, None, Any::Permitted, NOW)).unwrap();
+    run(fixture.keeper.allow(&all, None, &Note::default(), Any::Permitted, None, NOW)).unwrap();
     assert!(fixture.allowed("192.0.2.1"));
 }
 
 #[test]
 fn removing_what_is_not_there_is_an_error_and_all_or_nothing() {
     let mut fixture = fixture();
-    let error = run(fixture.keeper.remove(&[net("198.18.0.0/24"), net("198.18.1.0/24")], NOW));
+    let error =
+        run(fixture.keeper.remove(&[net("198.18.0.0/24"), net("198.18.1.0/24")], None, NOW));
     assert!(error.unwrap_err().to_string().contains("198.18.1.0/24 is not on the list"));
     assert!(fixture.calls().is_empty());
     assert!(fixture.allowed("198.18.0.1"));
@@ -257,7 +271,8 @@ fn removing_what_is_not_there_is_an_error_and_all_or_nothing() {
 fn an_entry_past_its_deadline_goes_and_nothing_behind_it_comes_back() {
     let mut fixture = fixture();
     let prefixes = [net("198.18.0.0/24")];
-    run(fixture.keeper.allow(&prefixes, Some(5_000), None, Any::Refused, NOW)).unwrap();
+    run(fixture.keeper.allow(&prefixes, Some(5_000), &Note::default(), Any::Refused, None, NOW))
+        .unwrap();
     assert_eq!(run(fixture.keeper.expire(NOW)).unwrap(), Changed::default());
     let later = Now { realtime_ns: 1_010_000, boottime_ns: 11_000 };
     let changed = run(fixture.keeper.expire(later)).unwrap();
@@ -269,8 +284,8 @@ fn an_entry_past_its_deadline_goes_and_nothing_behind_it_comes_back() {
 #[test]
 fn a_reload_keeps_what_sessionctl_changed() {
     let mut fixture = fixture();
-    run(fixture.keeper.deny(&[net("198.18.0.7")], None, NOW)).unwrap();
-    run(fixture.keeper.remove(&[net("2001:db8::/32")], NOW)).unwrap();
+    run(fixture.keeper.deny(&[net("198.18.0.7")], &Note::default(), None, NOW)).unwrap();
+    run(fixture.keeper.remove(&[net("2001:db8::/32")], None, NOW)).unwrap();
     fixture.calls();
     let mut base = base();
     base.insert(Entry::new(net("198.18.3.0/24"), Action::Allow, Origin::File));
