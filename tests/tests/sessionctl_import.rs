@@ -101,12 +101,16 @@ fn nft_rules_are_read_and_refused_by_handle() {
         let mut command = Command::new("nft");
         topology.cache.namespace.output(command.arg(rules))
     };
-    let rules = "table inet fw { set web { type ipv4_addr; flags interval; \
-                 elements = { 198.18.0.11, 198.18.2.0/24 } } \
-                 chain incoming { type filter hook input priority 0; policy drop; \
-                 iifname lo accept; ct state established,related accept; \
-                 ip saddr @web tcp dport { 22, 11211 } accept; \
-                 ip6 saddr 2001:db8::/64 tcp dport 11211 accept comment \"web\"; } }";
+    let rules = "table inet fw {
+        set web { type ipv4_addr; flags interval; elements = { 198.18.0.11, 198.18.2.0/24 }; }
+        chain incoming {
+            type filter hook input priority 0; policy drop;
+            iifname lo accept
+            ct state established,related accept
+            ip saddr @web tcp dport { 22, 11211 } accept
+            ip6 saddr 2001:db8::/64 tcp dport 11211 accept comment \"web\"
+        }
+    }";
     if !nft(rules).is_ok_and(|output| output.status.success()) {
         session_tests::skip!("nft does not work here");
     }
@@ -116,7 +120,8 @@ fn nft_rules_are_read_and_refused_by_handle() {
         entries(&output),
         ["allow 198.18.0.11/32", "allow 198.18.2.0/24", "allow 2001:db8::/64 # web"]
     );
-    let limited = nft("add rule inet fw incoming limit rate 5/second tcp dport 11211 accept").unwrap();
+    let limited =
+        nft("add rule inet fw incoming limit rate 5/second tcp dport 11211 accept").unwrap();
     assert!(limited.status.success(), "{limited:?}");
     let output = ctl(&topology, &["import", "iptables"]);
     assert_eq!(output.status.code(), Some(1));

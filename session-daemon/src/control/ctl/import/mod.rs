@@ -28,6 +28,10 @@ use crate::control::ctl::import::ranges::{Family, Ranges};
 /// Tables that iptables keeps in nftables where it is built on them.
 const IPTABLES_TABLES: [&str; 5] = ["raw", "mangle", "nat", "security", "filter"];
 
+/// What is said where nothing filters.
+const NO_RULES: &str = "no rules for packets to this host were found; name files of \
+     iptables-save, ip6tables-save or `nft --json list ruleset`";
+
 /// Over what is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -81,11 +85,7 @@ pub(super) fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
 /// What this host's own tools say.
 fn live() -> Result<Vec<Source>> {
     let found = live_or_none()?;
-    ensure!(
-        !found.is_empty(),
-        "this host has no firewall rules; name a file of iptables-save, ip6tables-save or \
-         `nft --json list ruleset`"
-    );
+    ensure!(!found.is_empty(), NO_RULES);
     Ok(found)
 }
 
@@ -162,6 +162,7 @@ pub(super) fn import(sources: &[Source], port: u16, any: bool) -> Result<Importe
     }
     ensure!(!forms.is_empty(), "there are sets, and no rules; give the rules as well");
     let (mut all, mut remarks) = (Vec::new(), Vec::new());
+    let mut families = 0;
     for family in [Family::V4, Family::V6] {
         let asked = Asked { port, protocol: Protocol::Tcp };
         let groups = chains(&forms, family, &sets, asked, &mut remarks)?;
@@ -172,8 +173,8 @@ pub(super) fn import(sources: &[Source], port: u16, any: bool) -> Result<Importe
             ));
             continue;
         }
-        let (accepted, mut grants) = (Ranges::all(family), Vec::new());
-        let mut accepted = accepted;
+        families += 1;
+        let (mut accepted, mut grants) = (Ranges::all(family), Vec::new());
         for group in &groups {
             let outcome = group.outcome()?;
             accepted = accepted.intersection(&outcome.accepted);
@@ -189,6 +190,7 @@ pub(super) fn import(sources: &[Source], port: u16, any: bool) -> Result<Importe
         remarks.extend(udp_remark(&forms, family, &sets, udp, &accepted));
         all.extend(entries(&accepted, &grants, family));
     }
+    ensure!(families > 0, NO_RULES);
     let list: Allowlist = all.iter().cloned().collect();
     list.check_size()?;
     if all.is_empty() {
