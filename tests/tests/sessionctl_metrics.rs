@@ -44,11 +44,11 @@ print(json.dumps(samples))
 
 fn parsed(page: &str) -> Option<Value> {
     let probe = ["-c", "import prometheus_client.openmetrics.parser"];
-    let there = Command::new("python3").args(probe).stderr(Stdio::null()).status();
+    let there = Command::new("/usr/bin/python3").args(probe).stderr(Stdio::null()).status();
     if !there.is_ok_and(|status| status.success()) {
         return None;
     }
-    let mut python = Command::new("python3");
+    let mut python = Command::new("/usr/bin/python3");
     python.args(["-c", PARSER]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut python = python.spawn().unwrap();
     python.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
