@@ -37,6 +37,7 @@ const TOP_LEVEL: &[&str] = &[
     "deny.toml",
     "docs",
     "fuzz",
+    "models",
     "packaging",
     "rust-toolchain.toml",
     "rustfmt.toml",

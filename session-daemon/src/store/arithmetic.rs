@@ -4,7 +4,7 @@
 use crate::clock::Now;
 use crate::store::Worker;
 use crate::store::counters::Count;
-use crate::store::item::{ACCESSES, Marks, STALE, WON};
+use crate::store::item::{ACCESSES, Marks, STALE};
 use crate::store::publish::{Expect, Heritage, Refused};
 use crate::store::types::{Arithmetic, CasUnique, CountTerms, Counted, Key, Lifetime};
 use std::io::Write;
@@ -65,8 +65,8 @@ impl Worker {
             };
             self.fill(&mut draft.fill_point(), std::iter::once(sum.text()));
             let (class, before) = (draft.state.class(), self.shared().item_times(old).lifetime());
-            let heritage =
-                Heritage { lifetime: terms.lifetime.is_none(), bits: ACCESSES | STALE | WON };
+            let lifetime = terms.lifetime.is_none();
+            let heritage = Heritage { lifetime, win: true, bits: ACCESSES | STALE };
             let (expect, lifetime) =
                 (Expect::Same(old, heritage), terms.lifetime.unwrap_or(Lifetime::Never));
             match self.publish(hash, key, draft, expect, lifetime, now) {

@@ -4,6 +4,7 @@
 
 use crate::clock::Now;
 use crate::store::Worker;
+use crate::store::buckets::Buckets;
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
 use crate::store::failpoint::step;
@@ -258,7 +259,7 @@ impl Worker {
                 self.fill(&mut at, slices.clone());
             }
             let class = draft.state.class();
-            let expect = Expect::Same(old, Heritage { lifetime: true, bits: 0 });
+            let expect = Expect::Same(old, Heritage { lifetime: true, win: false, bits: 0 });
             match self.publish(hash, key, draft, expect, Lifetime::Never, now) {
                 Ok(cas) => {
                     self.count(class, Count::CmdSet, 1);
@@ -278,19 +279,24 @@ impl Worker {
     /// Deletes the key's item; with `cas`, only if it has this version.
     pub fn delete(&mut self, key: Key<'_>, cas: Option<CasUnique>, now: Now) -> Deleted {
         self.begin();
-        let hash = self.shared().secret.hash(key.bytes());
-        let mut bucket = self.shared().lock_bucket(hash);
-        let Some((slot, item)) = bucket.find(hash, key.bytes()) else { return Deleted::NotFound };
-        let dead = self.shared().is_dead(item, now);
-        if !dead && self.is_other_version(item, cas) {
-            return Deleted::Exists;
-        }
-        let state = self.unlink(item);
-        step("delete: unlinked");
-        let line = bucket.remove(slot);
-        step("delete: out of the slot");
-        drop(bucket);
-        self.retire_removed(item, line);
+        let store = self.shared();
+        let hash = store.secret.hash(key.bytes());
+        let (item, dead) = loop {
+            let Some(item) = store.lookup(hash, key.bytes()) else { return Deleted::NotFound };
+            let times = store.times(item);
+            if times.successor().is_some() {
+                continue;
+            }
+            let dead = store.is_over(item, times, now);
+            if !dead && self.is_other_version(item, cas) {
+                return Deleted::Exists;
+            }
+            if store.supersede(item, times, 0) {
+                break (item, dead);
+            }
+        };
+        step("delete: decided");
+        let state = self.bury(hash, item, 0);
         if dead {
             return Deleted::NotFound;
         }

@@ -4,9 +4,9 @@
 
 use crate::store::Store;
 use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
-use crate::store::index::LINE_LEN;
 use crate::store::stats::{ClassStats, Totals};
 use crate::store::sync::{AtomicU64, Ordering};
+use crate::store::words::LINE_LEN;
 
 /// What is counted for a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

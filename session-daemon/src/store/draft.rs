@@ -20,6 +20,8 @@ pub(super) struct Draft {
     /// First piece; 0 for none.
     pub(super) first: u64,
     pub(super) tail_len: usize,
+    /// Whether somebody has been told to renew the item.
+    pub(super) won: bool,
 }
 
 /// How far a draft's value has been copied.
@@ -203,7 +205,7 @@ impl Worker {
             // SAFETY: as above.
             unsafe { region.write(head + state.flags_offset(), &marks.flags.0.to_le_bytes()) };
         }
-        Some(Draft { head, state, first, tail_len })
+        Some(Draft { head, state, first, tail_len, won: false })
     }
 
     /// Copies slices of a value into a draft, behind those copied before.

@@ -135,9 +135,9 @@ impl Epochs {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(session_model)))]
 mod tests {
-    use super::*;
+    use super::{Epochs, Retired};
 
     fn ripe(epochs: &Epochs, worker: usize) -> usize {
         let mut ripe = Vec::new();

@@ -7,9 +7,10 @@
 
 use crate::clock::Now;
 use crate::store::Worker;
+use crate::store::buckets::Buckets;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
-use crate::store::epoch::Retired;
+use crate::store::failpoint::step;
 use crate::store::item::{FREQ_MAX, State, Times};
 use crate::store::layout::PageState;
 use crate::store::reader::second;
@@ -27,8 +28,10 @@ const AHEAD_SHARE: u32 = 20;
 const CLAIMS_MAX: u32 = 64;
 /// A class asks for a page of another class each time it has evicted this part of a page's items.
 const ASK_SHARE: u32 = 4;
-/// Events of one worker after which the worth of items is computed anew.
+/// Events of one worker after which the worth of items is computed anew, for each so many workers:
+/// all of their tallies are summed.
 const LEARN_EVERY: u32 = 4096;
+const LEARN_WORKERS: usize = 4;
 
 /// Why an item goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +74,8 @@ impl Worker {
     }
 
     fn learn_if_due(&self, now: Now) {
-        if self.events.get() < LEARN_EVERY {
+        let share = self.shared().workers.len().div_ceil(LEARN_WORKERS) as u32;
+        if self.events.get() < LEARN_EVERY * share {
             return;
         }
         self.events.set(0);
@@ -155,10 +159,14 @@ impl Worker {
         if !state.is_linked() {
             return Ok(None);
         }
-        if self.shared().is_dead(chunk, now) && self.remove_item(chunk, Reason::Dead, now) {
+        let times = self.shared().item_times(chunk);
+        if times.successor().is_some() {
+            return Ok(None);
+        }
+        if self.shared().is_over(chunk, times, now) && self.remove_item(chunk, Reason::Dead, now) {
             return Err(());
         }
-        Ok(Some(self.worth(state, self.shared().item_times(chunk), now)))
+        Ok(Some(self.worth(state, times, now)))
     }
 
     /// What an item is worth now.
@@ -189,36 +197,32 @@ impl Worker {
 
     /// Removes an item that was seen linked in this turn; false if it is gone or not dead.
     pub(super) fn remove_item(&self, item: u64, reason: Reason, now: Now) -> bool {
-        let hash = self.shared().item_hash(item);
-        let mut bucket = self.shared().lock_bucket(hash);
-        let Some(slot) = bucket.find_item(hash, item) else { return false };
-        let dead = self.shared().is_dead(item, now);
-        if reason != Reason::Room && !dead {
-            return false;
-        }
-        let times = self.shared().item_times(item);
-        let state = self.unlink(item);
-        let line = bucket.remove(slot);
-        drop(bucket);
+        let store = self.shared();
+        let (times, dead) = loop {
+            let times = store.times(item);
+            if times.successor().is_some() {
+                return false;
+            }
+            let dead = store.is_over(item, times, now);
+            if reason != Reason::Room && !dead {
+                return false;
+            }
+            if store.supersede(item, times, 0) {
+                break (times, dead);
+            }
+        };
+        step("delete: decided");
+        let hash = store.item_hash(item);
+        let state = self.bury(hash, item, 0);
         if self.evicted_noted && reason == Reason::Room && !dead {
             self.note_evicted(item, state, times, now);
         }
-        self.retire_removed(item, line);
         if reason == Reason::Room && !dead {
             self.remember(hash, state, times, now);
         }
         let reason = if dead && reason == Reason::Room { Reason::Dead } else { reason };
         self.count_removal(state, times, reason, now);
         true
-    }
-
-    /// Retires an item and the overflow line that it left empty.
-    pub(super) fn retire_removed(&self, item: u64, line: Option<u64>) {
-        if let Some(line) = line {
-            self.shared().epochs.retire(self.id, Retired::Line(line));
-        }
-        self.retire_item(item);
-        self.keys_added.set(self.keys_added.get() - 1);
     }
 
     /// Leaves a ghost of an evicted item.

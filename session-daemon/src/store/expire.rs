@@ -48,7 +48,11 @@ impl Worker {
             if !self.shared().item_state(chunk).is_linked() {
                 continue;
             }
-            if self.shared().is_dead(chunk, now) && self.remove_item(chunk, reason, now) {
+            let times = self.shared().item_times(chunk);
+            if times.successor().is_some() {
+                continue;
+            }
+            if self.shared().is_over(chunk, times, now) && self.remove_item(chunk, reason, now) {
                 removed += 1;
                 continue;
             }

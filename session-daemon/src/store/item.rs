@@ -8,9 +8,11 @@
 //! +--------+--------+--------+- - - - - - - - - - -+- - - - - - - - -+-----+- - - - - - - +------+
 //!
 //! state  63   56 55     48 47       18 17 11  10   9    8    7    6    5   4  3  2    1    0
-//!       | class | key_len | value_len |  0  | KB | VE | WO | ST | CF | EX | FREQ | FE | PI | LI |
-//! times  63                32 31                0
-//!       |  last access, tick |  exptime, s      |       exptime 0: never, 1: past
+//!       | class | key_len | value_len |  0  | KB | VE | GO | ST | CF | EX | FREQ | FE | PI | LI |
+//! times  63                32 31 30             0
+//!       |  last access, tick | WO |  exptime, s |       exptime 0: never, 1: past
+//!        63                32 31 30   24 23  8 7     0
+//!       |  successor, high   | 0 | all 1 |  0  |  low  |  successor: offset / 8, 0 for none
 //! cas    63                             8 7     0
 //!       |  stamp                         | worker|
 //! link   63  56 55            40 39             0
@@ -18,6 +20,10 @@
 //! ```
 //! version: what clients see as the cas unique when one of them has chosen it; the cas word stays
 //! the store's own. KB: clients spell the key in base64. ST: stale. WO: somebody has to renew it.
+//!
+//! The times word decides about an item: while it holds times, the item is what its key has. One
+//! compare-and-swap ends that: with a successor, which the key has from then on, or with none.
+//! docs/store.md says who may do that, and what follows.
 //!
 //! A value that does not fit into one chunk is a chain of pieces followed by the tail in the head
 //! chunk. A piece is a page or a chunk:
@@ -29,7 +35,9 @@
 //! +--------+--------+-----------------+   owner: offset of the head, 0 while it is not linked
 //!                                         PI: 0 from before the piece is retired
 //! ```
-//! The first word of a free chunk is 0. A chunk is read as an item only while LINKED is set.
+//! The first word of a free chunk is 0. A scan reads a chunk as an item only while LINKED is set;
+//! GO (gone) takes its place before the chunk is retired, and neither bit is set before the item
+//! is published.
 #![forbid(unsafe_code)]
 
 use crate::store::reuse::TICKS_PER_S;
@@ -61,7 +69,8 @@ const FREQ_SHIFT: u32 = 3;
 const EXTENT: u64 = 1 << 5;
 const CFLAGS: u64 = 1 << 6;
 pub(super) const STALE: u64 = 1 << 7;
-pub(super) const WON: u64 = 1 << 8;
+/// Set when the item was in the index, and is not any more.
+pub(super) const GONE: u64 = 1 << 8;
 const VERSION: u64 = 1 << 9;
 const KEY_BINARY: u64 = 1 << 10;
 /// What counts an item's accesses.
@@ -137,8 +146,9 @@ impl State {
         self.0 & STALE != 0
     }
 
-    pub(super) fn is_won(self) -> bool {
-        self.0 & WON != 0
+    /// Whether it is a written item that was not published yet, if it is an item at all.
+    pub(super) fn is_unpublished(self) -> bool {
+        self.0 != 0 && self.0 & (LINKED | GONE | PIECE) == 0
     }
 
     pub(super) fn has_version(self) -> bool {
@@ -156,10 +166,6 @@ impl State {
 
     pub(super) fn freq(self) -> u64 {
         self.0 >> FREQ_SHIFT & FREQ_MAX
-    }
-
-    pub(super) fn linked(self) -> Self {
-        Self(self.0 | LINKED)
     }
 
     /// After one more access.
@@ -223,19 +229,50 @@ pub(super) struct Times(pub(super) u64);
 
 /// The exptime that has passed at any time.
 const EXPTIME_PAST: u32 = 1;
+const EXPTIME_MASK: u64 = (1 << 31) - 1;
+const WON: u64 = 1 << 31;
+/// In place of an exptime: the item has ended.
+const ENDED: u64 = 0x7f << 24;
+/// Latest exptime, 67 years after boot; later ones count as this one.
+const EXPTIME_LATEST: u32 = ENDED as u32 - 1;
 
 impl Times {
     pub(super) fn new(lifetime: Lifetime, last_access_tick: u32) -> Self {
         let exptime = match lifetime {
             Lifetime::Never => 0,
             Lifetime::Past => EXPTIME_PAST,
-            Lifetime::Until(second) => second.max(EXPTIME_PAST),
+            Lifetime::Until(second) => second.clamp(EXPTIME_PAST, EXPTIME_LATEST),
         };
         Self(u64::from(last_access_tick) << 32 | u64::from(exptime))
     }
 
+    /// The word of an item that has ended. `successor` is the item that the key has instead, or 0.
+    pub(super) fn ended(successor: u64) -> Self {
+        let unit = successor / 8;
+        Self(unit >> 8 << 32 | ENDED | unit & 0xff)
+    }
+
+    /// The successor of an item that has ended, 0 for none; `None` while these are times.
+    pub(super) fn successor(self) -> Option<u64> {
+        (self.0 & ENDED == ENDED).then_some((self.0 >> 32 << 8 | self.0 & 0xff) * 8)
+    }
+
+    /// With the mark that somebody has to renew the item, if `won`.
+    pub(super) fn with_win(self, won: bool) -> Self {
+        Self(self.0 | if won { WON } else { 0 })
+    }
+
+    pub(super) fn is_won(self) -> bool {
+        self.0 & WON != 0
+    }
+
+    /// The same with another time of last access.
+    pub(super) fn accessed_at(self, tick: u32) -> Self {
+        Self(u64::from(tick) << 32 | self.0 & u64::from(u32::MAX))
+    }
+
     pub(super) fn exptime_s(self) -> u32 {
-        self.0 as u32
+        (self.0 & EXPTIME_MASK) as u32
     }
 
     pub(super) fn lifetime(self) -> Lifetime {
@@ -312,7 +349,8 @@ mod tests {
         for (class, key_len, value_len) in [(1, 1, 0), (254, 250, (1 << 30) - 1), (77, 9, 4096)] {
             for (extent, flags) in [(false, false), (true, false), (false, true), (true, true)] {
                 let marks = Marks { flags: ClientFlags(flags.into()), ..Marks::default() };
-                let state = State::new(class, key_len, value_len, extent, marks).linked();
+                let state = State::new(class, key_len, value_len, extent, marks);
+                let state = State(state.0 | LINKED);
                 assert_eq!((state.class(), state.key_len()), (class, key_len));
                 assert_eq!((state.value_len(), state.is_extent()), (value_len, extent));
                 assert_eq!((state.has_flags(), state.freq()), (flags, 0));
@@ -334,18 +372,27 @@ mod tests {
         assert_eq!(marked.version_offset(), 32);
         assert_eq!(marked.tail_offset() - plain.tail_offset(), marks.len() as u64);
         assert_eq!((marked.class(), marked.key_len(), marked.value_len()), (3, 5, 7));
-        assert!(!marked.is_stale() && !marked.is_won());
-        let won = State(marked.accessed().0 | STALE | WON);
-        assert!(won.is_stale() && won.is_won() && won.freq() == 1);
-        let heir = plain.with_bits_of(won, STALE | ACCESSES);
-        assert!(heir.is_stale() && !heir.is_won() && heir.is_fetched() && heir.freq() == 1);
+        assert!(!marked.is_stale() && marked.is_unpublished());
+        let stale = State(marked.accessed().0 | STALE | GONE);
+        assert!(stale.is_stale() && !stale.is_unpublished() && stale.freq() == 1);
+        let heir = plain.with_bits_of(stale, STALE | ACCESSES);
+        assert!(heir.is_stale() && heir.is_unpublished() && heir.is_fetched() && heir.freq() == 1);
         assert_eq!((heir.class(), heir.has_version()), (3, false));
     }
 
     #[test]
     fn times_links_and_pieces_keep_their_fields() {
-        let times = Times::new(Lifetime::Until(u32::MAX), 5 * TICKS_PER_S + 1);
-        assert_eq!((times.exptime_s(), times.last_access_s()), (u32::MAX, 5));
+        let times = Times::new(Lifetime::Until(2_100_000_000), 5 * TICKS_PER_S + 1);
+        assert_eq!((times.exptime_s(), times.last_access_s()), (2_100_000_000, 5));
+        let latest = Times::new(Lifetime::Until(u32::MAX), u32::MAX).with_win(true);
+        assert_eq!((latest.successor(), latest.exptime_s()), (None, EXPTIME_LATEST));
+        assert_eq!((latest.is_won(), times.is_won()), (true, false));
+        let accessed = latest.accessed_at(7);
+        assert_eq!((accessed.last_access_tick(), accessed.is_won()), (7, true));
+        assert_eq!(accessed.lifetime(), Lifetime::Until(EXPTIME_LATEST));
+        for successor in [0, 8, 8 * 255, 8 * 256, 8 * ((1 << 40) - 1)] {
+            assert_eq!(Times::ended(successor).successor(), Some(successor));
+        }
         assert!(Times::new(Lifetime::Past, 0).is_expired(0));
         assert!(!Times::new(Lifetime::Never, 0).is_expired(u32::MAX));
         assert!(Times::new(Lifetime::Until(7), 0).is_expired(7));

@@ -1,15 +1,14 @@
 //! Lookups that do more than read: a new lifetime, an empty item where none is, and the choice of
-//! the one client that is told to renew an item. It owns that choice, made under the bucket's lock.
+//! the one client that is told to renew an item. It owns that choice.
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
 use crate::store::Worker;
 use crate::store::counters::Count;
-use crate::store::item::{Marks, State, TIMES, Times, WON};
+use crate::store::item::{Marks, State, Times};
 use crate::store::publish::Expect;
 use crate::store::reader::Item;
 use crate::store::reuse::tick;
-use crate::store::sync::Ordering;
 use crate::store::types::{Key, LeaseTerms, Lifetime};
 
 /// An item that was found or made.
@@ -23,7 +22,7 @@ pub struct Leased<'w> {
     pub won: bool,
 }
 
-/// An item as it was found under the lock.
+/// An item as it was found, before the choice.
 #[derive(Clone, Copy)]
 struct Found {
     offset: u64,
@@ -61,8 +60,8 @@ impl Worker {
         }
     }
 
-    /// Decides and touches under the bucket's lock, under which items are replaced too: what is
-    /// won is what the key has.
+    /// Decides and touches in one step, in the word by which items are replaced too: what is won
+    /// is what the key has.
     fn lease_present(
         &self,
         hash: u64,
@@ -70,29 +69,25 @@ impl Worker {
         terms: &LeaseTerms,
         now: Now,
     ) -> Option<Found> {
-        let bucket = self.shared().lock_bucket(hash);
-        let (_, offset) = bucket.find(hash, key.bytes())?;
-        if self.shared().is_dead(offset, now) {
-            return None;
+        loop {
+            let found = self.find_living(hash, key)?;
+            let (offset, state, times) = (found.offset, found.state, found.times);
+            if self.shared().is_over(offset, times, now) {
+                return None;
+            }
+            let access = if terms.unmarked { times.last_access_tick() } else { tick(now) };
+            let touched = terms.touch.map(|lifetime| Times::new(lifetime, access));
+            let judged = touched.filter(|_| terms.touch_first).unwrap_or(times);
+            let won = !times.is_won() && (state.is_stale() || ends_before(judged, terms.recache));
+            let new = touched.unwrap_or(times).with_win(won || times.is_won());
+            if new != times && !self.retime(&found, new) {
+                continue;
+            }
+            if touched.is_some() {
+                self.note_deadline(offset, new);
+            }
+            return Some(Found { offset, state, times, won });
         }
-        let (state, times) = (self.shared().item_state(offset), self.shared().item_times(offset));
-        let access = if terms.unmarked { times.last_access_tick() } else { tick(now) };
-        let touched = terms.touch.map(|lifetime| Times::new(lifetime, access));
-        let judged = touched.filter(|_| terms.touch_first).unwrap_or(times);
-        let won = !state.is_won() && (state.is_stale() || ends_before(judged, terms.recache));
-        if let Some(touched) = touched {
-            // Relaxed: one word, complete in itself; lookups may see the old or the new lifetime.
-            self.shared().region.word(offset + TIMES).store(touched.0, Ordering::Relaxed);
-        }
-        if won {
-            // Relaxed: the bit is decided by under the lock alone.
-            self.shared().region.word(offset).fetch_or(WON, Ordering::Relaxed);
-        }
-        drop(bucket);
-        if let Some(touched) = touched {
-            self.note_deadline(offset, touched);
-        }
-        Some(Found { offset, state, times, won })
     }
 
     /// Counts and marks the access. The item that is returned shows the state before.
@@ -101,9 +96,10 @@ impl Worker {
         let count = if terms.touch.is_some() { Count::TouchHits } else { Count::GetHits };
         self.count(item.state.class(), count, 1);
         if !terms.unmarked {
-            let state = if leased.won { State(item.state.0 | WON) } else { item.state };
             let times = self.shared().item_times(item.offset);
-            self.mark_access(&Item { state, times, ..item.clone() }, now);
+            if times.successor().is_none() {
+                self.mark_access(&Item { times, ..item.clone() }, now);
+            }
         }
     }
 
@@ -124,7 +120,7 @@ impl Worker {
         let marks =
             Marks { version: self.chosen(terms.version), key_is_binary, ..Marks::default() };
         let mut draft = self.draft(key, marks, 0, now)?;
-        draft.state = State(draft.state.0 | WON);
+        draft.won = true;
         let head = draft.head;
         let published = self.publish(hash, key, draft, Expect::Nothing, lifetime, now);
         Some(published.is_ok().then_some(head))

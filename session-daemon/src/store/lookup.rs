@@ -3,6 +3,7 @@
 
 use crate::clock::Now;
 use crate::store::Worker;
+use crate::store::buckets::Buckets;
 use crate::store::counters::Count;
 use crate::store::evict::Reason;
 use crate::store::item::{FREQ_MAX, TIMES, Times};
@@ -23,8 +24,7 @@ impl Worker {
     }
 
     fn get_hashed(&self, hash: u64, key: Key<'_>, now: Now) -> Option<Item<'_>> {
-        let item = self.find_alive(hash, key, now)?;
-        let found = self.item(item);
+        let found = self.find_alive_item(hash, key, now)?;
         self.count(found.state.class(), Count::GetHits, 1);
         self.mark_access(&found, now);
         Some(found)
@@ -73,7 +73,7 @@ impl Worker {
     pub fn peek(&self, key: Key<'_>, now: Now) -> Option<Item<'_>> {
         self.begin();
         let hash = self.shared().secret.hash(key.bytes());
-        self.find_alive(hash, key, now).map(|item| self.item(item))
+        self.find_alive_item(hash, key, now)
     }
 
     /// [`Worker::get`], and gives the item a new lifetime. The item shows the new one.
@@ -89,63 +89,88 @@ impl Worker {
         self.touch_item(key, lifetime, now).is_some()
     }
 
-    /// Changes the lifetime under the bucket's lock, so that no append, counter or expiry that
-    /// runs at the same time can lose it.
+    /// Changes the lifetime in the word by which an item is replaced or ended, so that no append,
+    /// counter or expiry that runs at the same time can lose it.
     fn touch_item(&self, key: Key<'_>, lifetime: Lifetime, now: Now) -> Option<Item<'_>> {
         self.begin();
         let hash = self.shared().secret.hash(key.bytes());
-        let bucket = self.shared().lock_bucket(hash);
-        let (_, item) = bucket.find(hash, key.bytes())?;
-        if self.shared().is_dead(item, now) {
-            return None;
+        loop {
+            let found = self.find_living(hash, key)?;
+            if self.shared().is_over(found.offset, found.times, now) {
+                return None;
+            }
+            let new = Times::new(lifetime, tick(now)).with_win(found.times.is_won());
+            if !self.retime(&found, new) {
+                continue;
+            }
+            self.note_deadline(found.offset, new);
+            self.count(found.state.class(), Count::TouchHits, 1);
+            self.count_access(&found, age(&found, now));
+            let times = new.accessed_at(found.times.last_access_tick());
+            return Some(Item { times, ..found });
         }
-        let found = self.item(item);
-        self.mark_access(&found, now);
-        let new = Times::new(lifetime, tick(now));
-        // Relaxed: one word, complete in itself; lookups may see the old or the new lifetime.
-        self.shared().region.word(item + TIMES).store(new.0, Ordering::Relaxed);
-        drop(bucket);
-        self.note_deadline(item, new);
-        self.count(found.state.class(), Count::TouchHits, 1);
-        let times = Times::new(lifetime, found.times.last_access_tick());
-        Some(Item { times, ..found })
     }
 
-    fn item(&self, offset: u64) -> Item<'_> {
-        let (state, times) = (self.shared().item_state(offset), self.shared().item_times(offset));
-        Item { worker: self, offset, state, times }
+    /// Changes the times of an item; false if they are not what they were.
+    pub(super) fn retime(&self, found: &Item<'_>, new: Times) -> bool {
+        let word = self.shared().region.word(found.offset + TIMES);
+        // Relaxed: one word, complete in itself; what else has to see it goes by this word.
+        let relaxed = Ordering::Relaxed;
+        word.compare_exchange(found.times.0, new.0, relaxed, relaxed).is_ok()
+    }
+
+    /// The item of a key, with times that it had when nothing had ended it; it may be dead.
+    pub(super) fn find_living(&self, hash: u64, key: Key<'_>) -> Option<Item<'_>> {
+        loop {
+            let offset = self.shared().lookup(hash, key.bytes())?;
+            let (state, times) = (self.shared().item_state(offset), self.shared().times(offset));
+            if times.successor().is_none() {
+                return Some(Item { worker: self, offset, state, times });
+            }
+        }
     }
 
     pub(super) fn find_alive(&self, hash: u64, key: Key<'_>, now: Now) -> Option<u64> {
-        let item = self.shared().find_item(hash, key.bytes())?;
-        if self.shared().is_dead(item, now) {
-            self.remove_item(item, Reason::Swept, now);
+        self.find_alive_item(hash, key, now).map(|item| item.offset)
+    }
+
+    fn find_alive_item(&self, hash: u64, key: Key<'_>, now: Now) -> Option<Item<'_>> {
+        let found = self.find_living(hash, key)?;
+        if self.shared().is_over(found.offset, found.times, now) {
+            self.remove_item(found.offset, Reason::Swept, now);
             return None;
         }
-        Some(item)
+        Some(found)
     }
 
     /// Writes what an access changes: nothing for an item that was used a moment ago.
     pub(super) fn mark_access(&self, found: &Item<'_>, now: Now) {
-        let region = &self.shared().region;
-        let (state, times, tick) = (found.state, found.times, tick(now));
-        let age = tick.saturating_sub(times.last_access_tick());
+        let age = age(found, now);
+        if self.count_access(found, age) && age > 0 {
+            // A lost race is another access, a new lifetime, or the end of the item.
+            let _ = self.retime(found, found.times.accessed_at(tick(now)));
+        }
+    }
+
+    /// Counts the use of an item, the first one for `age` ticks. False if that does not count.
+    fn count_access(&self, found: &Item<'_>, age: u32) -> bool {
+        let state = found.state;
         if !state.is_linked() || age == 0 && state.is_fetched() && state.freq() > 0 {
-            return;
+            return false;
         }
         if state.freq() < FREQ_MAX || !state.is_fetched() {
             let new = state.accessed().0;
+            let word = self.shared().region.word(found.offset);
             // Relaxed: the bits order nothing. A lost race is another access, or the removal.
             let relaxed = Ordering::Relaxed;
-            let _ = region.word(found.offset).compare_exchange(state.0, new, relaxed, relaxed);
-        }
-        if age > 0 {
-            let new = Times::new(times.lifetime(), tick).0;
-            // Relaxed: as above.
-            let relaxed = Ordering::Relaxed;
-            let word = region.word(found.offset + TIMES);
-            let _ = word.compare_exchange(times.0, new, relaxed, relaxed);
+            let _ = word.compare_exchange(state.0, new, relaxed, relaxed);
         }
         self.note_use(state.freq(), age);
+        true
     }
+}
+
+/// Ticks since the last access before this one.
+fn age(found: &Item<'_>, now: Now) -> u32 {
+    tick(now).saturating_sub(found.times.last_access_tick())
 }

@@ -10,11 +10,13 @@ use crate::clock::Now;
 use crate::store::Store;
 use crate::store::attach::Cold;
 use crate::store::backing::MemoryFile;
-use crate::store::index::{LINE_LEN, SLOTS, depth, has_tag, link, redirect, slot_item, unlocked};
 use crate::store::item::{CAS, LINK, Link, PIECE_HEADER_LEN, Piece, State, TIMES, Times};
 use crate::store::reader::{second, stamp_of};
 use crate::store::sync::{Ordering, fence};
 use crate::store::types::{CasUnique, Key, StoreError};
+use crate::store::words::{
+    LINE_LEN, SLOTS, depth, has_tag, is_pending, link, new_place, place_of, redirect, slot_item,
+};
 
 /// Times that a lookup begins again before it counts as a miss.
 const ATTEMPTS_MAX: u32 = 10_000;
@@ -81,7 +83,7 @@ impl OutsideReader {
             let entry = self.store.region.half(layout.directory(idx)).load(Ordering::Acquire);
             let page = entry.checked_sub(1).filter(|page| *page < layout.pages).ok_or(Changed)?;
             let offset = layout.page(page) + (bucket & ((1 << shift) - 1)) * LINE_LEN;
-            let header = unlocked(self.word(offset)?);
+            let header = self.word(offset)?;
             if depth(header) > 62 {
                 return Err(Changed);
             }
@@ -100,7 +102,10 @@ impl OutsideReader {
         loop {
             for slot in (1..=SLOTS).map(|idx| line + idx * 8) {
                 let word = self.word(slot)?;
-                if has_tag(word, hash) {
+                // What is pending counts if the header names it, which must not have changed.
+                let place = place_of(bucket, header, slot);
+                let is_named = || place != 0 && place == new_place(header);
+                if has_tag(word, hash) && (!is_pending(word) || is_named()) {
                     path.push((slot, word));
                     if let Some(outcome) = self.item(slot_item(word), key, now, &path)? {
                         return Ok(outcome);
@@ -121,7 +126,7 @@ impl OutsideReader {
     }
 
     fn unchanged(&self, offset: u64, word: u64) -> Result<(), Changed> {
-        if unlocked(self.word(offset)?) == unlocked(word) { Ok(()) } else { Err(Changed) }
+        if self.word(offset)? == word { Ok(()) } else { Err(Changed) }
     }
 
     /// The value of an item if it has the key: `Some(None)` if it is dead. The last of the path is
@@ -134,6 +139,10 @@ impl OutsideReader {
         path: &Path,
     ) -> Result<Option<Option<Vec<u8>>>, Changed> {
         let state = State(self.word(item)?);
+        let exptime = Times(self.word(item + TIMES)?);
+        if let Some(successor) = exptime.successor() {
+            return self.successor(item, exptime, successor, key, now, path);
+        }
         let cas = self.word(item + CAS)?;
         let class_len = self.store.classes.sizes().get(state.class() as usize).ok_or(Changed)?;
         let in_head =
@@ -142,22 +151,41 @@ impl OutsideReader {
             return Err(Changed);
         }
         let is_key = self.bytes(item + state.key_offset(), state.key_len())? == key;
-        let exptime = Times(self.word(item + TIMES)?);
         let value = if is_key { self.value(item, state)? } else { Vec::new() };
         // Acquire: none of the loads above is made after those below.
         fence(Ordering::Acquire);
-        let (slot, before) = path.split_last().ok_or(Changed)?;
-        for (offset, word) in before {
+        for (offset, word) in path {
             self.unchanged(*offset, *word)?;
         }
         let after = State(self.word(item)?);
         let same = after.is_linked() && shape(after) == shape(state);
-        if self.word(slot.0)? != slot.1 || !same || self.word(item + CAS)? != cas {
+        if !same || self.word(item + CAS)? != cas {
             return Err(Changed);
         }
         let dead = exptime.is_expired(second(now))
             || stamp_of(CasUnique(cas)) < self.store.stamp_least(now);
         Ok(is_key.then(|| (!dead).then_some(value)))
+    }
+
+    /// The value of what has taken the place of an item: its times word is part of the path then.
+    fn successor(
+        &self,
+        item: u64,
+        ended: Times,
+        successor: u64,
+        key: &[u8],
+        now: Now,
+        path: &Path,
+    ) -> Result<Option<Option<Vec<u8>>>, Changed> {
+        if successor == 0 {
+            return Ok(None);
+        }
+        if path.len() > HOPS_MAX {
+            return Err(Changed);
+        }
+        let mut longer = path.clone();
+        longer.push((item + TIMES, ended.0));
+        self.item(successor, key, now, &longer)
     }
 
     fn value(&self, item: u64, state: State) -> Result<Vec<u8>, Changed> {

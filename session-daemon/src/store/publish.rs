@@ -1,12 +1,14 @@
-//! Publishing: the moment at which an item becomes what its key has, and ceases to be it.
-//! It owns the order of words, slot and commit bit, and the making of versions.
+//! Publishing: what must hold for an item to become what its key has, what it takes over from the
+//! one before, and the making of versions. The moment itself is `buckets`'s.
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
+use crate::store::buckets::{Buckets, Inserted};
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
+use crate::store::epoch::Retired;
 use crate::store::failpoint::step;
-use crate::store::item::{CAS, LINKED, PIECE_OWNER, STALE, State, TIMES, Times, WON};
+use crate::store::item::{CAS, PIECE_OWNER, STALE, State, TIMES, Times};
 use crate::store::reader::{CAS_WORKER_BITS, stamp_at, stamp_of};
 use crate::store::reuse::tick;
 use crate::store::sync::{Ordering, fence};
@@ -30,6 +32,8 @@ pub(super) enum Expect {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heritage {
     pub(super) lifetime: bool,
+    /// Whether somebody has to renew the item.
+    pub(super) win: bool,
     /// Bits of the state word.
     pub(super) bits: u64,
 }
@@ -39,7 +43,7 @@ impl Heritage {
         match expect {
             Expect::Same(_, heritage) => Some(heritage),
             Expect::VersionOrLater(asked) if cas.is_some_and(|cas| cas != asked) => {
-                Some(Self { lifetime: true, bits: WON })
+                Some(Self { lifetime: true, win: true, bits: 0 })
             }
             _ => None,
         }
@@ -72,16 +76,19 @@ impl Worker {
         }
     }
 
-    /// Takes the commit bit from an item that is to leave its slot, or has left it for a newer one.
-    /// Under the bucket's lock. Before the slot is emptied: a start after a crash goes by the bit,
-    /// and nobody may have missed an item that comes back.
-    pub(super) fn unlink(&self, item: u64) -> State {
-        let word = self.shared().region.word(item);
-        // Release: a newer item is in the slot before; a start never finds neither linked.
-        let state = State(word.fetch_and(!LINKED, Ordering::Release));
-        debug_assert!(state.is_linked(), "an item in the index is linked");
+    /// Takes an item that this worker has ended out of the index, and retires it. Returns its last
+    /// state.
+    pub(super) fn bury(&self, hash: u64, item: u64, successor: u64) -> State {
+        let (state, line) = self.shared().finish(hash, item, successor);
         self.count(state.class(), Count::Unlinked, 1);
         self.count(state.class(), Count::BytesUnlinked, state.item_len() as u64);
+        if let Some(line) = line {
+            self.shared().epochs.retire(self.id, Retired::Line(line));
+        }
+        self.retire_item(item);
+        if successor == 0 {
+            self.keys_added.set(self.keys_added.get() - 1);
+        }
         state
     }
 
@@ -90,87 +97,124 @@ impl Worker {
         &mut self,
         hash: u64,
         key: Key<'_>,
-        mut draft: Draft,
+        draft: Draft,
         expect: Expect,
         lifetime: Lifetime,
         now: Now,
     ) -> Result<CasUnique, Refused> {
-        let line = self.lines.pop().expect("lines_at_hand was called in this command");
-        let mut bucket = self.shared().lock_bucket(hash);
-        let found = bucket.find(hash, key.bytes());
-        let alive = found.map(|(_, item)| item).filter(|&item| !self.shared().is_dead(item, now));
-        let verdict = match expect {
-            Expect::Same(item, _) if alive != Some(item) => Err(Refused::Changed),
-            _ => self.check(expect, alive).map_err(Refused::Because),
-        };
-        if let Err(refused) = verdict {
-            drop(bucket);
-            self.lines.push(line);
-            self.discard(draft);
-            return Err(refused);
-        }
-        let old = found.map(|(_, item)| item);
-        // A key keeps its count of accesses when its value is replaced, and when it was evicted.
-        let freq = match alive {
-            Some(old) => self.shared().item_state(old).freq(),
-            None => self.returning(hash, now),
-        };
-        let mut times = Times::new(lifetime, tick(now));
-        draft.state = draft.state.with_freq(freq);
-        let heritage = Heritage::of(expect, alive.map(|old| self.shared().version(old)));
-        if let (Some(old), Some(heritage)) = (alive, heritage) {
-            // Under the lock, under which lifetimes change and items are won.
-            draft.state = draft.state.with_bits_of(self.shared().item_state(old), heritage.bits);
-            if heritage.lifetime {
-                times = Times::new(self.shared().item_times(old).lifetime(), tick(now));
+        let mut returned = None;
+        let mut owned = false;
+        loop {
+            let store = self.shared();
+            let found = store.find(hash, key.bytes());
+            let old = found.item.map(|item| (item, store.times(item)));
+            if old.is_some_and(|(_, times)| times.successor().is_some()) {
+                continue;
             }
-            if matches!(expect, Expect::VersionOrLater(_)) {
-                draft.state = State(draft.state.0 | STALE);
+            let alive = old.filter(|&(item, times)| !store.is_over(item, times, now));
+            let verdict = match expect {
+                Expect::Same(item, _) if alive.map(|alive| alive.0) != Some(item) => {
+                    Err(Refused::Changed)
+                }
+                _ => self.check(expect, alive.map(|alive| alive.0)).map_err(Refused::Because),
+            };
+            if let Err(refused) = verdict {
+                if owned && draft.first != 0 {
+                    // Scans may have found the head by its pieces.
+                    self.retire_item(draft.head);
+                } else {
+                    self.discard(draft);
+                }
+                return Err(refused);
             }
+            // A key keeps its count of accesses when its value is replaced, and when it was
+            // evicted.
+            let freq = match alive {
+                Some((old, _)) => store.item_state(old).freq(),
+                None => *returned.get_or_insert_with(|| self.returning(hash, now)),
+            };
+            let (state, times) = self.inherit(&draft, freq, alive, expect, lifetime, now);
+            self.write(draft.head, state, times, self.next_cas(old.map(|old| old.0), now));
+            if !std::mem::replace(&mut owned, true) {
+                self.own_pieces(&draft);
+            }
+            match old {
+                Some((old, seen)) if store.supersede(old, seen, draft.head) => {
+                    step("replace: decided");
+                    self.count_linked(state);
+                    self.bury(hash, old, draft.head);
+                }
+                Some(_) => continue,
+                None => {
+                    let line = *self.lines.last().expect("lines_at_hand was called");
+                    match store.insert(&found, hash, draft.head, line) {
+                        Inserted::Changed => continue,
+                        Inserted::DoneInLine => drop(self.lines.pop()),
+                        Inserted::Done => {}
+                    }
+                    self.keys_added.set(self.keys_added.get() + 1);
+                    self.count_linked(state);
+                }
+            }
+            self.note_deadline(draft.head, times);
+            return Ok(self.shared().version(draft.head));
         }
-        let cas = self.next_cas(old, now);
-        step("set: private");
-        self.commit(&draft, times, cas);
-        step("set: linked");
-        let mut line_used = false;
-        match found {
-            Some((slot, _)) => bucket.replace(slot, hash, draft.head),
-            None => line_used = bucket.insert(hash, draft.head, line),
-        }
-        step("set: in the slot");
-        if let Some(old) = old {
-            self.unlink(old);
-            step("set: old unlinked");
-        }
-        drop(bucket);
-        if !line_used {
-            self.lines.push(line);
-        }
-        match old {
-            Some(old) => self.retire_item(old),
-            None => self.keys_added.set(self.keys_added.get() + 1),
-        }
-        self.note_deadline(draft.head, times);
-        Ok(self.shared().version(draft.head))
     }
 
-    /// Makes a draft a whole item. It is found once its slot is written.
-    fn commit(&self, draft: &Draft, times: Times, cas: CasUnique) {
+    pub(super) fn count_linked(&self, state: State) {
+        self.count(state.class(), Count::Linked, 1);
+        self.count(state.class(), Count::BytesLinked, state.item_len() as u64);
+    }
+
+    /// State and times of a draft that takes the place of `old`.
+    fn inherit(
+        &self,
+        draft: &Draft,
+        freq: u64,
+        old: Option<(u64, Times)>,
+        expect: Expect,
+        lifetime: Lifetime,
+        now: Now,
+    ) -> (State, Times) {
+        let store = self.shared();
+        let mut state = draft.state.with_freq(freq);
+        let mut times = Times::new(lifetime, tick(now)).with_win(draft.won);
+        let heritage = Heritage::of(expect, old.map(|(old, _)| store.version(old)));
+        if let (Some((old, seen)), Some(heritage)) = (old, heritage) {
+            state = state.with_bits_of(store.item_state(old), heritage.bits);
+            if heritage.lifetime {
+                times = Times::new(seen.lifetime(), tick(now)).with_win(draft.won);
+            }
+            times = times.with_win(heritage.win && seen.is_won());
+            if matches!(expect, Expect::VersionOrLater(_)) {
+                state = State(state.0 | STALE);
+            }
+        }
+        (state, times)
+    }
+
+    /// Makes a draft a whole item, of which nobody knows yet.
+    fn write(&self, head: u64, state: State, times: Times, cas: CasUnique) {
         let region = &self.shared().region;
         // Relaxed: published by the state word.
-        region.word(draft.head + TIMES).store(times.0, Ordering::Relaxed);
-        region.word(draft.head + CAS).store(cas.0, Ordering::Relaxed);
+        region.word(head + TIMES).store(times.0, Ordering::Relaxed);
+        region.word(head + CAS).store(cas.0, Ordering::Relaxed);
+        step("set: private");
         // Release: the item's bytes are complete; pairs with the Acquire in `item_state`.
-        region.word(draft.head).store(draft.state.linked().0, Ordering::Release);
+        region.word(head).store(state.0, Ordering::Release);
+        step("set: whole");
+    }
+
+    /// Tells the pieces of a draft whose they are. The head does not count before it is linked.
+    fn own_pieces(&self, draft: &Draft) {
         let mut piece = draft.first;
         while piece != 0 {
             // Release: who finds the piece finds a whole item; pairs with `owner`.
-            region.word(piece + PIECE_OWNER).store(draft.head, Ordering::Release);
+            let owner = self.shared().region.word(piece + PIECE_OWNER);
+            owner.store(draft.head, Ordering::Release);
             piece = self.piece(piece).next();
             step("set: owned in part");
         }
-        self.count(draft.state.class(), Count::Linked, 1);
-        self.count(draft.state.class(), Count::BytesLinked, draft.state.item_len() as u64);
     }
 
     /// A version above the old item's, above this worker's last one, and above every flush.

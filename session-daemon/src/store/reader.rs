@@ -34,6 +34,7 @@ impl Store {
         State(self.region.word(item).load(Ordering::Acquire))
     }
 
+    /// The times of an item, or what has come of it.
     pub(super) fn item_times(&self, item: u64) -> Times {
         // Relaxed: one word, complete in itself; published with the item.
         Times(self.region.word(item + TIMES).load(Ordering::Relaxed))
@@ -96,8 +97,12 @@ impl Store {
 
     /// Whether an item has expired or was flushed.
     pub(super) fn is_dead(&self, item: u64, now: Now) -> bool {
-        self.item_times(item).is_expired(second(now))
-            || stamp_of(self.item_cas(item)) < self.stamp_least(now)
+        self.is_over(item, self.item_times(item), now)
+    }
+
+    /// Whether an item that was seen with these times has expired or was flushed.
+    pub(super) fn is_over(&self, item: u64, times: Times, now: Now) -> bool {
+        times.is_expired(second(now)) || stamp_of(self.item_cas(item)) < self.stamp_least(now)
     }
 
     /// The value of a published item, in order.
@@ -218,7 +223,7 @@ impl<'w> Item<'w> {
     /// Whether somebody had been told to renew the item.
     #[must_use]
     pub fn is_won(&self) -> bool {
-        self.state.is_won()
+        self.times.is_won()
     }
 
     /// Whether clients spell the key in base64.

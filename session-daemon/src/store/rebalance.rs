@@ -7,12 +7,13 @@
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
+use crate::store::buckets::Buckets;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
 use crate::store::evict::Reason;
 use crate::store::failpoint::step;
-use crate::store::item::{CAS, LINKED, PIECE_OWNER, State, TIMES};
+use crate::store::item::{ACCESSES, CAS, GONE, LINKED, PIECE_OWNER, TIMES};
 use crate::store::layout::PageState;
 use crate::store::reuse::{TICKS_PER_S, Worth};
 use crate::store::sync::Ordering;
@@ -229,10 +230,14 @@ impl Worker {
         if !state.is_linked() {
             return None;
         }
-        if self.shared().is_dead(item, now) {
+        let times = self.shared().item_times(item);
+        if times.successor().is_some() {
+            return None;
+        }
+        if self.shared().is_over(item, times, now) {
             return Some(0.0);
         }
-        let worth = self.worth(state, self.shared().item_times(item), now);
+        let worth = self.worth(state, times, now);
         let len = if state.is_extent() {
             state.item_len()
         } else {
@@ -344,11 +349,14 @@ impl Worker {
         if !state.is_linked() {
             return Some(false);
         }
-        let worth = self.worth(state, self.shared().item_times(chunk), now);
+        let times = self.shared().item_times(chunk);
+        if times.successor().is_some() {
+            return Some(false);
+        }
         let moves = drain.waits < WAITS_MAX
             && !state.is_extent()
-            && worth >= drain.least
-            && !self.shared().is_dead(chunk, now);
+            && self.worth(state, times, now) >= drain.least
+            && !self.shared().is_over(chunk, times, now);
         if !moves {
             return Some(self.remove_item(chunk, Reason::Room, now));
         }
@@ -367,25 +375,30 @@ impl Worker {
     /// is gone.
     fn move_item(&self, item: u64, target: u64) -> bool {
         let store = self.shared();
-        let hash = store.item_hash(item);
-        let mut bucket = store.lock_bucket(hash);
-        let Some(slot) = bucket.find_item(hash, item) else { return false };
         let region = &store.region;
         let state = store.item_state(item);
-        let times = store.item_times(item);
+        let times = store.times(item);
+        if times.successor().is_some() {
+            return false;
+        }
         // Relaxed: published by the state word.
         region.word(target + TIMES).store(times.0, Ordering::Relaxed);
         region.word(target + CAS).store(store.item_cas(item).0, Ordering::Relaxed);
         store.copy_item(item, target, state);
         // Release: the copy is complete; pairs with the Acquire in `item_state`.
-        region.word(target).store(state.0, Ordering::Release);
-        bucket.replace_moved(slot, hash, target);
-        // Release: scans that see the bit gone see the slot gone.
-        let last = State(region.word(item).fetch_and(!LINKED, Ordering::Release));
+        region.word(target).store(state.0 & !(LINKED | GONE), Ordering::Release);
+        if !store.supersede(item, times, target) {
+            return false;
+        }
+        step("replace: decided");
+        self.count_linked(state);
+        let hash = store.item_hash(item);
+        // A reader outside the reclamation scheme must not take the place for what stood there
+        // before the item had moved twice: the stamp is the same.
+        store.touch_version(hash);
+        let last = self.bury(hash, item, target);
         // What was set since the copy goes over. Relaxed: bits that order nothing.
-        region.word(target).fetch_or(last.0 & !state.0, Ordering::Relaxed);
-        drop(bucket);
-        self.retire_item(item);
+        region.word(target).fetch_or((last.0 & !state.0) & ACCESSES, Ordering::Relaxed);
         self.note_deadline(target, times);
         self.count(state.class(), Count::Moved, 1);
         true

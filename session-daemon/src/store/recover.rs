@@ -9,11 +9,12 @@
 
 use crate::clock::Now;
 use crate::store::Store;
+use crate::store::buckets::{Buckets, Inserted};
 use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
 use crate::store::failpoint::step;
-use crate::store::item::{LINKED, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State};
+use crate::store::item::{LINKED, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State, Times};
 use crate::store::layout::{NO_PAGE, PageState};
 use crate::store::reader::{stamp_at, stamp_of};
 use crate::store::sync::{AtomicU32, Ordering};
@@ -62,6 +63,8 @@ struct Scan<'s> {
     extents: Vec<u64>,
     /// Pages whose free chunks must be listed again.
     again: Vec<u32>,
+    /// Chunks that may hold items that were to replace others, and whether they did is not known.
+    unpublished: Vec<u64>,
     /// Items for which there was no overflow line.
     homeless: Vec<(u64, u64)>,
     /// Items that have ended, which nevertheless replace older versions of their keys first.
@@ -84,6 +87,10 @@ impl Store {
         step("recover: index");
         let mut all = self.scan_all(now);
         step("recover: scanned");
+        for item in std::mem::take(&mut all.unpublished) {
+            all.published(item);
+        }
+        all.insert_pending();
         for item in std::mem::take(&mut all.extents) {
             all.extent(item);
         }
@@ -234,6 +241,11 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
 }
 
+/// The deadline that an item's page has for it.
+fn deadline_of(times: Times) -> u32 {
+    if times.exptime_s() == 0 { u32::MAX } else { times.exptime_s() }
+}
+
 /// No version that was made by now can have a higher stamp.
 fn stamp_limit(now: Now) -> u64 {
     stamp_at(now.boottime_ns) + STAMP_AHEAD_MAX
@@ -249,6 +261,7 @@ impl<'s> Scan<'s> {
             counts: vec![(0, 0); store.classes.count() as usize],
             extents: Vec::new(),
             again: Vec::new(),
+            unpublished: Vec::new(),
             homeless: Vec::new(),
             dead: Vec::new(),
             listed: false,
@@ -264,6 +277,7 @@ impl<'s> Scan<'s> {
         }
         self.extents.extend(other.extents);
         self.again.extend(other.again);
+        self.unpublished.extend(other.unpublished);
         self.homeless.extend(other.homeless);
         self.dead.extend(other.dead);
         self.stamp_max = self.stamp_max.max(other.stamp_max);
@@ -309,9 +323,11 @@ impl<'s> Scan<'s> {
             if state.is_piece() {
                 self.disown(chunk);
                 pieces = true;
-            } else if state.is_linked() && self.accept(chunk, state, class) {
-                let exptime_s = store.item_times(chunk).exptime_s();
-                deadline_s = deadline_s.min(if exptime_s == 0 { u32::MAX } else { exptime_s });
+            } else if state.is_unpublished() {
+                self.unpublished.push(chunk);
+                pieces = true;
+            } else if self.is_current(chunk, state) && self.accept(chunk, state, class) {
+                deadline_s = deadline_s.min(deadline_of(store.item_times(chunk)));
             } else {
                 store.list_chunk(chunk, head);
                 head = idx + 1;
@@ -323,6 +339,35 @@ impl<'s> Scan<'s> {
         meta.deadline_s.store(deadline_s, RELAXED);
         if pieces {
             self.again.push(page);
+        }
+    }
+
+    /// Whether a linked item was what its key had. If it had been replaced, the item that took its
+    /// place is linked now, before this one can be forgotten.
+    fn is_current(&self, item: u64, state: State) -> bool {
+        if !state.is_linked() {
+            return false;
+        }
+        let Some(successor) = self.store.item_times(item).successor() else { return true };
+        if self.piece_len_max(successor).is_some() {
+            let word = self.store.region.word(successor);
+            if State(word.load(RELAXED)).is_unpublished() {
+                word.fetch_or(LINKED, RELAXED);
+            }
+        }
+        false
+    }
+
+    /// Takes an item that was not linked when its page was looked at, if it is now: it had taken
+    /// the place of another.
+    fn published(&mut self, item: u64) {
+        let (state, page) = (self.store.item_state(item), self.store.layout.page_of(item));
+        let PageState::Slab(class) = self.store.page_state(page) else { return };
+        if self.is_current(item, state) && self.accept(item, state, class) {
+            let deadline = &self.store.page_meta(page).deadline_s;
+            deadline.fetch_min(deadline_of(self.store.item_times(item)), RELAXED);
+        } else {
+            self.store.region.word(item).store(0, RELAXED);
         }
     }
 
@@ -387,42 +432,47 @@ impl<'s> Scan<'s> {
         if self.line == 0 {
             self.line = store.take_line().unwrap_or(0);
         }
-        let mut bucket = store.lock_bucket(hash);
-        if let Some((slot, other)) = bucket.find(hash, store.item_key(item)) {
-            let is_newer = store.item_cas(item) > store.item_cas(other);
-            let loser = if is_newer { other } else { item };
-            if is_newer {
-                bucket.replace(slot, hash, item);
+        loop {
+            let found = store.find(hash, store.item_key(item));
+            if let Some(other) = found.item {
+                let times = store.times(other);
+                let is_newer = store.item_cas(item) > store.item_cas(other);
+                if is_newer && (times.successor().is_some() || !store.supersede(other, times, item))
+                {
+                    continue;
+                }
+                self.kept.replaced += 1;
+                if is_newer {
+                    store.finish(hash, other, item);
+                    self.count(other, |sum, one| sum.wrapping_sub(one));
+                    self.count(item, u64::wrapping_add);
+                }
+                self.drop_item(if is_newer { other } else { item });
+                return true;
             }
-            drop(bucket);
-            self.kept.replaced += 1;
-            if is_newer {
-                self.count(other, |sum, one| sum.wrapping_sub(one));
-                self.count(item, u64::wrapping_add);
+            if self.line == 0 && found.is_full() {
+                return false;
             }
-            self.drop_item(loser);
+            match store.insert(&found, hash, item, self.line) {
+                Inserted::Changed => continue,
+                Inserted::DoneInLine => self.line = 0,
+                Inserted::Done => {}
+            }
+            self.count(item, u64::wrapping_add);
             return true;
         }
-        if self.line == 0 && bucket.is_full() {
-            return false;
-        }
-        if bucket.insert(hash, item, self.line) {
-            self.line = 0;
-        }
-        drop(bucket);
-        self.count(item, u64::wrapping_add);
-        true
     }
 
     /// Takes an item that has ended out of the index, if no newer version has replaced it, and no
     /// older one was waiting for that.
     fn remove_dead(&mut self, hash: u64, item: u64) {
         let store = self.store;
-        let mut bucket = store.lock_bucket(hash);
-        let Some(slot) = bucket.find_item(hash, item) else { return };
-        let line = bucket.remove(slot);
-        drop(bucket);
-        if let Some(line) = line {
+        let times = store.times(item);
+        let is_there = store.find(hash, store.item_key(item)).item == Some(item);
+        if !is_there || !store.supersede(item, times, 0) {
+            return;
+        }
+        if let (_, Some(line)) = store.finish(hash, item, 0) {
             store.class_give(line);
         }
         self.count(item, |sum, one| sum.wrapping_sub(one));

@@ -71,7 +71,8 @@ impl Worker {
         if renewal.stale {
             draft.state = State(draft.state.0 | STALE);
         }
-        let expect = Expect::Same(old, Heritage { lifetime: renewal.lifetime.is_none(), bits });
+        let lifetime = renewal.lifetime.is_none();
+        let expect = Expect::Same(old, Heritage { lifetime, win: false, bits });
         let lifetime = renewal.lifetime.unwrap_or(Lifetime::Never);
         self.publish(hash, key, draft, expect, lifetime, now).is_ok()
     }

@@ -138,9 +138,10 @@ impl Reuse {
         Worth(self.worth[freq as usize * BINS + bin(age)].load(Ordering::Relaxed))
     }
 
-    /// Takes in what the workers have measured. `items` are held now.
+    /// Takes in what the workers have measured, unless another worker does so now. `items` are
+    /// held now.
     pub(super) fn learn(&self, tallies: &[&Tally], items: u64) {
-        let mut learned = self.learned.lock();
+        let Some(mut learned) = self.learned.try_lock() else { return };
         let Learned { seen, weights } = &mut *learned;
         let mut news = vec![0.0; seen.len()];
         for (idx, (news, seen)) in news.iter_mut().zip(seen.iter_mut()).enumerate() {

@@ -101,9 +101,9 @@ impl Walk<'_> {
             }
             let is_split = bucket.number < split || bucket.number >= 1 << level;
             let depth = u64::from(level) + u64::from(is_split);
-            result = ensure(bucket.depth == depth && !bucket.locked, || {
+            result = ensure(bucket.depth == depth && !bucket.unfinished, || {
                 format!(
-                    "bucket {} has depth {} not {depth}, or is locked",
+                    "bucket {} has depth {} not {depth}, or is unfinished",
                     bucket.number, bucket.depth
                 )
             });
@@ -133,7 +133,10 @@ impl Walk<'_> {
 
     fn item(&mut self, item: u64) -> Checked {
         let state = self.store.item_state(item);
-        ensure(state.is_linked(), || format!("item {item} is in the index but not linked"))?;
+        let has_ended = self.store.item_times(item).successor().is_some();
+        ensure(state.is_linked() && !has_ended, || {
+            format!("item {item} is in the index but not linked, or it has ended")
+        })?;
         let page = self.store.layout.page_of(item);
         ensure(self.class_of(page) == Some(state.class()), || {
             format!("item {item} of class {} is in page {page} of another", state.class())
@@ -246,7 +249,7 @@ impl Walk<'_> {
                 }
             }
         }
-        let per_page = self.store.layout.page_len() as u64 / crate::store::index::LINE_LEN;
+        let per_page = self.store.layout.page_len() as u64 / crate::store::words::LINE_LEN;
         let directory = self.census.buckets.div_ceil(per_page);
         let buckets = (0..self.store.layout.pages).filter(|p| self.store.is_index_page(*p)).count();
         ensure(buckets as u64 == directory || buckets as u64 == directory + 1, || {

@@ -302,7 +302,7 @@ fn ended_at_any_step_nothing_is_lost_torn_stale_or_back() {
             let directory = directory.path().join(format!("{idx}-{megabytes}"));
             std::fs::create_dir(&directory).unwrap();
             // Taking over needs something to take over.
-            start_child(&directory, megabytes, 0, Some("set: linked:1000")).wait().unwrap();
+            start_child(&directory, megabytes, 0, Some("insert: decided:1000")).wait().unwrap();
             for round in 1..=count(1).min(2) {
                 let asked = format!("{step}:{}", (round - 1) * 7);
                 // Ended by the step, or by its number of commands where that is not reached.
