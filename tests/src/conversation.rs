@@ -32,7 +32,7 @@ impl Services for Nothing {
     fn authenticate(&self, _: &[u8], _: &[u8]) -> bool {
         false
     }
-    fn shutdown(&self, _: Shutdown) -> bool {
+    fn shutdown(&self, _: Option<Shutdown>) -> bool {
         false
     }
 }
@@ -50,6 +50,12 @@ impl Conversation {
     /// Feeds a new connection with the pieces, one read each. Returns all replies, and whether
     /// it was closed.
     pub fn feed(&mut self, pieces: &[&[u8]]) -> (Vec<u8>, bool) {
+        self.feed_reader(pieces, usize::MAX)
+    }
+
+    /// [`Conversation::feed`] for a client that takes at most `taken_len_max` bytes of the replies
+    /// at a time, at least one.
+    pub fn feed_reader(&mut self, pieces: &[&[u8]], taken_len_max: usize) -> (Vec<u8>, bool) {
         let (mut pool, mut connection) = (Pool::default(), Connection::new(Binding::Auto));
         let mut replies = Vec::new();
         for piece in pieces {
@@ -60,7 +66,7 @@ impl Conversation {
                 space[..len].copy_from_slice(&rest[..len]);
                 connection.filled(len);
                 rest = &rest[len..];
-                if self.answer(&mut connection, &mut pool, &mut replies) {
+                if self.answer(&mut connection, &mut pool, &mut replies, taken_len_max) {
                     return (replies, true);
                 }
                 connection.rest(&mut pool);
@@ -74,6 +80,7 @@ impl Conversation {
         connection: &mut Connection,
         pool: &mut Pool,
         replies: &mut Vec<u8>,
+        taken_len_max: usize,
     ) -> bool {
         loop {
             let executor = Executor {
@@ -81,6 +88,7 @@ impl Conversation {
                 counters: &self.counters,
                 now: Now::sample(),
                 flush_allowed: true,
+                reads_only: false,
                 observer: None,
             };
             let step = connection.drive(&mut Turn {
@@ -90,8 +98,11 @@ impl Conversation {
                 requests_left: 20,
                 wire: None,
             });
-            replies.extend_from_slice(connection.output());
-            connection.sent(connection.output().len(), pool);
+            while !connection.output().is_empty() {
+                let taken = connection.output().len().min(taken_len_max.max(1));
+                replies.extend_from_slice(&connection.output()[..taken]);
+                connection.sent(taken, pool);
+            }
             self.worker.quiesce();
             match step {
                 Step::Close => return true,

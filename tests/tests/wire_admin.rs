@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use session_tests::client::Client;
+use session_tests::frame;
 use session_tests::memcached::Memcached;
 use session_tests::sessiond::Setup;
 use std::collections::BTreeSet;
@@ -167,13 +168,20 @@ fn watchers_are_told_what_happens() -> Result<()> {
     client.line()?;
     assert_eq!(client.command("mg none")?, "EN");
     assert_eq!(client.command("delete a:b")?, "DELETED");
+    client.send(b"quit\r\n")?;
+    client.closed()?;
+    let mut browser = connect(port)?;
+    browser.send(b"GET / HTTP/1.1\r\n")?;
+    browser.closed()?;
     let expected = [
         "type=conn_new rip=127.0.0.1 rport=",
         "set a:b 0 100 3",
         "type=item_store key=a%3Ab status=stored cmd=set ttl=100 clsid=",
         "type=item_get key=a%3Ab status=found clsid=",
         "type=item_get key=none status=not_found clsid=0 cfd=",
-        "type=deleted key=a%3Ab cmd=delete cfd=",
+        "type=deleted key=a%3Ab cmd=delete clsid=",
+        "reason=normal cfd=",
+        "reason=error cfd=",
     ];
     for words in expected {
         loop {
@@ -189,6 +197,60 @@ fn watchers_are_told_what_happens() -> Result<()> {
         }
     }
     assert_eq!(value(port, "", "log_watchers")?, "1");
+    Ok(())
+}
+
+/// One reply of the binary protocol: status, key and value.
+fn reply(client: &mut Client) -> Result<(u16, Vec<u8>, Vec<u8>)> {
+    let header = client.exactly(frame::HEADER_LEN)?;
+    let short = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let body_len = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+    let mut body = client.exactly(body_len as usize)?;
+    let value = body.split_off(usize::from(short(2)));
+    Ok((short(6), body, value))
+}
+
+#[test]
+fn uses_of_prefixes_are_counted_in_binary_too() -> Result<()> {
+    let setup = Setup::loopback()?;
+    let daemon = setup.start(None)?;
+    let mut client = connect(daemon.setup.port())?;
+    let stat = |topic: &str| frame::plain(0x10, &[], topic.as_bytes(), &[], 0);
+    let end = (0, Vec::new(), Vec::new());
+    client.send(&stat("detail on"))?;
+    assert_eq!(reply(&mut client)?, end);
+    client.send(&frame::plain(0x01, &[0; 8], b"user:1", b"v", 0))?;
+    assert_eq!(reply(&mut client)?, end);
+    client.send(&frame::plain(0x00, &[], b"user:2", &[], 0))?;
+    assert_eq!(reply(&mut client)?.0, 1);
+    client.send(&stat("detail dump"))?;
+    let counted = b"PREFIX user get 1 hit 0 set 1 del 0\r\nEND\r\n".to_vec();
+    assert_eq!(reply(&mut client)?, (0, b"detailed".to_vec(), counted));
+    assert_eq!(reply(&mut client)?, end);
+    client.send(&stat("detail off"))?;
+    assert_eq!(reply(&mut client)?, end);
+    client.send(&stat("detail x"))?;
+    assert_eq!(reply(&mut client)?.0, 1);
+    assert_eq!(value(daemon.setup.port(), "settings", "detail_enabled")?, "no");
+    Ok(())
+}
+
+#[test]
+fn the_clock_moves_where_that_is_switched_on() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-o", "relaxed_privileges"]);
+    let daemon = setup.start(None)?;
+    let mut client = connect(daemon.setup.port())?;
+    assert_eq!(client.command("set a 0 100 1\r\na")?, "STORED");
+    assert_eq!(client.command("debugtime p")?, "OK");
+    assert_eq!(client.command("debugtime 99")?, "OK");
+    assert_eq!(client.command("mg a t")?, "HD t1");
+    assert_eq!(client.command("debugtime +1")?, "OK");
+    assert_eq!(client.command("mg a t")?, "EN");
+    assert_eq!(client.command("debugtime -50")?, "OK");
+    assert_eq!(client.command("set b 0 10 1\r\nb")?, "STORED");
+    assert_eq!(client.command("mg b t")?, "HD t10");
+    assert_eq!(client.command("debugtime r")?, "OK");
+    assert_eq!(client.command("debugtime x")?, "ERROR");
     Ok(())
 }
 

@@ -111,6 +111,24 @@ fn a_request_that_stays_half_sent_is_closed_after_the_read_timeout() -> Result<(
 }
 
 #[test]
+fn a_request_that_comes_byte_by_byte_is_closed_all_the_same() -> Result<()> {
+    let setup = Setup::loopback()?.arg("--read-timeout=2");
+    let daemon = setup.start(None)?;
+    let mut steady = daemon.client();
+    let mut slow = connect(&daemon)?;
+    let start = Instant::now();
+    // Never silent for as long as the time-out, and never done.
+    while slow.write_all(b"k").is_ok() {
+        ensure!(start.elapsed() < REPLY_TIMEOUT, "a client that sends bytes one by one is served");
+        ensure!(steady.command("version")?.starts_with("VERSION"), "who asks was closed too");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(start.elapsed() >= Duration::from_secs(1), "closed after {:?}", start.elapsed());
+    ensure!(stat(&mut steady, "guard", "read_kicks") == Some(1), "not counted");
+    Ok(())
+}
+
+#[test]
 fn an_idle_client_is_closed_where_that_was_asked_for() -> Result<()> {
     let setup = Setup::loopback()?.args(["-o", "idle_timeout=2"]);
     let daemon = setup.start(None)?;

@@ -59,6 +59,29 @@ fn text_and_binary_reads_are_answered() -> Result<()> {
 }
 
 #[test]
+fn a_lookup_by_datagram_wins_nothing() -> Result<()> {
+    let setup = setup()?;
+    let daemon = setup.start(None)?;
+    let mut client = daemon.client();
+    client.set("a", b"value")?;
+    ensure!(client.command("md a I T60")? == "HD", "not marked");
+    let mut asker = asker(&daemon)?;
+    for _ in 0..2 {
+        ensure!(asker.text("mg a v\r\n")? == "VA 5 X\r\nvalue\r\n", "won by datagram");
+    }
+    ensure!(client.command("mg a")? == "HD X W", "nobody can win");
+    ensure!(asker.text("mg a\r\n")? == "HD Z X\r\n", "not as it is");
+    drop(daemon);
+    let setup = self::setup()?.arg("--udp-writes");
+    let daemon = setup.start(None)?;
+    daemon.client().set("a", b"value")?;
+    ensure!(daemon.client().command("md a I T60")? == "HD", "not marked");
+    let won = DatagramClient::new((Ipv4Addr::LOCALHOST, setup.port()).into())?.text("mg a\r\n")?;
+    ensure!(won == "HD X W\r\n", "not won where writes are done: {won}");
+    Ok(())
+}
+
+#[test]
 fn a_long_reply_is_cut_into_numbered_datagrams() -> Result<()> {
     let setup = setup()?;
     let daemon = setup.start(None)?;
@@ -119,7 +142,8 @@ fn writes_are_refused_unless_asked_for() -> Result<()> {
     ensure!(guard_stat(&mut client, "udp_refused")? == 9, "not counted");
     drop(daemon);
 
-    let setup = setup.arg("--udp-writes");
+    // On another port: the sockets of the first daemon may take datagrams until it has ended.
+    let setup = self::setup()?.arg("--udp-writes");
     let daemon = setup.start(None)?;
     let mut udp = asker(&daemon)?;
     ensure!(udp.text("set n 0 0 1\r\n1\r\n")? == "STORED\r\n", "set");

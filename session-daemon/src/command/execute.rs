@@ -25,6 +25,8 @@ pub struct Executor<'w> {
     pub now: Now,
     /// False for `-F`.
     pub flush_allowed: bool,
+    /// Nobody wins an item: what is asked must change nothing.
+    pub reads_only: bool,
     /// Who is told of what happens; none while nobody watches.
     pub observer: Option<&'w dyn Observer>,
 }
@@ -82,8 +84,8 @@ pub enum Answer {
     StatsReset,
     /// The log level is to be set.
     Verbosity(u32),
-    /// The process is asked to end.
-    Shutdown(Shutdown),
+    /// The process is asked to end; by none of the ways there are.
+    Shutdown(Option<Shutdown>),
 }
 
 impl Executor<'_> {
@@ -113,8 +115,10 @@ impl Executor<'_> {
 
     /// Removes an item; with `cas`, only if it has this version.
     pub fn delete(&mut self, key: Key<'_>, cas: Option<u64>) -> Outcome {
+        let seen = self.seen(key);
         let deleted = self.store.delete(store_key(key), cas.map(CasUnique), self.now);
-        self.note(&Event::Deleted { key: key.bytes(), found: deleted == Deleted::Deleted });
+        let found = seen.filter(|_| deleted == Deleted::Deleted);
+        self.note(&Event::Deleted { key: key.bytes(), command: "delete", found });
         match deleted {
             Deleted::Deleted => self.counted(Counter::DeleteHits, Outcome::Deleted),
             Deleted::NotFound => self.counted(Counter::DeleteMisses, Outcome::NotFound),

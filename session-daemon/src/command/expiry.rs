@@ -58,6 +58,12 @@ mod tests {
     #[test]
     fn spans_and_dates() {
         assert_eq!(lifetime(Exptime(0), NOW), Lifetime::Never);
+        // -1 and -5 as libmemcached writes them, and the last date that is one.
+        for (written, meant) in [(4_294_967_295, -1), (4_294_967_291, -5), (1 << 32, 1 << 32)] {
+            assert_eq!(Exptime::of_line(written), Exptime(meant));
+        }
+        let last = (1 << 32) - RELATIVE_MAX_S - 1;
+        assert_eq!(Exptime::of_line(last), Exptime(last));
         assert_eq!(lifetime(Exptime(1), NOW), Lifetime::Until(101));
         assert_eq!(lifetime(Exptime(-1), NOW), Lifetime::Past);
         assert_eq!(lifetime(Exptime(i64::MIN), NOW), Lifetime::Past);

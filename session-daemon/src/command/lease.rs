@@ -10,7 +10,7 @@ use crate::store::types::{CasUnique, ClientFlags, Deleted, LeaseTerms, Renewal, 
 use crate::store::{Item, Leased};
 
 impl Executor<'_> {
-    /// The key's item, or the one that is made. memcached counts a hit with a new expiry time
+    /// The key's item, or the one that is made; where only reads are done, as it is. memcached counts a hit with a new expiry time
     /// among the touches, and what is made among the hits.
     pub fn lease(&mut self, key: Key<'_>, lease: &Lease) -> Option<Leased<'_>> {
         let lifetime = |exptime| expiry::lifetime(exptime, self.now);
@@ -24,7 +24,12 @@ impl Executor<'_> {
             unmarked: lease.unmarked,
         };
         let (counters, observer) = (self.counters, self.observer);
-        let leased = self.store.lease(store_key(key), &terms, self.now);
+        let leased = if self.reads_only {
+            let item = self.store.peek(store_key(key), self.now);
+            item.map(|item| Leased { item, created: false, won: false })
+        } else {
+            self.store.lease(store_key(key), &terms, self.now)
+        };
         let (command, outcome) = match &leased {
             Some(_) if lease.touch.is_some() => (Counter::CmdTouch, Counter::TouchHits),
             Some(_) => (Counter::CmdGet, Counter::GetHits),
@@ -45,11 +50,17 @@ impl Executor<'_> {
         self.store.peek(store_key(key), self.now)
     }
 
+    /// The key's item as it is told, while somebody watches.
+    pub(super) fn seen(&self, key: Key<'_>) -> Option<Seen> {
+        self.observer.and_then(|_| self.peek(key).as_ref().map(Seen::of))
+    }
+
     /// Removes an item, or leaves it stale or empty.
     pub fn remove(&mut self, removal: &Removal<'_>) -> Outcome {
+        let seen = self.seen(removal.key);
         let outcome = self.remove_unnoted(removal);
-        let found = outcome == Outcome::Deleted;
-        self.note(&Event::Deleted { key: removal.key.bytes(), found });
+        let found = seen.filter(|_| outcome == Outcome::Deleted);
+        self.note(&Event::Deleted { key: removal.key.bytes(), command: "md", found });
         outcome
     }
 

@@ -51,8 +51,10 @@ pub enum Event<'a> {
     Deleted {
         /// Which.
         key: &'a [u8],
-        /// Whether there was an item.
-        found: bool,
+        /// By which command.
+        command: &'static str,
+        /// The item, if it was there and is no longer as it was.
+        found: Option<Seen>,
     },
 }
 

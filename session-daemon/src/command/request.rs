@@ -28,6 +28,20 @@ impl<'a> Key<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exptime(pub i64);
 
+impl Exptime {
+    /// As a line gives it. libmemcached writes small negative numbers as unsigned ones of 32 bits:
+    /// they are what was meant, not dates of the year 2106.
+    #[must_use]
+    pub const fn of_line(seconds: i64) -> Self {
+        const WRAP: i64 = 1 << 32;
+        const NEGATIVE_MIN: i64 = WRAP - 60 * 60 * 24 * 30;
+        match seconds {
+            NEGATIVE_MIN..WRAP => Self(seconds - WRAP),
+            _ => Self(seconds),
+        }
+    }
+}
+
 /// What `get`, `gets`, `gat` and `gats` ask of each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetch {
@@ -248,7 +262,7 @@ pub enum Request<'a> {
     /// Zeroes the counters.
     StatsReset,
     /// Ends the process.
-    Shutdown(Shutdown),
+    Shutdown(Option<Shutdown>),
 }
 
 /// What became of a request that is answered by one line.
@@ -286,6 +300,8 @@ pub enum Outcome {
     FlushNotAllowed,
     /// `shutdown` is switched off.
     ShutdownNotEnabled,
+    /// `shutdown` in a way that does not exist.
+    BadShutdownMode,
     /// Only `sessionctl` may ask that.
     Confined,
 }

@@ -17,7 +17,14 @@ fn with_executor(test: impl FnOnce(&mut Executor<'_>)) {
     let mut worker: Worker = store.expect("the default fits").worker().expect("the only one");
     let counters = Counters::default();
     let (store, counters) = (&mut worker, &counters);
-    test(&mut Executor { store, counters, now: NOW, flush_allowed: true, observer: None });
+    test(&mut Executor {
+        store,
+        counters,
+        now: NOW,
+        flush_allowed: true,
+        reads_only: false,
+        observer: None,
+    });
 }
 
 fn key(bytes: &[u8]) -> Key<'_> {

@@ -13,7 +13,9 @@
 #[cfg(test)]
 mod tests;
 
+use crate::command::admin::{Admin, AdminOutcome, DumpKind};
 use crate::command::execute::{Answer, count_fetch, count_touch, fetch};
+use crate::command::observe::{Event, Observer, Seen};
 use crate::command::request::{self, Outcome, Request, Store, Versioned};
 use crate::protocol::binary::HEADER_LEN;
 use crate::protocol::binary::encode::{self, Tag};
@@ -44,6 +46,8 @@ pub enum Progress {
     More,
     /// What is there is too short to go on.
     Wait,
+    /// The client takes its leave.
+    Leave,
     /// The connection has to end, after its answers are sent.
     Close,
 }
@@ -112,7 +116,7 @@ impl Conversation {
                 answer(tag, ask, output, turn);
                 let last = ask == Ask::Quit;
                 input.consume(head_len);
-                if last { Progress::Close } else { Progress::More }
+                if last { Progress::Leave } else { Progress::More }
             }
         }
     }
@@ -242,12 +246,42 @@ fn answer(tag: Tag, ask: Ask<'_>, output: &mut Output, turn: &mut Turn<'_>) {
         }
         Ask::Stats(topic) => {
             let out = output.tail(turn.pool);
-            turn.services.stats(topic, &mut |name, value| encode::stat(out, tag, name, value));
+            let take =
+                &mut |name: &str, value: &str| encode::stat(out, tag, name, value.as_bytes());
+            turn.services.stats(topic, take);
             Outcome::Ok.into()
         }
+        Ask::Detail(_) if turn.services.is_confined() => Outcome::Confined.into(),
+        Ask::Detail(on) => {
+            let (executor, admin) = (&mut turn.executor, Admin::Detail(on));
+            match turn.services.administer(admin, executor.store, executor.now) {
+                AdminOutcome::Ok => Outcome::Ok.into(),
+                _ => Outcome::Confined.into(),
+            }
+        }
+        Ask::Prefixes => prefixes(tag, output, turn).into(),
         Ask::Noop | Ask::Quit | Ask::Store { .. } => Outcome::Ok.into(),
     };
     encode::outcome(output.tail(turn.pool), tag, versioned.outcome, versioned.cas);
+}
+
+/// Longest list of prefixes that one frame may hold.
+const PREFIXES_LEN_MAX: usize = 1 << 20;
+
+/// All that was counted by prefix, in one frame.
+fn prefixes(tag: Tag, output: &mut Output, turn: &mut Turn<'_>) -> Outcome {
+    let mut text = Vec::new();
+    let Ok(mut dump) = turn.services.begin_dump(DumpKind::Prefixes, &mut text) else {
+        return Outcome::Confined;
+    };
+    let (store, now) = (&*turn.executor.store, turn.executor.now);
+    while turn.services.dump(&mut dump, store, now, &mut text) {
+        if text.len() > PREFIXES_LEN_MAX {
+            return Outcome::TooLarge;
+        }
+    }
+    encode::stat(output.tail(turn.pool), tag, "detailed", &text);
+    Outcome::Ok
 }
 
 /// memcached counts `gat`, `touch` and their kin as touches alone.
@@ -261,7 +295,14 @@ fn fetch_one(tag: Tag, terms: Fetch<'_>, output: &mut Output, turn: &mut Turn<'_
         None => count_fetch(turn.executor.counters, asked, item.is_some()),
         Some(_) => count_touch(turn.executor.counters, item.is_some()),
     }
+    note(turn.executor.observer, terms.key.bytes(), item.as_ref());
     append(output, tag, terms, item.as_ref(), turn.wire, turn.pool);
+}
+
+fn note(observer: Option<&dyn Observer>, key: &[u8], item: Option<&Item<'_>>) {
+    if let Some(observer) = observer {
+        observer.note(&Event::Fetched { key, found: item.map(Seen::of) });
+    }
 }
 
 fn append(
@@ -361,6 +402,7 @@ impl<'a> Batch<'a> {
                 break;
             }
             count_fetch(turn.executor.counters, plain, item.is_some());
+            note(turn.executor.observer, entry.terms.key.bytes(), item.as_ref());
             append(output, entry.tag, entry.terms, item.as_ref(), turn.wire, turn.pool);
             done = Some(entry.end);
         }

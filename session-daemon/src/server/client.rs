@@ -146,7 +146,10 @@ async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> 
                     () = event => {}
                 }
             }
-            Step::Close => return write(&mut connection, &mut socket, presence).await,
+            Step::Close => {
+                write(&mut connection, &mut socket, presence).await?;
+                return connection.end();
+            }
         }
     }
 }

@@ -12,16 +12,16 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::admin::{AdminOutcome, DumpKind};
-use crate::command::execute::{Answer, Executor};
+use crate::command::execute::Executor;
 use crate::command::observe::Event;
-use crate::command::request::{Outcome, Request, Shutdown, StatsTopic, Store, Versioned};
+use crate::command::request::{Shutdown, StatsTopic, Store, Versioned};
 use crate::protocol::binary::REQUEST_MAGIC;
 use crate::protocol::meta::encode::{self as meta_encode, Echo};
 use crate::protocol::meta::parse::{self as meta_parse, Verb};
 use crate::protocol::text::parse::{After, Line, LineError};
 use crate::protocol::text::words::Words;
 use crate::protocol::text::{CRLF, LINE_LEN_MAX, admin, encode, parse};
-use crate::server::administration::{Administration, administer, is_administration};
+use crate::server::administration::{Administration, administer};
 use crate::server::buffers::{Input, Output, Pool, Wire};
 use crate::server::config::Binding;
 use crate::server::dump::Dump;
@@ -29,10 +29,12 @@ use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};
 use crate::server::login::{self, Lock, Login};
 use crate::server::reply::{KeptReply, Reply};
+use crate::server::requests::answer;
 use crate::server::watchers::{Filled, Watching};
 use crate::server::{binary, meta};
 use crate::store::types::ClientFlags;
 use memchr::memchr;
+use std::io;
 
 /// Values up to this length are waited for in the input; larger ones go to the store piece by
 /// piece as they come.
@@ -48,8 +50,8 @@ pub trait Services: Administration {
     fn verbosity(&self, level: u32);
     /// Whether this is a user and its password; counted.
     fn authenticate(&self, user: &[u8], password: &[u8]) -> bool;
-    /// Asks the process to end; false when that is switched off.
-    fn shutdown(&self, shutdown: Shutdown) -> bool;
+    /// Asks the process to end, if there is such a way; false when that is switched off.
+    fn shutdown(&self, shutdown: Option<Shutdown>) -> bool;
 }
 
 /// What a connection works with during one turn.
@@ -112,6 +114,10 @@ pub struct Connection {
     state: State,
     input: Input,
     output: Output,
+    /// Bytes that have come since this was asked last.
+    received_len: usize,
+    /// It is closed for what the client sent.
+    wrong: bool,
 }
 
 impl Connection {
@@ -120,7 +126,7 @@ impl Connection {
     pub fn new(binding: Binding) -> Self {
         let state = first_state(binding);
         let (lock, input, output) = <(Lock, Input, Output)>::default();
-        Self { binding, lock, state, input, output }
+        Self { binding, lock, state, input, output, received_len: 0, wrong: false }
     }
 
     /// The same for a client that has to say who it is before anything else.
@@ -137,6 +143,20 @@ impl Connection {
     /// Says that `len` bytes were read into [`Connection::space`].
     pub fn filled(&mut self, len: usize) {
         self.input.filled(len);
+        self.received_len = self.received_len.saturating_add(len);
+    }
+
+    /// Bytes that have come since this was called last.
+    pub fn take_received_len(&mut self) -> usize {
+        std::mem::take(&mut self.received_len)
+    }
+
+    /// Why it is closed, after [`Step::Close`].
+    ///
+    /// # Errors
+    /// When it is for what the client sent.
+    pub fn end(&self) -> io::Result<()> {
+        if self.wrong { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
     }
 
     /// Gives pooled memory back before a wait.
@@ -147,6 +167,7 @@ impl Connection {
     /// Forgets what was said, for a client that says everything anew.
     pub fn begin_anew(&mut self, pool: &mut Pool) {
         self.state = first_state(self.binding);
+        self.wrong = false;
         self.input.clear(pool);
         self.output.clear(pool);
     }
@@ -219,6 +240,7 @@ impl Connection {
                     match conversation.step(&mut self.input, &mut self.output, turn) {
                         binary::Progress::More => Progress::More,
                         binary::Progress::Wait => Progress::Wait,
+                        binary::Progress::Leave => self.enter(State::Closing),
                         binary::Progress::Close => self.close(),
                     }
                 }
@@ -364,7 +386,8 @@ impl Connection {
             }
             Line::Dump(kind) => return self.dump(kind, line_len, turn),
             Line::Watch(kinds) => return self.watch(kinds, line_len, turn),
-            Line::Store { .. } | Line::Quit | Line::HangUp => After::Close,
+            Line::Quit => return self.enter(State::Closing),
+            Line::Store { .. } | Line::HangUp => After::Close,
         };
         self.go_on(after, line_len)
     }
@@ -472,6 +495,7 @@ impl Connection {
     }
 
     fn close(&mut self) -> Progress {
+        self.wrong = true;
         self.enter(State::Closing)
     }
 
@@ -567,34 +591,4 @@ fn write(reply: Reply<'_>, versioned: Versioned, output: &mut Output, turn: &mut
 
 fn count_request(turn: &mut Turn<'_>) {
     turn.requests_left = turn.requests_left.saturating_sub(1);
-}
-
-fn answer(request: Request<'_>, noreply: bool, output: &mut Output, turn: &mut Turn<'_>) {
-    if is_administration(&request) && turn.services.is_confined() {
-        if !noreply {
-            encode::outcome(output.tail(turn.pool), Outcome::Confined);
-        }
-        return;
-    }
-    let outcome = match turn.executor.execute(request) {
-        Answer::Line(outcome) => outcome,
-        Answer::Verbosity(level) => {
-            turn.services.verbosity(level);
-            Outcome::Ok
-        }
-        Answer::StatsReset => {
-            turn.services.stats_reset();
-            Outcome::Reset
-        }
-        Answer::Stats(topic) => {
-            let out = output.tail(turn.pool);
-            turn.services.stats(topic, &mut |name, value| encode::stat(out, name, value));
-            return encode::end(out);
-        }
-        Answer::Shutdown(shutdown) if turn.services.shutdown(shutdown) => return,
-        Answer::Shutdown(_) => Outcome::ShutdownNotEnabled,
-    };
-    if !noreply {
-        encode::outcome(output.tail(turn.pool), outcome);
-    }
 }

@@ -197,6 +197,7 @@ fn count(
         with_value: asked.flags.has(b'v'),
         cas,
         ttl,
+        made: created,
         ttl_vivified: asked.flags.vivify.filter(|_| created).map(left),
         ttl_touched: asked.flags.exptime.map(left),
     };

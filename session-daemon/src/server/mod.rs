@@ -19,6 +19,7 @@ pub mod meta;
 pub mod observing;
 pub mod prefixes;
 pub mod reply;
+pub mod requests;
 pub mod shared;
 pub mod socket;
 pub mod statistics;

@@ -36,7 +36,7 @@ impl Observer for Observing<'_> {
             Event::Stored { key, outcome, mode, ttl_s, value_len } => {
                 self.stored(key, outcome, mode, ttl_s, value_len);
             }
-            Event::Deleted { key, found } => self.deleted(key, found),
+            Event::Deleted { key, command, found } => self.deleted(key, command, found),
         }
     }
 }
@@ -104,15 +104,16 @@ impl Observing<'_> {
         );
     }
 
-    fn deleted(&self, key: &[u8], found: bool) {
+    fn deleted(&self, key: &[u8], command: &str, found: Option<Seen>) {
         if let Some(delimiter) = self.delimiter {
             self.seat.prefixes.count(key, delimiter, |uses| uses.deletes += 1);
         }
-        if found {
+        if let Some(Seen { class, value_len }) = found {
+            let key = Shown(key);
             self.shared.watchers.tell(
                 watch::DELETIONS,
                 self.now,
-                format_args!("type=deleted key={} cmd=delete cfd={}", Shown(key), self.fd),
+                format_args!("type=deleted key={key} cmd={command} clsid={class} size={value_len}"),
             );
         }
     }

@@ -23,6 +23,10 @@ use tokio::task::AbortHandle;
 
 const NS: u64 = 1_000_000_000;
 
+/// A client that sends a request more slowly than this, beyond the time that it may be silent, is
+/// given up: one byte now and then would hold its memory for ever.
+const REQUEST_BYTES_PER_S_MIN: usize = 1 << 10;
+
 /// Where a client is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -94,6 +98,10 @@ pub struct ConnectionInfo {
     pub listener: Arc<str>,
     last_active_s: AtomicU64,
     activity: AtomicU8,
+    /// When a request began that is half received, boot-time seconds; 0 while there is none.
+    begun_s: AtomicU64,
+    /// Bytes that have come of it, or of those before it that were not answered yet.
+    begun_len: AtomicUsize,
     /// Whether a request is half received or an answer half sent.
     busy: AtomicBool,
     reset: AtomicBool,
@@ -113,6 +121,8 @@ impl ConnectionInfo {
             listener,
             last_active_s: AtomicU64::new(now.boottime_ns / NS),
             activity: AtomicU8::new(Activity::Read as u8),
+            begun_s: AtomicU64::new(0),
+            begun_len: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
             reset: AtomicBool::new(false),
             idle_closed: AtomicBool::new(false),
@@ -133,8 +143,23 @@ impl ConnectionInfo {
         (now.boottime_ns / NS).saturating_sub(self.last_active_s.load(Ordering::Relaxed))
     }
 
+    /// Notes bytes that have come.
+    pub fn received(&self, len: usize) {
+        let before = self.begun_len.load(Ordering::Relaxed);
+        self.begun_len.store(before.saturating_add(len), Ordering::Relaxed);
+    }
+
+    /// Notes that a request was answered: what is half received began after it.
+    pub fn asked(&self) {
+        self.begun_s.store(0, Ordering::Relaxed);
+        self.begun_len.store(0, Ordering::Relaxed);
+    }
+
     /// Notes what the connection does.
     pub fn doing(&self, activity: Activity, busy: bool) {
+        if activity == Activity::Read && busy && self.begun_s.load(Ordering::Relaxed) == 0 {
+            self.begun_s.store(self.last_active_s.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         self.activity.store(activity as u8, Ordering::Relaxed);
         self.busy.store(busy, Ordering::Relaxed);
     }
@@ -162,11 +187,18 @@ impl ConnectionInfo {
         self.busy.load(Ordering::Relaxed)
     }
 
-    /// Whether the rest of a request, the beginning of which is here, has been missing for `time`.
+    /// Whether a request is half received, and either nothing has come for `time`, or it has come
+    /// for longer than `time` and what [`REQUEST_BYTES_PER_S_MIN`] grants.
     #[must_use]
     pub fn is_half_received_for(&self, time: Duration, now: Now) -> bool {
         let reading = self.activity.load(Ordering::Relaxed) == Activity::Read as u8;
-        reading && self.is_busy() && self.idle_s(now) >= time.as_secs()
+        if !reading || !self.is_busy() {
+            return false;
+        }
+        let since_s = (now.boottime_ns / NS).saturating_sub(self.begun_s.load(Ordering::Relaxed));
+        let granted_s = self.begun_len.load(Ordering::Relaxed) / REQUEST_BYTES_PER_S_MIN;
+        let limit_s = time.as_secs().saturating_add(granted_s as u64);
+        self.idle_s(now) >= time.as_secs() || since_s >= limit_s
     }
 
     /// Ties the task that serves the connection to it.

@@ -30,7 +30,7 @@ impl Services for Nobody {
     fn authenticate(&self, user: &[u8], password: &[u8]) -> bool {
         (user, password) == (b"user", b"pass")
     }
-    fn shutdown(&self, _: Shutdown) -> bool {
+    fn shutdown(&self, _: Option<Shutdown>) -> bool {
         false
     }
 }
@@ -71,6 +71,7 @@ fn converse_in(mut connection: Connection, pieces: &[&[u8]], requests_per_turn: 
                     counters: &counters,
                     now,
                     flush_allowed: true,
+                    reads_only: false,
                     observer: None,
                 };
                 let step = connection.drive(&mut Turn {

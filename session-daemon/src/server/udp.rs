@@ -194,7 +194,8 @@ impl Desk {
             rest = behind;
             self.connection.filled(part.len());
             loop {
-                let step = local.drive(&mut self.connection, info, None);
+                let writes = self.scope == Scope::Writes;
+                let step = local.drive_datagram(&mut self.connection, info, writes);
                 let output = self.connection.output();
                 let output_len = output.len();
                 fits = self.reply.len() + output_len <= reply_len_max;

@@ -58,6 +58,15 @@ pub enum Message {
     Stop(Shutdown),
 }
 
+/// What a connection may do.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rights {
+    /// It may steer the server, whatever clients may.
+    trusted: bool,
+    /// Nothing that it asks changes an item.
+    reads_only: bool,
+}
+
 /// The sockets by which clients come to a worker.
 #[derive(Debug, Default)]
 pub struct WaysIn {
@@ -121,29 +130,46 @@ impl Local {
         wire: Option<&dyn Wire>,
     ) -> Step {
         info.active(self.now());
-        self.drive_as(connection, info.fd, false, wire)
+        info.received(connection.take_received_len());
+        let (step, asked) = self.drive_as(connection, info.fd, Rights::default(), wire);
+        if asked {
+            info.asked();
+        }
+        step
+    }
+
+    /// Gives the connection of a datagram its part of the turn.
+    pub fn drive_datagram(
+        &self,
+        connection: &mut Connection,
+        info: &ConnectionInfo,
+        writes: bool,
+    ) -> Step {
+        info.active(self.now());
+        let rights = Rights { reads_only: !writes, ..Rights::default() };
+        self.drive_as(connection, info.fd, rights, None).0
     }
 
     /// Gives a connection without a client its part of the turn, and the right to steer the server.
     pub fn drive_trusted(&self, connection: &mut Connection) -> Step {
-        self.drive_as(connection, -1, true, None)
+        self.drive_as(connection, -1, Rights { trusted: true, ..Rights::default() }, None).0
     }
 
-    /// Gives a connection its part of the turn; one that is trusted may steer the server.
+    /// Gives a connection its part of the turn; whether a request was answered in it.
     fn drive_as(
         &self,
         connection: &mut Connection,
         fd: i32,
-        trusted: bool,
+        rights: Rights,
         wire: Option<&dyn Wire>,
-    ) -> Step {
+    ) -> (Step, bool) {
         let _abort = AbortOnPanic;
         if self.drives.get() > DRIVES_PER_TURN_MAX {
             self.end_turn();
         }
         let now = self.now();
         self.drives.set(self.drives.get() + 1);
-        self.trusted.set(trusted);
+        self.trusted.set(rights.trusted);
         let shared = &*self.shared;
         let (kinds, delimiter) = (shared.watchers.kinds(), shared.detail_delimiter());
         let observing = Observing { shared, seat: self.seat(), fd, now, delimiter };
@@ -151,19 +177,22 @@ impl Local {
         let mut store = self.store.borrow_mut();
         store.note_evictions(kinds & watch::EVICTIONS != 0);
         let mut pool = self.pool.borrow_mut();
-        connection.drive(&mut Turn {
+        let requests_max = shared.config.requests_per_turn;
+        let mut turn = Turn {
             executor: Executor {
                 store: &mut store,
                 counters: self.counters(),
                 now,
                 flush_allowed: self.shared.config.flush_allowed,
+                reads_only: rights.reads_only,
                 observer: observed.then_some(&observing as &dyn Observer),
             },
             pool: &mut pool,
             services: self,
-            requests_left: self.shared.config.requests_per_turn,
+            requests_left: requests_max,
             wire,
-        })
+        };
+        (connection.drive(&mut turn), turn.requests_left < requests_max)
     }
 
     /// Ends the turn: nothing of the store is held, and the time is no longer true.
@@ -224,9 +253,12 @@ impl Services for Local {
         admitted
     }
 
-    fn shutdown(&self, shutdown: Shutdown) -> bool {
+    fn shutdown(&self, shutdown: Option<Shutdown>) -> bool {
         let hook = self.shared.config.shutdown.as_ref();
-        hook.map(|hook| (hook.0)(shutdown)).is_some()
+        if let (Some(hook), Some(shutdown)) = (hook, shutdown) {
+            (hook.0)(shutdown);
+        }
+        hook.is_some()
     }
 }
 

@@ -45,6 +45,10 @@ impl Worker {
                 return Counted::NoMemory;
             }
             let Some(old) = self.find_alive(hash, key, now) else { return Counted::NotFound };
+            // As memcached: that there is no number at all is told before the version is asked for.
+            if self.shared().item_state(old).value_len() == 0 {
+                return Counted::NonNumeric;
+            }
             if self.is_other_version(old, terms.cas) {
                 return Counted::Exists;
             }

@@ -89,12 +89,12 @@ pub fn missed(out: &mut Vec<u8>, tag: Tag, key: Option<&[u8]>) {
 }
 
 /// One statistic. An empty success ends the list.
-pub fn stat(out: &mut Vec<u8>, tag: Tag, name: &str, value: &str) {
+pub fn stat(out: &mut Vec<u8>, tag: Tag, name: &str, value: &[u8]) {
     let body_len = len(name.len().saturating_add(value.len()));
     let key_len = short_len(name.len());
     header(out, tag, Reply { key_len, body_len, ..Reply::SUCCESS });
     out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(value);
 }
 
 /// The fields of a reply's header that differ from one reply to the next.

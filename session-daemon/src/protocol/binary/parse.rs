@@ -83,6 +83,10 @@ pub enum Ask<'a> {
     Stats(StatsTopic),
     /// Zeroes the counters.
     StatsReset,
+    /// Switches the counting by prefix.
+    Detail(bool),
+    /// Asks what was counted by prefix.
+    Prefixes,
     /// The client takes its leave.
     Quit,
 }
@@ -245,6 +249,9 @@ fn stat(topic: &[u8]) -> Option<Ask<'_>> {
         b"" => Ask::Stats(StatsTopic::General),
         topic if topic.starts_with(b"reset") => Ask::StatsReset,
         topic if topic.starts_with(b"settings") => Ask::Stats(StatsTopic::Settings),
+        topic if topic.starts_with(b"detail on") => Ask::Detail(true),
+        topic if topic.starts_with(b"detail off") => Ask::Detail(false),
+        topic if topic.starts_with(b"detail dump") => Ask::Prefixes,
         b"items" => Ask::Stats(StatsTopic::Items),
         b"slabs" => Ask::Stats(StatsTopic::Slabs),
         b"sizes" => Ask::Stats(StatsTopic::Sizes),

@@ -67,7 +67,7 @@ pub const fn of(outcome: Outcome, opcode: u8) -> Option<Status> {
         Outcome::NoMemory | Outcome::OutOfMemory => Status::OutOfMemory,
         Outcome::NonNumeric => Status::NonNumeric,
         Outcome::FlushNotAllowed | Outcome::Confined => Status::AuthFailure,
-        Outcome::ShutdownNotEnabled => Status::UnknownCommand,
+        Outcome::ShutdownNotEnabled | Outcome::BadShutdownMode => Status::UnknownCommand,
         Outcome::Stored
         | Outcome::Deleted
         | Outcome::Touched

@@ -181,11 +181,14 @@ fn the_rest() {
         (b"items", Ask::Stats(StatsTopic::Items)),
         (b"slabs", Ask::Stats(StatsTopic::Slabs)),
         (b"sizes", Ask::Stats(StatsTopic::Sizes)),
+        (b"detail on", Ask::Detail(true)),
+        (b"detail off", Ask::Detail(false)),
+        (b"detail dump", Ask::Prefixes),
     ] {
         let bytes = Bytes::new(0x10, b"", topic, b"").bytes();
         assert_eq!(frame(&bytes), asked(0x10, false, ask, 24 + topic.len()));
     }
-    for topic in [&b"conns"[..], b"res", b"items x", b"detail dump", b"cachedump 1 1"] {
+    for topic in [&b"conns"[..], b"res", b"items x", b"detail", b"detail x", b"cachedump 1 1"] {
         let bytes = Bytes::new(0x10, b"", topic, b"").bytes();
         let after = After::Swallow(topic.len() as u32);
         let rejected = Frame::Rejected { tag: tag(0x10, false), status: Status::NotFound, after };
@@ -447,7 +450,7 @@ fn found_and_missed() {
 
 #[test]
 fn statistics() {
-    let bytes = written(|out| encode::stat(out, tag(0x10, false), "pid", "42"));
+    let bytes = written(|out| encode::stat(out, tag(0x10, false), "pid", b"42"));
     let Reply { status, key, value, .. } = reply(&bytes);
     assert_eq!((status, &key[..], &value[..]), (0, &b"pid"[..], &b"42"[..]));
 }

@@ -140,6 +140,8 @@ pub struct Count {
     pub cas: u64,
     /// Time left before this request.
     pub ttl: Ttl,
+    /// The number was made: said to quiet clients too.
+    pub made: bool,
     /// Time left by `N`, for a number that was made.
     pub ttl_vivified: Option<Ttl>,
     /// Time left by `T`.
@@ -148,7 +150,7 @@ pub struct Count {
 
 /// The reply to `ma`, number and all.
 pub fn count(out: &mut Vec<u8>, echo: &Echo<'_>, count: &Count) {
-    if echo.quiet {
+    if echo.quiet && !count.made {
         return;
     }
     let mut digits = itoa::Buffer::new();

@@ -106,7 +106,7 @@ impl Flags {
 
     fn take(&mut self, letter: u8, token: &[u8]) -> Result<(), MetaError> {
         let number = || unsigned(token).ok_or(MetaError::BadToken);
-        let exptime = || signed(token).map(Exptime).ok_or(MetaError::BadToken);
+        let exptime = || signed(token).map(Exptime::of_line).ok_or(MetaError::BadToken);
         match letter {
             b'T' => {
                 self.exptime = Some(exptime()?);

@@ -48,6 +48,7 @@ pub fn outcome(out: &mut Vec<u8>, outcome: Outcome) {
         Outcome::OutOfMemory => b"SERVER_ERROR out of memory\r\n",
         Outcome::NonNumeric => b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
         Outcome::FlushNotAllowed => b"CLIENT_ERROR flush_all not allowed\r\n",
+        Outcome::BadShutdownMode => b"CLIENT_ERROR invalid shutdown mode\r\n",
         Outcome::ShutdownNotEnabled => b"SERVER_ERROR: shutdown not enabled\r\n",
         Outcome::Confined => admin::words(AdminOutcome::Confined),
         Outcome::Number(value) => {
@@ -73,7 +74,6 @@ pub fn error(out: &mut Vec<u8>, error: LineError) {
         LineError::DeleteUsage => {
             b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
         }
-        LineError::BadShutdownMode => b"CLIENT_ERROR invalid shutdown mode\r\n",
         LineError::BadData => b"CLIENT_ERROR bad data chunk\r\n",
         LineError::BadLine => b"CLIENT_ERROR bad command line\r\n",
         LineError::DetailUsage => b"CLIENT_ERROR usage: stats detail on|off|dump\r\n",

@@ -25,8 +25,6 @@ pub enum LineError {
     BadExptime,
     /// `delete`: words after the key that are neither 0 nor noreply.
     DeleteUsage,
-    /// `shutdown`: a mode that does not exist.
-    BadShutdownMode,
     /// The value did not end where its line said.
     BadData,
     /// `stats cachedump`: words are missing.
@@ -172,7 +170,7 @@ fn timed_key_list(input: &[u8], fetch: Fetch, verb_end: usize) -> KeyList {
     let consumed_len = verb_end.saturating_add(blank_len).saturating_add(time.len());
     match signed(time) {
         Some(seconds) => {
-            let fetch = Fetch { touch: Some(Exptime(seconds)), ..fetch };
+            let fetch = Fetch { touch: Some(Exptime::of_line(seconds)), ..fetch };
             KeyList::Start { fetch, error: None, consumed_len }
         }
         None => KeyList::Start { fetch, error: Some(LineError::BadExptime), consumed_len },
@@ -241,7 +239,7 @@ fn storage<'a>(
     let mode = mode(&mut words);
     let noreply = words.noreply();
     let parsed = || {
-        let (flags, exptime) = (unsigned_32(flags?)?, Exptime(signed(exptime?)?));
+        let (flags, exptime) = (unsigned_32(flags?)?, Exptime::of_line(signed(exptime?)?));
         Some(Store { key: Key::new(key?)?, terms: StoreTerms::new(flags, exptime, mode?) })
     };
     match parsed() {
@@ -257,22 +255,28 @@ fn storage<'a>(
 /// `delete <key> [0] [noreply]`.
 fn delete(mut words: Words<'_>) -> Line<'_> {
     let Some(word) = words.next() else { return rejected(LineError::BadFormat) };
-    let Some(key) = Key::new(word) else { return rejected(LineError::BadFormat) };
-    let mut rest = words;
-    let noreply = match (rest.next(), rest.next(), rest.next()) {
-        (None, ..) | (Some(b"0"), None, _) => false,
-        (Some(b"noreply"), None, _) | (Some(b"0"), Some(b"noreply"), None) => true,
-        _ => return rejected(LineError::DeleteUsage),
+    let (noreply, mut rest) = (words.noreply(), words);
+    let is_usual = match (rest.next(), rest.next(), rest.next()) {
+        (None | Some(b"0" | b"noreply"), None, _) => true,
+        (Some(b"0"), Some(b"noreply"), None) => true,
+        _ => false,
     };
-    request(Request::Delete { key }, noreply)
+    match Key::new(word) {
+        Some(key) if is_usual => request(Request::Delete { key }, noreply),
+        key => {
+            let wrong = if key.is_some() { LineError::DeleteUsage } else { LineError::BadFormat };
+            Line::Rejected { error: wrong, after: After::NextLine, noreply }
+        }
+    }
 }
 
-/// `incr <key> <delta> [noreply]`.
+/// `incr <key> <delta> [noreply]`. A `noreply` in the delta's place is wrong, and silently so, as
+/// in memcached.
 fn arithmetic(mut words: Words<'_>, direction: Direction) -> Line<'_> {
-    let (Some(key), Some(delta)) = (words.next(), words.next()) else {
+    let (key, noreply) = (words.next(), words.noreply());
+    let (Some(key), Some(delta)) = (key, words.next()) else {
         return rejected(LineError::BadFormat);
     };
-    let noreply = words.noreply();
     let after = After::NextLine;
     let Some(key) = Key::new(key) else {
         return Line::Rejected { error: LineError::BadFormat, after, noreply };
@@ -285,10 +289,10 @@ fn arithmetic(mut words: Words<'_>, direction: Direction) -> Line<'_> {
 
 /// `touch <key> <exptime> [noreply]`.
 fn touch(mut words: Words<'_>) -> Line<'_> {
-    let (Some(key), Some(exptime)) = (words.next(), words.next()) else {
+    let (key, noreply) = (words.next(), words.noreply());
+    let (Some(key), Some(exptime)) = (key, words.next()) else {
         return rejected(LineError::BadFormat);
     };
-    let noreply = words.noreply();
     let after = After::NextLine;
     let Some(key) = Key::new(key) else {
         return Line::Rejected { error: LineError::BadFormat, after, noreply };
@@ -296,7 +300,7 @@ fn touch(mut words: Words<'_>) -> Line<'_> {
     let Some(exptime) = signed(exptime) else {
         return Line::Rejected { error: LineError::BadExptime, after, noreply };
     };
-    request(Request::Touch { key, exptime: Exptime(exptime) }, noreply)
+    request(Request::Touch { key, exptime: Exptime::of_line(exptime) }, noreply)
 }
 
 /// `flush_all [exptime] [noreply]`.
@@ -347,11 +351,12 @@ fn stats(mut words: Words<'_>) -> Line<'_> {
 
 /// `shutdown [graceful]`.
 fn shutdown(mut words: Words<'_>) -> Line<'_> {
-    match (words.next(), words.next()) {
-        (None, _) => request(Request::Shutdown(Shutdown::Now), false),
-        (Some(b"graceful"), None) => request(Request::Shutdown(Shutdown::Graceful), false),
-        _ => rejected(LineError::BadShutdownMode),
-    }
+    let mode = match (words.next(), words.next()) {
+        (None, _) => Some(Shutdown::Now),
+        (Some(b"graceful"), None) => Some(Shutdown::Graceful),
+        _ => None,
+    };
+    request(Request::Shutdown(mode), false)
 }
 
 fn unknown(words: Words<'_>) -> Line<'_> {

@@ -107,9 +107,11 @@ fn administration_lines() {
     assert_eq!(line(b"stats slabs"), stats(StatsTopic::Slabs));
     assert_eq!(line(b"stats sl"), rejected(LineError::Unknown, After::NextLine));
     assert_eq!(line(b"stats resett"), rejected(LineError::Unknown, After::NextLine));
-    let shutdown = Request::Shutdown(Shutdown::Graceful);
+    let shutdown = Request::Shutdown(Some(Shutdown::Graceful));
     assert_eq!(line(b"shutdown graceful"), Line::Request { request: shutdown, noreply: false });
-    assert_eq!(line(b"shutdown x"), rejected(LineError::BadShutdownMode, After::NextLine));
+    let shutdown = |mode| Line::Request { request: Request::Shutdown(mode), noreply: false };
+    assert_eq!(line(b"shutdown x"), shutdown(None));
+    assert_eq!(line(b"shutdown graceful"), shutdown(Some(Shutdown::Graceful)));
     assert_eq!(line(b"GET / HTTP/1.0"), Line::HangUp);
     assert_eq!(line(b"HTTP/1.0"), rejected(LineError::Unknown, After::NextLine));
     assert_eq!(line(b"  "), rejected(LineError::BadFormat, After::NextLine));

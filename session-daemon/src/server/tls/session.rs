@@ -93,7 +93,8 @@ impl Session {
                 Step::Close => {
                     self.send(presence).await?;
                     self.tls.send_close_notify();
-                    return self.send(presence).await;
+                    self.send(presence).await?;
+                    return self.connection.end();
                 }
             }
         }
