@@ -1,6 +1,7 @@
-//! The Debian packages that the tests use: installed as root, otherwise named.
+//! The Debian packages that the tests use, installed as root, otherwise named; and clients of PyPI.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
@@ -19,6 +20,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3-prometheus-client",
     "python3-pylibmc",
     "python3-pymemcache",
+    "python3-venv",
 ];
 
 /// What keeps sessions of PHP in a cache, and stands around it.
@@ -36,6 +38,35 @@ pub(crate) const FOR_PHP: &[&str] = &[
 /// How to get [`FOR_PHP`].
 pub(crate) fn advice() -> String {
     format!("on Debian 12: apt-get install {}", FOR_PHP.join(" "))
+}
+
+/// Debian's Python, whose modules the clients from PyPI use as well.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Installs the clients from PyPI in `target/clients`, or says why not: their tests skip
+/// themselves then, and are counted.
+pub(crate) fn ensure_clients() {
+    let directory = shell::root().join("target/clients");
+    let wanted = shell::root().join("tests/clients/requirements.txt");
+    let installed = directory.join("requirements.txt");
+    let same = |a: &Path, b: &Path| std::fs::read(a).ok().zip(std::fs::read(b).ok());
+    if same(&wanted, &installed).is_some_and(|(wanted, installed)| wanted == installed) {
+        return;
+    }
+    if let Err(error) = install_clients(&directory, &wanted)
+        .and_then(|()| Ok(std::fs::copy(&wanted, &installed).map(drop)?))
+    {
+        println!("cannot install {}: {error:#}", wanted.display());
+    }
+}
+
+fn install_clients(directory: &Path, wanted: &Path) -> Result<()> {
+    let mut environment = Command::new(PYTHON);
+    environment.args(["-m", "venv", "--system-site-packages"]).arg(directory);
+    shell::run(&mut environment)?;
+    let mut pip = Command::new(directory.join("bin/pip"));
+    pip.args(["install", "--quiet", "--no-input", "--disable-pip-version-check", "-r"]);
+    shell::run(pip.arg(wanted))
 }
 
 /// Installs the packages that are missing, or says which they are.

@@ -60,6 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// Runs everything; what keeps the tests from running counts as one failure.
 pub(crate) fn total(options: &Options) -> Tally {
     packages::ensure(&[packages::FOR_TESTS, packages::FOR_PHP].concat());
+    packages::ensure_clients();
     if shell::is_root() {
         leftovers::reap();
     } else {
