@@ -3,8 +3,10 @@
 //! what may differ, with the reason, is listed in `normal`.
 #![forbid(unsafe_code)]
 
+mod frames;
 mod generate;
 mod normal;
+mod words;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -21,6 +23,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// Commands in a stream at most.
 const STREAM_LEN_MAX: u64 = 24;
+
+/// Keys have room for eight digits.
+const ROUNDS_PER_PROTOCOL: u64 = 33_000_000;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +77,9 @@ impl std::fmt::Display for Difference {
 pub fn run(options: &Options, most: usize) -> Result<Vec<Difference>> {
     let mut random = Random::new(options.seed);
     let (mut found, mut sent) = (Vec::new(), 0);
-    let mut rounds = Rounds { options: *options, round: 0 };
+    // Protocols that are fuzzed one after the other on the same servers share no key.
+    let round = options.protocol as u64 * ROUNDS_PER_PROTOCOL;
+    let mut rounds = Rounds { options: *options, round };
     while sent < options.commands && found.len() < most {
         let stream =
             Stream::random(options.protocol, random.below(STREAM_LEN_MAX) + 1, &mut random);
@@ -96,11 +103,11 @@ impl Rounds {
         self.round += 1;
         let sent = stream.bytes(self.round);
         let cuts: Vec<usize> =
-            (0..random.below(4)).map(|_| random.below(sent.len() as u64 + 1) as usize).collect();
+            (0..random.below(8)).map(|_| random.below(sent.len() as u64 + 1) as usize).collect();
         let context = || format!("after {}", sent.escape_ascii());
         let ours = converse(self.options.ours, &sent, &cuts).with_context(context)?;
         let theirs = converse(self.options.theirs, &sent, &cuts).with_context(context)?;
-        if normal::same(self.options.protocol, &ours, &theirs) {
+        if normal::same(self.options.protocol, &ours, &theirs, stream.is_half()) {
             return Ok(None);
         }
         Ok(Some(Difference { sent, ours, theirs }))
