@@ -30,6 +30,8 @@ pub mod scratch;
 pub mod script;
 pub mod sessiond;
 pub mod skip;
+#[cfg(feature = "daemon")]
+pub mod targets;
 pub mod tls;
 pub mod topology;
 pub mod wait;

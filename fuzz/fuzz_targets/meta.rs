@@ -1,0 +1,4 @@
+//! libFuzzer's way into `session_tests::targets::meta`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| session_tests::targets::meta(bytes));
