@@ -1,6 +1,7 @@
 //! Doing what was asked. It owns what each request does to the store and which counters move;
 //! it never sees the words of a wire format.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use super::counters::{Counter, Counters};
 use super::expiry;

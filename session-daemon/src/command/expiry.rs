@@ -1,6 +1,7 @@
 //! A client's expiry time to the store's lifetime. It owns the rule of thirty days; a date is
 //! turned into a span here, once, so that no later clock step moves it.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use crate::command::request::Exptime;

@@ -1,5 +1,6 @@
 //! Lookups that may win an item, and removals that leave one. It owns which counters they move.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use super::counters::Counter;
 use super::execute::{Executor, store_key};

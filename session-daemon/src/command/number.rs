@@ -1,6 +1,7 @@
 //! Numbers that are counted up and down. It owns what is made where no number is, and the counters;
 //! the rules for numbers in values are the store's.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use super::counters::Counter;
 use super::execute::{Executor, store_key};

@@ -1,6 +1,7 @@
 //! Logical requests and their outcomes, shared by every wire format. This file owns their
 //! meaning; how they look on the wire is the business of `protocol`.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 /// Longest key, bytes (protocol.txt, "Keys").
 pub const KEY_LEN_MAX: usize = 250;
@@ -36,7 +37,7 @@ impl Exptime {
         const WRAP: i64 = 1 << 32;
         const NEGATIVE_MIN: i64 = WRAP - 60 * 60 * 24 * 30;
         match seconds {
-            NEGATIVE_MIN..WRAP => Self(seconds - WRAP),
+            NEGATIVE_MIN..WRAP => Self(seconds.wrapping_sub(WRAP)),
             _ => Self(seconds),
         }
     }

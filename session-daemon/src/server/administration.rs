@@ -1,6 +1,7 @@
 //! What an administrator asks of a server, beside requests and statistics. It owns the interface
 //! between a connection and the server behind it; the default is a server that takes none of it.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use crate::command::admin::{Admin, AdminOutcome, DumpKind};

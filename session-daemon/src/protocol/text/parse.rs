@@ -256,11 +256,10 @@ fn storage<'a>(
 fn delete(mut words: Words<'_>) -> Line<'_> {
     let Some(word) = words.next() else { return rejected(LineError::BadFormat) };
     let (noreply, mut rest) = (words.noreply(), words);
-    let is_usual = match (rest.next(), rest.next(), rest.next()) {
-        (None | Some(b"0" | b"noreply"), None, _) => true,
-        (Some(b"0"), Some(b"noreply"), None) => true,
-        _ => false,
-    };
+    let is_usual = matches!(
+        (rest.next(), rest.next(), rest.next()),
+        (None | Some(b"0" | b"noreply"), None, _) | (Some(b"0"), Some(b"noreply"), None)
+    );
     match Key::new(word) {
         Some(key) if is_usual => request(Request::Delete { key }, noreply),
         key => {
