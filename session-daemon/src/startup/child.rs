@@ -313,6 +313,7 @@ fn store_config(config: &Config) -> Result<StoreConfig> {
         chunk_min: Some(usize::try_from(config.chunk_min)?)
             .filter(|_| config.chunk_min != defaults.chunk_min),
         workers: usize::from(config.threads),
+        ..StoreConfig::default()
     })
 }
 

@@ -29,6 +29,12 @@ impl HashSecret {
         }))
     }
 
+    /// A secret that anybody can compute.
+    pub(super) fn of_seed(seed: u64) -> Self {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        Self(std::array::from_fn(|idx| mix(ODD.wrapping_mul(seed.wrapping_add(idx as u64)))))
+    }
+
     /// The secret that was kept in a superblock.
     pub(super) fn of_words(words: [u64; SECRET_WORDS]) -> Self {
         Self(words)

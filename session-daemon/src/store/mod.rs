@@ -166,7 +166,8 @@ impl Store {
         let layout = Layout::new(config.memory_limit, classes.count())?;
         let len = layout.region_len();
         let region = Region::map(len).map_err(|source| StoreError::Map { len, source })?;
-        let store = Self::assemble(config, region, layout, classes, HashSecret::random());
+        let secret = config.hash_seed.map_or_else(HashSecret::random, HashSecret::of_seed);
+        let store = Self::assemble(config, region, layout, classes, secret);
         store.format();
         Ok(Arc::new(store))
     }

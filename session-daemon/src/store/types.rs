@@ -282,6 +282,9 @@ pub struct StoreConfig {
     pub chunk_min: Option<usize>,
     /// Most workers that exist at one time.
     pub workers: usize,
+    /// Makes the secret of the hash from this number, for measurements that must repeat; `None`
+    /// for a random one, which alone keeps clients from choosing keys that collide.
+    pub hash_seed: Option<u64>,
 }
 
 impl Default for StoreConfig {
@@ -295,6 +298,7 @@ impl Default for StoreConfig {
             growth_factor: None,
             chunk_min: None,
             workers: 4,
+            hash_seed: None,
         }
     }
 }
