@@ -113,8 +113,9 @@ impl Conversation {
             }
             Frame::Request { tag, ask, head_len } => {
                 count_request(turn);
-                answer(tag, ask, output, turn);
+                let alone = input.waiting().len() == head_len;
                 let last = ask == Ask::Quit;
+                answer(tag, ask, alone, output, turn);
                 input.consume(head_len);
                 if last { Progress::Leave } else { Progress::More }
             }
@@ -226,10 +227,10 @@ impl Put<'_> {
     }
 }
 
-/// Answers a request that carries no value.
-fn answer(tag: Tag, ask: Ask<'_>, output: &mut Output, turn: &mut Turn<'_>) {
+/// Answers a request that carries no value. `alone`: nothing else stands in the input.
+fn answer(tag: Tag, ask: Ask<'_>, alone: bool, output: &mut Output, turn: &mut Turn<'_>) {
     let versioned = match ask {
-        Ask::Fetch(terms) => return fetch_one(tag, terms, output, turn),
+        Ask::Fetch(terms) => return fetch_one(tag, terms, alone, output, turn),
         Ask::Delete { key, cas } => turn.executor.delete(key, cas).into(),
         Ask::Count(counting) => turn.executor.count(&counting).versioned(),
         Ask::Flush { .. } | Ask::StatsReset if turn.services.is_confined() => {
@@ -285,7 +286,7 @@ fn prefixes(tag: Tag, output: &mut Output, turn: &mut Turn<'_>) -> Outcome {
 }
 
 /// memcached counts `gat`, `touch` and their kin as touches alone.
-fn fetch_one(tag: Tag, terms: Fetch<'_>, output: &mut Output, turn: &mut Turn<'_>) {
+fn fetch_one(tag: Tag, terms: Fetch<'_>, alone: bool, output: &mut Output, turn: &mut Turn<'_>) {
     let Some(key) = Key::new(terms.key.bytes()) else { return };
     let asked = request::Fetch { with_cas: true, touch: terms.touch };
     let mut items = [None];
@@ -296,7 +297,8 @@ fn fetch_one(tag: Tag, terms: Fetch<'_>, output: &mut Output, turn: &mut Turn<'_
         Some(_) => count_touch(turn.executor.counters, item.is_some()),
     }
     note(turn.executor.observer, terms.key.bytes(), item.as_ref());
-    append(output, tag, terms, item.as_ref(), turn.wire, turn.pool);
+    let wire = turn.wire.map(|wire| (wire, alone));
+    append(output, tag, terms, item.as_ref(), wire, turn.pool);
 }
 
 fn note(observer: Option<&dyn Observer>, key: &[u8], item: Option<&Item<'_>>) {
@@ -305,24 +307,25 @@ fn note(observer: Option<&dyn Observer>, key: &[u8], item: Option<&Item<'_>>) {
     }
 }
 
+/// Appends an answer. Beside the wire: whether nothing else stands in the input.
 fn append(
     output: &mut Output,
     tag: Tag,
     terms: Fetch<'_>,
     item: Option<&Item<'_>>,
-    wire: Option<&dyn Wire>,
+    wire: Option<(&dyn Wire, bool)>,
     pool: &mut Pool,
 ) {
     let key = terms.with_key.then_some(terms.key.bytes());
     let out = output.tail(pool);
     let Some(item) = item else { return encode::missed(out, tag, key) };
     let value_len = if terms.with_value { item.value_len() } else { 0 };
-    let wire = wire_for(wire, value_len);
+    let wire = wire.and_then(|(wire, last)| wire_for(Some(wire), value_len, last));
     let copied_len = if wire.is_some() { 0 } else { value_len };
     out.reserve(copied_len.saturating_add(encode::FOUND_LEN_MAX));
     encode::found(out, tag, key, item.flags().0, value_len, item.cas().0);
     if terms.with_value {
-        output.append_value(item.value(), &[], wire, pool);
+        output.append_value(item, &[], wire, pool);
     }
 }
 
@@ -333,6 +336,8 @@ struct Batch<'a> {
     len: usize,
     /// Fetches that are answered whether they hit or not.
     loud: u32,
+    /// Bytes of the input.
+    input_len: usize,
 }
 
 /// What is known of a key in the batch beside its bytes.
@@ -354,7 +359,7 @@ impl<'a> Batch<'a> {
     /// protocol what the keys of a list are to the text protocol, and count as little.
     fn gather(input: &'a [u8], requests_max: u32) -> Self {
         let (keys, entries) = ([NO_KEY; BATCH_KEYS_MAX], [None; BATCH_KEYS_MAX]);
-        let mut batch = Self { keys, entries, len: 0, loud: 0 };
+        let mut batch = Self { keys, entries, len: 0, loud: 0, input_len: input.len() };
         let mut at = 0;
         let places = batch.keys.iter_mut().zip(&mut batch.entries);
         for (key_place, entry_place) in places {
@@ -403,7 +408,8 @@ impl<'a> Batch<'a> {
             }
             count_fetch(turn.executor.counters, plain, item.is_some());
             note(turn.executor.observer, entry.terms.key.bytes(), item.as_ref());
-            append(output, entry.tag, entry.terms, item.as_ref(), turn.wire, turn.pool);
+            let wire = turn.wire.map(|wire| (wire, entry.end == self.input_len));
+            append(output, entry.tag, entry.terms, item.as_ref(), wire, turn.pool);
             done = Some(entry.end);
         }
         done

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+use crate::store::{Item, PinnedValue};
 use std::io::IoSlice;
 
 /// Bytes that one read takes at most.
@@ -12,9 +13,16 @@ pub const INPUT_LEN: usize = 64 << 10;
 /// answer may stand above it, so a connection holds this and one item at most.
 pub const OUTPUT_LEN_HIGH: usize = 64 << 10;
 
-/// Values from this length on go from the store to the kernel, if it takes them at once. Below it
-/// a copy costs less than a system call for each of several pipelined values.
+/// Values from this length on go from the store to the kernel. Below it a copy costs less than a
+/// system call for each of several pipelined values.
 const DIRECT_LEN_MIN: usize = 32 << 10;
+
+/// The same for a value that is the last answer before the next wait, which has its system call
+/// in any case.
+const DIRECT_LEN_MIN_LAST: usize = 4 << 10;
+
+/// Bytes of a value that are left in the store while the kernel takes no more; fewer are copied.
+const PINNED_LEN_MIN: usize = 32 << 10;
 
 /// Pieces of a value that are handed over at once.
 const PARTS_MAX: usize = 32;
@@ -65,10 +73,12 @@ pub trait Wire {
     fn send(&self, parts: &[IoSlice<'_>]) -> usize;
 }
 
-/// The wire for a value of this length, if that is worth a system call of its own.
+/// The wire for a value of this length, if that is worth a system call of its own. `last`:
+/// nothing else will be answered before the next wait.
 #[must_use]
-pub fn wire_for(wire: Option<&dyn Wire>, value_len: usize) -> Option<&dyn Wire> {
-    wire.filter(|_| value_len >= DIRECT_LEN_MIN)
+pub fn wire_for(wire: Option<&dyn Wire>, value_len: usize, last: bool) -> Option<&dyn Wire> {
+    let least = if last { DIRECT_LEN_MIN_LAST } else { DIRECT_LEN_MIN };
+    wire.filter(|_| value_len >= least)
 }
 
 /// Bytes received and not yet consumed.
@@ -143,29 +153,103 @@ impl Input {
 }
 
 /// Answers not yet taken by the client.
+///
+/// ```text
+/// sent first          then, if there is one      then
+/// buffer[sent..at]    the rest of a value        buffer[at..]
+/// ```
 #[derive(Debug, Default)]
 pub struct Output {
     buffer: Vec<u8>,
     sent: usize,
+    rest: Option<Box<Rest>>,
+}
+
+/// The rest of a value that stays in the store until the client has taken it.
+#[derive(Debug)]
+struct Rest {
+    value: PinnedValue,
+    /// What follows the value.
+    end: &'static [u8],
+    /// Bytes of value and end that were taken.
+    taken: usize,
+    /// Where in the buffer it has its place.
+    at: usize,
+}
+
+impl Rest {
+    /// What was not taken, as slices.
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        let mut taken = self.taken;
+        self.value.slices().chain(std::iter::once(self.end)).filter_map(move |slice| {
+            let left = slice.get(taken.min(slice.len())..).unwrap_or_default();
+            taken = taken.saturating_sub(slice.len());
+            Some(left).filter(|left| !left.is_empty())
+        })
+    }
+
+    /// Bytes that were not taken.
+    fn len(&self) -> usize {
+        self.value.len().saturating_add(self.end.len()).saturating_sub(self.taken)
+    }
 }
 
 impl Output {
-    /// The bytes to be sent.
+    /// The bytes to be sent next, as far as they stand in one place. Empty when there are none.
     #[must_use]
     pub fn waiting(&self) -> &[u8] {
-        self.buffer.get(self.sent..).unwrap_or_default()
+        match &self.rest {
+            None => self.buffer.get(self.sent..).unwrap_or_default(),
+            Some(rest) if self.sent < rest.at => {
+                self.buffer.get(self.sent..rest.at).unwrap_or_default()
+            }
+            Some(rest) => rest.slices().next().unwrap_or_default(),
+        }
+    }
+
+    /// All that is to be sent, in its order, as far as `parts` has room; how many places it took.
+    pub fn parts<'a>(&'a self, parts: &mut [IoSlice<'a>]) -> usize {
+        let at = self.rest.as_ref().map_or(self.buffer.len(), |rest| rest.at);
+        let before = self.buffer.get(self.sent..at).unwrap_or_default();
+        let behind = self.buffer.get(self.sent.max(at)..).unwrap_or_default();
+        let rest = self.rest.iter().flat_map(|rest| rest.slices());
+        let all = std::iter::once(before).chain(rest).chain(std::iter::once(behind));
+        let mut count: usize = 0;
+        for (place, slice) in parts.iter_mut().zip(all.filter(|slice| !slice.is_empty())) {
+            *place = IoSlice::new(slice);
+            count = count.saturating_add(1);
+        }
+        count
+    }
+
+    /// Whether a part of a value is still in the store.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Copies what is still in the store, so that it is not kept there any longer.
+    pub fn settle(&mut self) {
+        let Some(rest) = self.rest.take() else { return };
+        let mut buffer = Vec::with_capacity(self.buffer.len().saturating_add(rest.len()));
+        buffer.extend_from_slice(self.buffer.get(self.sent..rest.at).unwrap_or_default());
+        rest.slices().for_each(|slice| buffer.extend_from_slice(slice));
+        buffer.extend_from_slice(self.buffer.get(self.sent.max(rest.at)..).unwrap_or_default());
+        self.buffer = buffer;
+        self.sent = 0;
     }
 
     /// Bytes of memory that it holds.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.buffer.capacity()
+        let pinned_len = self.rest.as_ref().map_or(0, |rest| rest.value.len());
+        self.buffer.capacity().saturating_add(pinned_len)
     }
 
     /// Whether no further answer may be added until some are sent.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.buffer.len() >= OUTPUT_LEN_HIGH
+        self.buffer.len() >= OUTPUT_LEN_HIGH || self.rest.is_some()
     }
 
     /// Where answers are appended.
@@ -176,21 +260,47 @@ impl Output {
         &mut self.buffer
     }
 
-    /// Appends a value and what follows it. With a wire the kernel is offered all that waits and
-    /// the value where it stands, and only what it does not take is copied.
-    pub fn append_value<'v>(
+    /// Appends the value of an item and what follows it. With a wire the kernel is offered all
+    /// that waits and the value where it stands; what it does not take stays in the store if it
+    /// is much and may be kept there, and is copied else.
+    pub fn append_value(
         &mut self,
-        value: impl Iterator<Item = &'v [u8]>,
-        end: &'v [u8],
+        item: &Item<'_>,
+        end: &'static [u8],
         wire: Option<&dyn Wire>,
         pool: &mut Pool,
     ) {
-        let Some(wire) = wire else {
+        let Some(wire) = wire.filter(|_| self.rest.is_none()) else {
             let out = self.tail(pool);
-            value.for_each(|slice| out.extend_from_slice(slice));
+            item.value().for_each(|slice| out.extend_from_slice(slice));
             return out.extend_from_slice(end);
         };
-        let mut rest = value.chain(std::iter::once(end));
+        let all_len = item.value_len().saturating_add(end.len());
+        let slices = || item.value().chain(std::iter::once(end));
+        let taken = self.offer_all(slices(), wire, pool);
+        let left_len = all_len.saturating_sub(taken);
+        if left_len >= PINNED_LEN_MIN
+            && let Some(value) = item.pin()
+        {
+            let at = self.buffer.len();
+            self.rest = Some(Box::new(Rest { value, end, taken, at }));
+        } else if left_len > 0 {
+            let (out, mut taken) = (self.tail(pool), taken);
+            for slice in slices() {
+                out.extend_from_slice(slice.get(taken..).unwrap_or_default());
+                taken = taken.saturating_sub(slice.len());
+            }
+        }
+    }
+
+    /// Offers what waits and the slices behind it; how many bytes of the slices were taken.
+    fn offer_all<'v>(
+        &mut self,
+        mut rest: impl Iterator<Item = &'v [u8]>,
+        wire: &dyn Wire,
+        pool: &mut Pool,
+    ) -> usize {
+        let mut taken: usize = 0;
         loop {
             let mut slices: [&[u8]; PARTS_MAX] = [&[]; PARTS_MAX];
             let mut count: usize = 0;
@@ -200,18 +310,13 @@ impl Output {
             }
             let slices = slices.get(..count).unwrap_or_default();
             if count == 0 {
-                return;
+                return taken;
             }
             let missing = self.offer(slices, wire, pool);
+            let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+            taken = taken.saturating_add(offered.saturating_sub(missing));
             if missing > 0 {
-                let out = self.tail(pool);
-                let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-                let mut taken = offered.saturating_sub(missing);
-                for slice in slices {
-                    out.extend_from_slice(slice.get(taken..).unwrap_or_default());
-                    taken = taken.saturating_sub(slice.len());
-                }
-                return rest.for_each(|slice| out.extend_from_slice(slice));
+                return taken;
             }
         }
     }
@@ -239,22 +344,38 @@ impl Output {
     /// Whether nothing is to be sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sent == self.buffer.len()
+        self.rest.is_none() && self.sent == self.buffer.len()
     }
 
     /// Takes back what was appended behind the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
-        self.buffer.truncate(len.max(self.sent));
+        let kept = self.rest.as_ref().map_or(self.sent, |rest| rest.at);
+        self.buffer.truncate(len.max(kept));
     }
 
     /// Forgets what is to be sent.
     pub fn clear(&mut self, pool: &mut Pool) {
-        let left_len = self.waiting().len();
-        self.sent(left_len, pool);
+        self.rest = None;
+        self.sent = 0;
+        self.buffer.clear();
+        self.sent(0, pool);
     }
 
     /// Says that `len` bytes were sent.
     pub fn sent(&mut self, len: usize, pool: &mut Pool) {
+        let mut len = len;
+        if let Some(rest) = &mut self.rest {
+            let before = len.min(rest.at.saturating_sub(self.sent));
+            self.sent = self.sent.saturating_add(before);
+            len = len.saturating_sub(before);
+            let within = len.min(rest.len());
+            rest.taken = rest.taken.saturating_add(within);
+            len = len.saturating_sub(within);
+            if rest.len() > 0 {
+                return;
+            }
+            self.rest = None;
+        }
         self.sent = self.sent.saturating_add(len).min(self.buffer.len());
         if self.is_empty() {
             self.sent = 0;
@@ -266,6 +387,9 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::{INPUT_LEN, Input, Output, Pool, Wire};
+    use crate::clock::Now;
+    use crate::store::Store;
+    use crate::store::types::{ClientFlags, Key, Lifetime, Mode, StoreConfig};
     use std::cell::{Cell, RefCell};
     use std::io::IoSlice;
 
@@ -300,25 +424,80 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_value_is_sent_whole_and_in_order_wherever_the_kernel_stops() {
-        let value: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        let expected = [b"head ", value.as_slice(), b"\r\n"].concat();
-        // More slices than are handed over at once, and fewer.
-        for slice_len in [1000, 300, 7] {
-            for limit in 0..=expected.len() {
-                let mut pool = Pool::default();
-                let mut output = Output::default();
-                output.tail(&mut pool).extend_from_slice(b"head ");
-                let wire = Greedy { left: Cell::new(limit), taken: RefCell::default() };
-                let slices = value.chunks(slice_len);
-                output.append_value(slices, b"\r\n", Some(&wire), &mut pool);
-                let sent = [wire.taken.into_inner().as_slice(), output.waiting()].concat();
-                assert_eq!(sent, expected, "{slice_len} {limit}");
-                let copied_len = output.waiting().len();
-                assert_eq!(copied_len, expected.len().saturating_sub(limit));
+    const NOW: Now = Now { realtime_ns: 1_700_000_000_000_000_000, boottime_ns: 1_000_000_000 };
+
+    /// Sends a value of so many bytes to a client that takes `limit` at once and then, in turns
+    /// of `step`, the rest; when `settles`, the store is left after the first of them. Whether a
+    /// part stayed in the store.
+    fn send(value_len: usize, limit: usize, step: usize, settles: bool) -> bool {
+        let config = StoreConfig { workers: 1, ..StoreConfig::default() };
+        let store = Store::create(&config).expect("a small store");
+        let mut worker = store.worker().expect("the first worker");
+        let key = Key::new(b"key").expect("a key");
+        let value: Vec<u8> = (0..=250).cycle().take(value_len).collect();
+        worker.set(key, &value, ClientFlags(0), Lifetime::Never, Mode::Set, NOW);
+        let expected = [b"head ", value.as_slice(), b"\r\n", b"more"].concat();
+        let (mut pool, mut output) = (Pool::default(), Output::default());
+        output.tail(&mut pool).extend_from_slice(b"head ");
+        let wire = Greedy { left: Cell::new(limit), taken: RefCell::default() };
+        let item = worker.get(key, NOW).expect("it was stored");
+        output.append_value(&item, b"\r\n", Some(&wire), &mut pool);
+        let was_pinned = output.is_pinned();
+        worker.set(key, b"other", ClientFlags(0), Lifetime::Never, Mode::Set, NOW);
+        worker.quiesce();
+        output.tail(&mut pool).extend_from_slice(b"more");
+        output.truncate(output.len());
+        let mut sent = wire.taken.into_inner();
+        while !output.is_empty() {
+            let mut parts = [IoSlice::new(&[]); 3];
+            let count = output.parts(&mut parts);
+            let all: Vec<u8> = parts.iter().take(count).flat_map(|part| part.to_vec()).collect();
+            assert!(all.starts_with(output.waiting()) && !output.waiting().is_empty());
+            let len = all.len().min(step);
+            sent.extend(all.iter().take(len));
+            output.sent(len, &mut pool);
+            if settles {
+                output.settle();
+                assert!(!output.is_pinned());
             }
         }
+        assert!(sent == expected, "{value_len} {limit} {step} {settles}");
+        assert_eq!((output.len(), output.capacity()), (0, 0));
+        worker.quiesce();
+        store.validate().expect("nothing is kept");
+        was_pinned
+    }
+
+    #[test]
+    fn a_value_is_sent_whole_and_in_order_wherever_the_kernel_stops() {
+        for settles in [false, true] {
+            for limit in (0..20).chain(990..1010) {
+                assert!(!send(1000, limit, 7, settles), "little is copied");
+            }
+            for limit in [0, 3, 5, 6, 65_000, 65_536, 70_000, 167_000] {
+                for step in [999, 65_537, 1 << 20] {
+                    assert!(send(200_000, limit, step, settles), "much stays in the store");
+                }
+            }
+            for limit in [199_990, 200_004, 200_005, 200_006, 200_007] {
+                assert!(!send(200_000, limit, 1, settles));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_kept_no_longer() {
+        let store = Store::create(&StoreConfig::default()).expect("a small store");
+        let mut worker = store.worker().expect("the first worker");
+        let key = Key::new(b"key").expect("a key");
+        worker.set(key, &vec![1; 100_000], ClientFlags(0), Lifetime::Never, Mode::Set, NOW);
+        let (mut pool, mut output) = (Pool::default(), Output::default());
+        let wire = Greedy { left: Cell::new(0), taken: RefCell::default() };
+        let item = worker.get(key, NOW).expect("it was stored");
+        output.append_value(&item, b"", Some(&wire), &mut pool);
+        assert!(output.is_pinned() && output.is_full() && output.capacity() >= 100_000);
+        output.clear(&mut pool);
+        assert!(output.is_empty() && !output.is_pinned() && output.capacity() == 0);
     }
 
     #[test]

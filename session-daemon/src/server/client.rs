@@ -18,6 +18,14 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a client that reads slowly may keep a value in the store.
+const PINNED_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Pieces of a value that are handed to the kernel at once.
+const PARTS_MAX: usize = 32;
 
 /// Begins to serve a connection that has its place and counts in this worker's load.
 pub fn begin(local: &Rc<Local>, accepted: Accepted) {
@@ -180,16 +188,51 @@ async fn write(
     presence: &Presence,
 ) -> io::Result<()> {
     let local = &presence.local;
+    let mut pinned_left = PINNED_TIME_MAX;
     while !connection.output().is_empty() {
-        if let Some(len) = socket.write_now(connection.output())? {
+        if let Some(len) = write_now(connection, socket)? {
             local.counters().add(Counter::BytesWritten, len as u64);
             connection.sent(len, &mut local.pool.borrow_mut());
             continue;
         }
         connection.rest(&mut local.pool.borrow_mut());
-        wait_until_writable(socket, presence, connection.kept_len()).await?;
+        if connection.is_pinned() {
+            wait_pinned(connection, socket, presence, &mut pinned_left).await?;
+        } else {
+            wait_until_writable(socket, presence, connection.kept_len()).await?;
+        }
     }
     presence.hold(0);
+    Ok(())
+}
+
+/// Sends what the kernel takes now; none when it takes nothing.
+fn write_now(connection: &Connection, socket: &Socket) -> io::Result<Option<usize>> {
+    if !connection.is_pinned() {
+        return socket.write_now(connection.output());
+    }
+    let mut parts = [IoSlice::new(&[]); PARTS_MAX];
+    let count = connection.output_parts(&mut parts);
+    socket.write_parts_now(parts.get(..count).unwrap_or_default())
+}
+
+/// Waits for a client to whom a value goes from the store. The value is copied when that takes
+/// longer than what is left of the time, so that a slow client keeps no memory of the store.
+async fn wait_pinned(
+    connection: &mut Connection,
+    socket: &mut Socket,
+    presence: &Presence,
+    left: &mut Duration,
+) -> io::Result<()> {
+    let begun = Instant::now();
+    match wait(socket, presence, connection.kept_len(), *left).await {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => *left = Duration::ZERO,
+        waited => waited?,
+    }
+    *left = left.saturating_sub(begun.elapsed());
+    if left.is_zero() {
+        connection.settle();
+    }
     Ok(())
 }
 
@@ -202,17 +245,27 @@ pub async fn wait_until_writable(
     presence: &Presence,
     kept_len: usize,
 ) -> io::Result<()> {
+    let local = &presence.local;
+    let waited = wait(socket, presence, kept_len, local.shared.config.write_timeout).await;
+    if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        local.counters().add_one(Counter::WriteKicks);
+    }
+    waited
+}
+
+async fn wait(
+    socket: &mut Socket,
+    presence: &Presence,
+    kept_len: usize,
+    timeout: Duration,
+) -> io::Result<()> {
     let Presence { local, info, .. } = presence;
     info.doing(Activity::Write, true);
     if !presence.hold(kept_len) {
         local.counters().add_one(Counter::ResponseOom);
         return Err(io::ErrorKind::OutOfMemory.into());
     }
-    let waited = socket.writable(local.shared.config.write_timeout).await;
-    if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-        local.counters().add_one(Counter::WriteKicks);
-    }
-    waited
+    socket.writable(timeout).await
 }
 
 struct Into<'a> {

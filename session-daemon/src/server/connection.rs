@@ -34,7 +34,7 @@ use crate::server::watchers::{Filled, Watching};
 use crate::server::{binary, meta};
 use crate::store::types::ClientFlags;
 use memchr::memchr;
-use std::io;
+use std::io::{self, IoSlice};
 
 /// Values up to this length are waited for in the input; larger ones go to the store piece by
 /// piece as they come.
@@ -178,13 +178,31 @@ impl Connection {
         self.input.capacity().saturating_add(self.output.capacity())
     }
 
-    /// Bytes for the client.
+    /// Bytes for the client, as far as they stand in one place; empty when there are none.
     #[must_use]
     pub fn output(&self) -> &[u8] {
         self.output.waiting()
     }
 
-    /// Says that `len` bytes of [`Connection::output`] were sent.
+    /// All bytes for the client in their order, as far as `parts` has room; how many places they
+    /// take.
+    pub fn output_parts<'a>(&'a self, parts: &mut [IoSlice<'a>]) -> usize {
+        self.output.parts(parts)
+    }
+
+    /// Whether a part of a value for the client is still in the store, where it should not stay
+    /// for long.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.output.is_pinned()
+    }
+
+    /// Copies what is still in the store.
+    pub fn settle(&mut self) {
+        self.output.settle();
+    }
+
+    /// Says that `len` bytes of [`Connection::output_parts`] were sent.
     pub fn sent(&mut self, len: usize, pool: &mut Pool) {
         self.output.sent(len, pool);
         if let State::Keys(list) = &mut self.state {

@@ -19,6 +19,12 @@ use memchr::memchr;
 /// more, so that a long list gives way to other connections too.
 pub const BATCH_KEYS_MAX: usize = 64;
 
+/// Keys of a batch in a short input, where clearing places for more would cost more than the keys.
+const SHORT_BATCH_KEYS_MAX: usize = 8;
+
+/// Bytes of an input that is short.
+const SHORT_INPUT_LEN: usize = 300;
+
 /// A key list that has begun.
 #[derive(Clone, Copy, Debug)]
 pub struct List {
@@ -59,7 +65,24 @@ pub fn run(input: &[u8], open: Option<List>, output: &mut Output, turn: &mut Tur
     if let Some((list, error)) = open.and_then(|list| Some((list, list.error?))) {
         return skip(input, list, error, output, turn);
     }
-    let mut batch = Batch::new(open);
+    if open.is_none() && key_list(input) == KeyList::No {
+        return Progress::Other;
+    }
+    if input.len() <= SHORT_INPUT_LEN {
+        run_in::<SHORT_BATCH_KEYS_MAX>(input, open, output, turn)
+    } else {
+        run_in::<BATCH_KEYS_MAX>(input, open, output, turn)
+    }
+}
+
+/// [`run`] with a batch of at most so many keys.
+fn run_in<const KEYS: usize>(
+    input: &[u8],
+    open: Option<List>,
+    output: &mut Output,
+    turn: &mut Turn<'_>,
+) -> Progress {
+    let mut batch = Batch::<KEYS>::new(open);
     let stop = batch.gather(input, open, turn.requests_left);
     turn.requests_left = turn.requests_left.saturating_sub(batch.cost());
     if let Some((done, list)) = batch.answer(output, turn) {
@@ -147,15 +170,17 @@ struct Entry {
     ends: bool,
 }
 
-struct Batch<'a> {
-    keys: [Key<'a>; BATCH_KEYS_MAX],
-    entries: [Entry; BATCH_KEYS_MAX],
+struct Batch<'a, const KEYS: usize> {
+    keys: [Key<'a>; KEYS],
+    entries: [Entry; KEYS],
     len: usize,
     lists: u32,
     /// The expiry time that all lists of the batch give.
     touch: Option<Exptime>,
     /// Bytes of the open list's line before this input.
     open_len: usize,
+    /// Bytes of the input.
+    input_len: usize,
     /// Where in the output the values of the latest list begin.
     mark: Option<usize>,
 }
@@ -165,15 +190,16 @@ const NO_KEY: Key<'static> = match Key::new(b"-") {
     None => unreachable!(),
 };
 
-impl<'a> Batch<'a> {
+impl<'a, const KEYS: usize> Batch<'a, KEYS> {
     fn new(open: Option<List>) -> Self {
         Self {
-            keys: [NO_KEY; BATCH_KEYS_MAX],
-            entries: [Entry::default(); BATCH_KEYS_MAX],
+            keys: [NO_KEY; KEYS],
+            entries: [Entry::default(); KEYS],
             len: 0,
             lists: 0,
             touch: open.and_then(|list| list.fetch.touch),
             open_len: open.map_or(0, |list| list.line_len),
+            input_len: 0,
             mark: open.and_then(|list| list.mark),
         }
     }
@@ -186,13 +212,14 @@ impl<'a> Batch<'a> {
     /// Collects keys, list after list, without answering any.
     fn gather(&mut self, input: &'a [u8], open: Option<List>, lists_max: u32) -> Stop {
         let mut at = 0;
+        self.input_len = input.len();
         if let Some(list) = open
             && let Some(stop) = self.gather_list(input, 0, &mut at, list, false)
         {
             return stop;
         }
         loop {
-            if self.len == BATCH_KEYS_MAX || self.lists >= lists_max {
+            if self.len == KEYS || self.lists >= lists_max {
                 return Stop::Here(at);
             }
             let from = at;
@@ -232,8 +259,9 @@ impl<'a> Batch<'a> {
         let worth_waiting =
             |cut| fresh && here.len() < LINE_LEN_MAX && (cut || memchr(b'\n', here).is_none());
         loop {
-            let (key, blank_len) = match next_key(input.get(*at..).unwrap_or_default()) {
-                NextKey::Key { key, blank_len } => (key, blank_len),
+            let next = next_key(input.get(*at..).unwrap_or_default());
+            let (key, blank_len, end_len) = match next {
+                NextKey::Key { key, blank_len, end_len } => (key, blank_len, end_len),
                 NextKey::End { consumed_len } => {
                     *at = at.saturating_add(consumed_len);
                     if self.len == len_before {
@@ -257,7 +285,7 @@ impl<'a> Batch<'a> {
                     return Some(Stop::Within(*at, list));
                 }
             };
-            if self.len == BATCH_KEYS_MAX {
+            if self.len == KEYS {
                 if worth_waiting(false) {
                     self.len = len_before;
                     return Some(Stop::Wait(from));
@@ -265,11 +293,15 @@ impl<'a> Batch<'a> {
                 list.line_len = list.line_len.saturating_add(at.saturating_sub(from));
                 return Some(Stop::Within(*at, list));
             }
-            *at = at.saturating_add(blank_len).saturating_add(key.len());
+            *at = at.saturating_add(end_len.unwrap_or(blank_len.saturating_add(key.len())));
             let first = !list.any;
             list.any = true;
             let with_cas = list.fetch.with_cas;
-            self.push(key, Entry { resume: *at, from, with_cas, first, ends: false });
+            let ends = end_len.is_some();
+            self.push(key, Entry { resume: *at, from, with_cas, first, ends });
+            if ends {
+                return None;
+            }
         }
     }
 
@@ -298,7 +330,7 @@ impl<'a> Batch<'a> {
         if self.len <= 2 {
             self.answer_in::<2>(output, turn)
         } else {
-            self.answer_in::<BATCH_KEYS_MAX>(output, turn)
+            self.answer_in::<KEYS>(output, turn)
         }
     }
 
@@ -331,6 +363,8 @@ impl<'a> Batch<'a> {
             }
             if let Some(item) = item {
                 let wire = turn.wire.filter(|_| known >= Some(idx));
+                let last = entry.ends && entry.resume == self.input_len;
+                let wire = wire_for(wire, item.value_len(), last);
                 append(output, key.bytes(), item, entry, wire, turn.pool);
             } else if entry.ends {
                 encode::end(output.tail(turn.pool));
@@ -366,13 +400,12 @@ fn append(
 ) {
     let cas = entry.with_cas.then(|| item.cas().0);
     let value_len = item.value_len();
-    let wire = wire_for(wire, value_len);
     let out = output.tail(pool);
     let copied_len = if wire.is_some() { 0 } else { value_len };
     out.reserve(copied_len.saturating_add(VALUE_HEADER_LEN_MAX));
     encode::value_header(out, key, item.flags().0, value_len, cas);
-    let end: &[u8] = if entry.ends { b"\r\nEND\r\n" } else { CRLF };
-    output.append_value(item.value(), end, wire, pool);
+    let end: &'static [u8] = if entry.ends { b"\r\nEND\r\n" } else { CRLF };
+    output.append_value(item, end, wire, pool);
 }
 
 /// `VALUE`, a key, three numbers, blanks and two line ends.

@@ -39,8 +39,8 @@ pub fn lookups(input: &[u8], output: &mut Output, turn: &mut Turn<'_>) -> usize 
             break;
         };
         turn.requests_left = turn.requests_left.saturating_sub(1);
-        answer(Verb::Get, words, output, turn);
         done = done.saturating_add(line_len);
+        look_up(words, done == input.len(), output, turn);
     }
     done
 }
@@ -93,14 +93,10 @@ impl<'a> Batch<'a> {
 
 /// Does a command that carries no value, and answers it.
 pub fn answer(verb: Verb, words: Words<'_>, output: &mut Output, turn: &mut Turn<'_>) {
-    let mut buffer = KEY_BUFFER;
     if verb == Verb::Get {
-        let got = parse::asked(words, &mut buffer).and_then(|asked| get(output, &asked, turn));
-        if let Err(error) = got {
-            encode::error(output.tail(turn.pool), error);
-        }
-        return;
+        return look_up(words, false, output, turn);
     }
+    let mut buffer = KEY_BUFFER;
     let out = output.tail(turn.pool);
     let executor = &mut turn.executor;
     let answered = match verb {
@@ -123,7 +119,21 @@ pub fn answer(verb: Verb, words: Words<'_>, output: &mut Output, turn: &mut Turn
     }
 }
 
-fn get(output: &mut Output, asked: &Asked<'_>, turn: &mut Turn<'_>) -> Result<(), MetaError> {
+/// `mg`. `last`: nothing else stands in the input.
+fn look_up(words: Words<'_>, last: bool, output: &mut Output, turn: &mut Turn<'_>) {
+    let mut buffer = KEY_BUFFER;
+    let got = parse::asked(words, &mut buffer).and_then(|asked| get(output, &asked, last, turn));
+    if let Err(error) = got {
+        encode::error(output.tail(turn.pool), error);
+    }
+}
+
+fn get(
+    output: &mut Output,
+    asked: &Asked<'_>,
+    last: bool,
+    turn: &mut Turn<'_>,
+) -> Result<(), MetaError> {
     let lease = parse::lease(asked)?;
     let (wire, executor) = (turn.wire, &mut turn.executor);
     let now_s = second(executor);
@@ -151,13 +161,13 @@ fn get(output: &mut Output, asked: &Asked<'_>, turn: &mut Turn<'_>) -> Result<()
         sent: item.is_won() && !created,
         key_is_binary: item.key_is_binary(),
     };
-    let wire = wire_for(wire, value_len);
+    let wire = wire_for(wire, value_len, last);
     let out = output.tail(turn.pool);
     let copied_len = if with_value && wire.is_none() { value_len } else { 0 };
     out.reserve(copied_len.saturating_add(REPLY_LEN_MAX));
     encode::hit(out, &echo, &hit);
     if with_value {
-        output.append_value(item.value(), CRLF, wire, turn.pool);
+        output.append_value(&item, CRLF, wire, turn.pool);
     }
     Ok(())
 }

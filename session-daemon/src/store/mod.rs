@@ -29,6 +29,7 @@ use crate::store::layout::{
     CHUNK_LEN_HALF, ClassMeta, LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState, checksum,
 };
 use crate::store::pages::{Magazines, TakenPage};
+use crate::store::pins::Pins;
 use crate::store::reader::second;
 use crate::store::rebalance::Drain;
 use crate::store::region::Region;
@@ -64,6 +65,7 @@ mod lookup;
 mod moves;
 mod outside;
 mod pages;
+mod pins;
 mod publish;
 mod reader;
 mod rebalance;
@@ -86,6 +88,7 @@ pub use attach::{Cold, Inspected, Start};
 pub use backing::MemoryFile;
 pub use lease::Leased;
 pub use outside::OutsideReader;
+pub use pins::PinnedValue;
 pub use reader::{Item, ValueSlices};
 pub use recover::Kept;
 pub use upload::Upload;
@@ -127,6 +130,8 @@ pub struct Store {
     config: StoreConfig,
     secret: HashSecret,
     epochs: Epochs,
+    /// Items that are kept beyond their epoch.
+    pins: Pins,
     workers: Box<[WorkerShared]>,
     /// Keys in the index, as far as the workers have told.
     keys: Padded<AtomicI64>,
@@ -205,6 +210,7 @@ impl Store {
         Self {
             workers: workers.collect(),
             epochs: Epochs::new(config.workers),
+            pins: Pins::default(),
             limit: Limit::new(config.memory_limit, layout.pages),
             region,
             memory: None,

@@ -142,8 +142,8 @@ impl<'a> Iterator for ValueSlices<'a> {
             let piece = Piece(self.store.region.word(self.piece).load(Ordering::Relaxed));
             let start = self.piece + PIECE_HEADER_LEN as u64;
             self.piece = piece.next();
-            // SAFETY: a published value is not written again, and the borrow of the worker keeps
-            // its turn open, which keeps the piece from reuse; or the caller owns the chain.
+            // SAFETY: a published value is not written again, and what the slices borrow keeps
+            // the piece from reuse: the worker's open turn, or a pin; or the caller owns the chain.
             return Some(unsafe { self.store.region.bytes(start, piece.len()) });
         }
         if self.tail_len == 0 {

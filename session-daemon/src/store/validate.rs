@@ -185,6 +185,7 @@ impl Walk<'_> {
     fn waiting(&mut self) -> Checked {
         let mut retired = Vec::new();
         self.store.epochs.for_each(|entry| retired.push(entry));
+        self.store.pins.for_each_kept(|item| retired.push(Retired::Chunk(item)));
         for entry in retired {
             match entry {
                 Retired::Chunk(chunk) => {

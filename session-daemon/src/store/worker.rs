@@ -183,6 +183,7 @@ impl Worker {
 
     fn release(&self, retired: Retired) {
         match retired {
+            Retired::Chunk(chunk) if self.store.pins.keep(chunk, self.id) => {}
             Retired::Chunk(chunk) => {
                 let state = self.store.item_state(chunk);
                 if state.is_extent() && !state.is_piece() {

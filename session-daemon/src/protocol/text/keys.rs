@@ -15,6 +15,8 @@ pub enum NextKey<'a> {
         key: &'a [u8],
         /// Blanks before the key, bytes.
         blank_len: usize,
+        /// Bytes up to and with the newline, when nothing else stands between.
+        end_len: Option<usize>,
     },
     /// The line ends here.
     End {
@@ -46,22 +48,23 @@ pub fn next_key(rest: &[u8]) -> NextKey<'_> {
     };
     let token = token_on.get(..stop).unwrap_or_default();
     if token_on.get(stop) == Some(&b' ') {
-        return key(token, blank_len);
+        return key(token, blank_len, None);
     }
+    let consumed_len = blank_len.saturating_add(stop).saturating_add(1);
     match token.strip_suffix(b"\r").unwrap_or(token) {
-        [] => NextKey::End { consumed_len: blank_len.saturating_add(stop).saturating_add(1) },
-        token => key(token, blank_len),
+        [] => NextKey::End { consumed_len },
+        token => key(token, blank_len, Some(consumed_len)),
     }
 }
 
 /// The longest key, a carriage return and the newline or blank that ends it.
 const KEY_WINDOW: usize = KEY_LEN_MAX + 2;
 
-fn key(token: &[u8], blank_len: usize) -> NextKey<'_> {
+fn key(token: &[u8], blank_len: usize, end_len: Option<usize>) -> NextKey<'_> {
     if token.len() > KEY_LEN_MAX {
         return NextKey::TooLong;
     }
-    NextKey::Key { key: token, blank_len }
+    NextKey::Key { key: token, blank_len, end_len }
 }
 
 #[cfg(test)]
@@ -70,12 +73,15 @@ mod tests {
 
     #[test]
     fn tokens() {
-        assert_eq!(next_key(b" ab c\r\n"), NextKey::Key { key: b"ab", blank_len: 1 });
-        assert_eq!(next_key(b"ab\r\n"), NextKey::Key { key: b"ab", blank_len: 0 });
+        let key = |key, blank_len, end_len| NextKey::Key { key, blank_len, end_len };
+        assert_eq!(next_key(b" ab c\r\n"), key(b"ab", 1, None));
+        assert_eq!(next_key(b"ab\r\n"), key(b"ab", 0, Some(4)));
+        assert_eq!(next_key(b"  ab\nget"), key(b"ab", 2, Some(5)));
+        assert_eq!(next_key(b"ab \r\n"), key(b"ab", 0, None));
         assert_eq!(next_key(b"\r\n"), NextKey::End { consumed_len: 2 });
         assert_eq!(next_key(b"  \nget"), NextKey::End { consumed_len: 3 });
         assert_eq!(next_key(b"  \r"), NextKey::Partial { blank_len: 2 });
-        assert_eq!(next_key(b"a\rb c"), NextKey::Key { key: b"a\rb", blank_len: 0 });
+        assert_eq!(next_key(b"a\rb c"), key(b"a\rb", 0, None));
     }
 
     #[test]
@@ -84,7 +90,8 @@ mod tests {
         assert_eq!(next_key(&line), NextKey::Partial { blank_len: 0 });
         line.extend_from_slice(b"\r\n");
         let key = line.get(..KEY_LEN_MAX).expect("longer than that");
-        assert_eq!(next_key(&line), NextKey::Key { key, blank_len: 0 });
+        let end_len = Some(KEY_LEN_MAX + 2);
+        assert_eq!(next_key(&line), NextKey::Key { key, blank_len: 0, end_len });
         let mut line = vec![b'k'; KEY_LEN_MAX + 1];
         line.extend_from_slice(b" a\r\n");
         assert_eq!(next_key(&line), NextKey::TooLong);

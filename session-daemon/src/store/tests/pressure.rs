@@ -236,3 +236,43 @@ fn a_small_store_serves_many_workers() {
     }
     check(&store, &mut workers);
 }
+
+#[test]
+fn a_pinned_value_outlives_its_item_and_holds_nothing_else_up() {
+    let (store, mut workers) = full(8 << 20, 2);
+    let whole: Vec<u8> = (0..=255).cycle().take(500_000).collect();
+    let (name, flags) = (key(b"pinned"), ClientFlags(0));
+    workers[0].set(name, &whole, flags, Lifetime::Never, Mode::Set, at(1));
+    let pin = |worker: &mut Worker| {
+        let pinned = worker.get(name, at(1)).and_then(|item| item.pin());
+        worker.quiesce();
+        pinned
+    };
+    let first = pin(&mut workers[0]).expect("little is pinned");
+    let second = pin(&mut workers[1]).expect("the same item costs nothing more");
+    // Replaced, and all memory but its own used several times over.
+    workers[1].set(name, &whole, flags, Lifetime::Never, Mode::Set, at(1));
+    let other = pin(&mut workers[1]).expect("within an eighth of the store");
+    workers[1].set(name, &whole, flags, Lifetime::Never, Mode::Set, at(1));
+    assert!(pin(&mut workers[0]).is_none(), "more than an eighth of the store");
+    for i in 0..100 {
+        must_put(&mut workers[i % 2], &format!("filling:{i}"), 400_000, 2);
+    }
+    assert!(store.totals().evictions > 0);
+    for pinned in [&first, &second, &other] {
+        assert_eq!(pinned.slices().collect::<Vec<_>>().concat(), whole);
+    }
+    check(&store, &mut workers);
+    drop(first);
+    drop(other);
+    for i in 0..100 {
+        must_put(&mut workers[i % 2], &format!("again:{i}"), 400_000, 3);
+    }
+    assert_eq!(second.slices().collect::<Vec<_>>().concat(), whole);
+    drop(second);
+    for i in 0..100 {
+        must_put(&mut workers[i % 2], &format!("at last:{i}"), 400_000, 4);
+    }
+    check(&store, &mut workers);
+    assert_eq!(store.validate().unwrap().chunks_in_limbo, 0);
+}
