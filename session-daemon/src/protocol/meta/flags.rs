@@ -77,6 +77,22 @@ fn bit(letter: u8) -> u64 {
 }
 
 impl Flags {
+    /// `v` alone, the commonest.
+    pub const VALUE: Self = Self {
+        seen: 1 << (b'v' - LETTER_FIRST),
+        exptime: None,
+        vivify: None,
+        recache: None,
+        compare: None,
+        version: None,
+        client_flags: 0,
+        initial: 0,
+        delta: None,
+        mode: None,
+        touch_first: false,
+        touch_last: false,
+    };
+
     /// Reads the flags of a command, whose letters fit. As in memcached a flag that is twice there
     /// or unknown ends the reading; of other errors the last is told.
     ///

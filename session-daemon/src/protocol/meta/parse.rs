@@ -122,6 +122,10 @@ fn read<'a>(
     buffer: &'a mut base64::Buffer,
 ) -> Result<Asked<'a>, MetaError> {
     let plain = Key::new(key).ok_or(MetaError::BadFormat)?;
+    // The commonest flags, without the general path.
+    if words.0 == b" v" {
+        return Ok(Asked { key: plain, flags: Flags::VALUE, words });
+    }
     if !letters_fit(words) {
         return Err(MetaError::BadFormat);
     }
