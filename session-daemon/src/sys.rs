@@ -1,5 +1,5 @@
 //! System calls that neither aya nor rustix offers: BPF links by descriptor, object pins, a wait
-//! for the kernel's readers, datagrams by the batch, and flags of descriptors that nobody here owns.
+//! for the kernel's readers, and flags of descriptors that nobody here owns.
 //!
 //! It owns the raw `bpf(2)` calls of the guard. It never decides anything: each function is one
 //! call and returns what the kernel said.
@@ -7,12 +7,13 @@
 
 use std::ffi::CString;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use tokio::io::unix::AsyncFd;
+
+pub mod datagrams;
 
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -282,150 +283,6 @@ pub fn async_fd(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open, always returns the same descriptor, and moves into the
     // result, which keeps it open.
     Ok(unsafe { AsyncFd::register(descriptor) }?)
-}
-
-/// Most datagrams that one call takes or gives.
-pub const DATAGRAMS_PER_CALL_MAX: usize = 32;
-
-/// An internet address as the kernel writes it: `struct sockaddr_in` or `struct sockaddr_in6`.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(4))]
-pub struct SocketName([u8; 28]);
-
-const _: () = assert!(size_of::<SocketName>() == size_of::<libc::sockaddr_in6>());
-
-impl SocketName {
-    /// The address; none if it is of no internet family.
-    #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
-        let [f0, f1, p0, p1, a, b, c, d, rest @ ..] = self.0;
-        let port = u16::from_be_bytes([p0, p1]);
-        match i32::from(u16::from_ne_bytes([f0, f1])) {
-            libc::AF_INET => Some(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), port).into()),
-            libc::AF_INET6 => {
-                let (address, scope) = rest.split_at(16);
-                let address: [u8; 16] = address.try_into().ok()?;
-                let scope = u32::from_ne_bytes(scope.try_into().ok()?);
-                let flow = u32::from_be_bytes([a, b, c, d]);
-                Some(SocketAddrV6::new(Ipv6Addr::from(address), port, flow, scope).into())
-            }
-            _ => None,
-        }
-    }
-
-    fn len(&self) -> libc::socklen_t {
-        let [f0, f1, ..] = self.0;
-        let v4 = i32::from(u16::from_ne_bytes([f0, f1])) == libc::AF_INET;
-        let len = if v4 { size_of::<libc::sockaddr_in>() } else { size_of::<Self>() };
-        libc::socklen_t::try_from(len).expect("28 at most")
-    }
-}
-
-/// A datagram that was received: its bytes are the first `len` of its place.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Received {
-    /// Bytes.
-    pub len: usize,
-    /// Who sent it.
-    pub source: SocketName,
-}
-
-/// `recvmmsg`: takes the datagrams that wait, without waiting, each to the next `place_len` bytes
-/// of `places`. Returns how many; `WouldBlock` when none waits.
-///
-/// # Panics
-/// When `places` is shorter than as many places as `received` has.
-pub fn receive_datagrams(
-    socket: BorrowedFd<'_>,
-    places: &mut [u8],
-    place_len: usize,
-    received: &mut [Received; DATAGRAMS_PER_CALL_MAX],
-) -> io::Result<usize> {
-    assert!(places.len() >= place_len * received.len(), "a place for each datagram");
-    let mut parts =
-        [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; DATAGRAMS_PER_CALL_MAX];
-    let mut messages = [empty_message(); DATAGRAMS_PER_CALL_MAX];
-    let places = places.chunks_exact_mut(place_len);
-    for (((place, one), part), message) in
-        places.zip(received.iter_mut()).zip(&mut parts).zip(&mut messages)
-    {
-        part.iov_base = place.as_mut_ptr().cast();
-        part.iov_len = place.len();
-        message.msg_hdr.msg_iov = part;
-        message.msg_hdr.msg_iovlen = 1;
-        message.msg_hdr.msg_name = (&raw mut one.source).cast();
-        message.msg_hdr.msg_namelen = size_of::<SocketName>() as libc::socklen_t;
-    }
-    // SAFETY: every message points to one part, one name and one place, all of which are borrowed
-    // or owned here for longer than the call, with their true lengths.
-    let count = unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            DATAGRAMS_PER_CALL_MAX as libc::c_uint,
-            libc::MSG_DONTWAIT as _,
-            std::ptr::null_mut(),
-        )
-    };
-    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-    for (one, message) in received.iter_mut().zip(&messages).take(count) {
-        one.len = message.msg_len as usize;
-    }
-    Ok(count)
-}
-
-/// A datagram to be sent: the bytes `start..end` of a buffer, and to whom.
-#[derive(Clone, Copy, Debug)]
-pub struct Outgoing {
-    /// Where it begins in the buffer.
-    pub start: usize,
-    /// Where it ends.
-    pub end: usize,
-    /// Who gets it.
-    pub target: SocketName,
-}
-
-/// `sendmmsg`: sends datagrams, at most [`DATAGRAMS_PER_CALL_MAX`], without waiting. Returns how
-/// many of the first went; `WouldBlock` when none does.
-///
-/// # Panics
-/// When a datagram is not in `bytes`.
-pub fn send_datagrams(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    datagrams: &[Outgoing],
-) -> io::Result<usize> {
-    let mut parts =
-        [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; DATAGRAMS_PER_CALL_MAX];
-    let mut messages = [empty_message(); DATAGRAMS_PER_CALL_MAX];
-    for ((datagram, part), message) in datagrams.iter().zip(&mut parts).zip(&mut messages) {
-        let payload = &bytes[datagram.start..datagram.end];
-        // Never written through: the call only reads.
-        part.iov_base = payload.as_ptr().cast_mut().cast();
-        part.iov_len = payload.len();
-        message.msg_hdr.msg_iov = part;
-        message.msg_hdr.msg_iovlen = 1;
-        message.msg_hdr.msg_name = (&raw const datagram.target).cast_mut().cast();
-        message.msg_hdr.msg_namelen = datagram.target.len();
-    }
-    let count = datagrams.len().min(DATAGRAMS_PER_CALL_MAX);
-    // SAFETY: the first `count` messages point to one part, one name and one payload each, all of
-    // which are borrowed or owned here for longer than the call, with their true lengths.
-    let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            count as libc::c_uint,
-            (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
-        )
-    };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-}
-
-fn empty_message() -> libc::mmsghdr {
-    // SAFETY: integers and pointers, for which zero is a value; also the padding that some C
-    // libraries have has to be zero.
-    unsafe { std::mem::zeroed() }
 }
 
 #[repr(C)]

@@ -4,8 +4,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use session_tests::client::Client;
 use session_tests::datagram::DatagramClient;
 use session_tests::sessiond::{Sessiond, Setup};
@@ -95,6 +98,50 @@ fn a_long_reply_is_cut_into_numbered_datagrams() -> Result<()> {
     let mut lens = reply.datagram_lens;
     lens.sort_unstable();
     ensure!(lens == [682, 1400, 1400, 1400, 1400, 1400, 1400], "{lens:?}");
+    Ok(())
+}
+
+#[test]
+fn a_train_of_requests_is_answered_one_by_one() -> Result<()> {
+    const REQUESTS: u16 = 40;
+    let setup = setup()?;
+    let daemon = setup.start(None)?;
+    let value = |number: u16| "v".repeat(usize::from(number % 4) * 10);
+    for number in (0..REQUESTS).step_by(2) {
+        daemon.client().set(&format!("k{number:02}"), value(number).as_bytes())?;
+    }
+    let datagram = |number: u16| {
+        let id = number.to_be_bytes();
+        // One of them says that it is the second of two.
+        let sequence = u8::from(number == 7);
+        let header = [id[0], id[1], 0, sequence, 0, 1, 0, 0];
+        [&header[..], format!("get k{number:02}\r\n").as_bytes()].concat()
+    };
+    let train: Vec<u8> = (0..REQUESTS).flat_map(datagram).collect();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect((Ipv4Addr::LOCALHOST, daemon.setup.port()))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    setsockopt(&socket, UdpGsoSegment, &i32::try_from(datagram(0).len())?)?;
+    ensure!(socket.send(&train)? == train.len(), "the train was cut short");
+    let mut replies = vec![None; usize::from(REQUESTS)];
+    for _ in 0..REQUESTS - 1 {
+        let mut bytes = [0; 2048];
+        let len = socket.recv(&mut bytes)?;
+        let number = u16::from_be_bytes([bytes[0], bytes[1]]);
+        ensure!(bytes[2..8] == [0, 0, 0, 1, 0, 0], "header of {number}: {:?}", &bytes[..8]);
+        replies[usize::from(number)] = Some(String::from_utf8_lossy(&bytes[8..len]).into_owned());
+    }
+    for (number, reply) in (0..REQUESTS).zip(&replies) {
+        let value = value(number);
+        let hit = format!("VALUE k{number:02} 0 {}\r\n{value}\r\nEND\r\n", value.len());
+        let expected = match number {
+            7 => None,
+            _ if number.is_multiple_of(2) => Some(hit),
+            _ => Some("END\r\n".to_owned()),
+        };
+        ensure!(*reply == expected, "{number}: {reply:?}");
+    }
+    ensure!(guard_stat(&mut daemon.client(), "udp_dropped")? == 1, "the odd one is counted");
     Ok(())
 }
 

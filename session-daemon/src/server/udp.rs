@@ -11,8 +11,8 @@ use crate::server::connection::{Connection, Step};
 use crate::server::shared::{ConnectionInfo, Peer};
 use crate::server::socket::{watch, yield_turn};
 use crate::server::worker::Local;
-use crate::sys::{
-    DATAGRAMS_PER_CALL_MAX, Outgoing, Received, SocketName, receive_datagrams, send_datagrams,
+use crate::sys::datagrams::{
+    self, MESSAGES_PER_CALL_MAX, Outgoing, Own, Received, SEGMENTS_MAX, SocketName,
 };
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -22,8 +22,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 
-/// Room for one datagram: what IP can carry.
-const DATAGRAM_LEN_MAX: usize = 64 << 10;
+/// Room for one datagram, or for a train of them: what IP can carry.
+const MESSAGE_LEN_MAX: usize = 64 << 10;
+
+/// Bytes of datagrams that are sent at once; a little less than IP can carry.
+const TRAIN_LEN_MAX: usize = 63 << 10;
+
+/// Bytes of answers after which they are sent before further requests are looked at.
+const ANSWERS_LEN_HIGH: usize = 256 << 10;
 
 /// Pause before datagrams that the kernel had no room for are sent again, and how often.
 const SEND_RETRY: Duration = Duration::from_millis(1);
@@ -45,6 +51,7 @@ impl Inlet {
     pub fn new(socket: UdpSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
+        datagrams::prepare(socket.as_fd(), address.is_ipv6(), address.ip().is_unspecified())?;
         let notation = Peer::Udp(address).notation(None).into();
         Ok(Self { fd: socket.into(), address, notation })
     }
@@ -67,15 +74,16 @@ pub async fn serve(local: Rc<Local>, inlet: Inlet) {
         Err(error) => return log::error!("{notation}: cannot receive: {error}"),
     };
     let mut desk = Desk::new(&local, address.port());
-    let mut places = vec![0; DATAGRAM_LEN_MAX * DATAGRAMS_PER_CALL_MAX];
-    let mut received = [Received::default(); DATAGRAMS_PER_CALL_MAX];
+    let mut places = vec![0; MESSAGE_LEN_MAX * MESSAGES_PER_CALL_MAX];
+    let mut received = [Received::default(); MESSAGES_PER_CALL_MAX];
     loop {
         let mut ready = match fd.readable().await {
             Ok(ready) => ready,
             Err(error) => return log::error!("{notation}: cannot receive any more: {error}"),
         };
         let socket = fd.get_ref().as_fd();
-        let count = match receive_datagrams(socket, &mut places, DATAGRAM_LEN_MAX, &mut received) {
+        let taken = datagrams::receive(socket, &mut places, MESSAGE_LEN_MAX, &mut received);
+        let count = match taken {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 ready.clear_ready();
@@ -84,11 +92,14 @@ pub async fn serve(local: Rc<Local>, inlet: Inlet) {
             // What a datagram that was sent met on its way; the socket is as it was.
             Err(_) => 0,
         };
-        for (one, place) in received.iter().zip(places.chunks(DATAGRAM_LEN_MAX)).take(count) {
-            desk.take(&local, &info, one, place.get(..one.len).unwrap_or(place));
+        for (one, place) in received.iter().zip(places.chunks(MESSAGE_LEN_MAX)).take(count) {
+            desk.take_message(&local, &info, one, place.get(..one.len).unwrap_or(place));
+            if desk.bytes.len() >= ANSWERS_LEN_HIGH {
+                desk.send(&local, socket).await;
+            }
         }
         desk.send(&local, socket).await;
-        if (1..DATAGRAMS_PER_CALL_MAX).contains(&count) {
+        if (1..MESSAGES_PER_CALL_MAX).contains(&count) {
             // Fewer than there was room for: none waits, and asking would only hear so.
             ready.clear_ready();
         } else {
@@ -109,6 +120,8 @@ struct Desk {
     /// Datagrams to be sent, one behind the other, headers included.
     bytes: Vec<u8>,
     outgoing: Vec<Outgoing>,
+    /// Whether the kernel cuts trains of answers.
+    cuts: bool,
 }
 
 impl Desk {
@@ -122,35 +135,39 @@ impl Desk {
             reply: Vec::new(),
             bytes: Vec::new(),
             outgoing: Vec::new(),
+            cuts: true,
         }
     }
 
-    /// Answers one datagram, or counts why not.
-    fn take(&mut self, local: &Local, info: &ConnectionInfo, one: &Received, datagram: &[u8]) {
-        local.counters().add(Counter::BytesRead, datagram.len() as u64);
+    /// Answers the datagrams of a message, or counts why not.
+    fn take_message(&mut self, local: &Local, info: &ConnectionInfo, one: &Received, bytes: &[u8]) {
+        local.counters().add(Counter::BytesRead, bytes.len() as u64);
+        let count = bytes.len().div_ceil(one.segment_len).max(1) as u64;
         let source = one.source.address();
         // A reply to another server's reply would go back and forth for ever, so what comes from
         // the port of such servers is no request.
         let Some(source) = source.filter(|at| at.port() != self.port && at.port() != 0) else {
-            return local.counters().add_one(Counter::UdpDropped);
+            return local.counters().add(Counter::UdpDropped, count);
         };
         if !local.shared.admits(&Peer::Udp(source), local.now()) {
-            return local.counters().add_one(Counter::UdpRejectedByList);
+            return local.counters().add(Counter::UdpRejectedByList, count);
         }
-        match udp::request(datagram) {
-            Some((id, payload)) => self.answer(local, info, id, payload, one.source),
-            None => local.counters().add_one(Counter::UdpDropped),
+        if bytes.is_empty() {
+            return local.counters().add_one(Counter::UdpDropped);
+        }
+        for datagram in bytes.chunks(one.segment_len) {
+            match udp::request(datagram) {
+                Some((id, payload)) => {
+                    self.answer(local, info, payload);
+                    self.enclose(id, one.source, one.own);
+                }
+                None => local.counters().add_one(Counter::UdpDropped),
+            }
         }
     }
 
-    fn answer(
-        &mut self,
-        local: &Local,
-        info: &ConnectionInfo,
-        id: RequestId,
-        payload: &[u8],
-        target: SocketName,
-    ) {
+    /// Gathers the answer to one datagram.
+    fn answer(&mut self, local: &Local, info: &ConnectionInfo, payload: &[u8]) {
         let binary = match self.binding {
             Binding::Auto => scope::is_binary(payload),
             Binding::Ascii => false,
@@ -173,7 +190,6 @@ impl Desk {
             self.reply.clear();
             scope::too_large(&mut self.reply, scope::speech(payload, binary));
         }
-        self.enclose(id, target);
     }
 
     /// Has the requests done and gathers what is answered; false when that is more than may be
@@ -217,12 +233,30 @@ impl Desk {
     }
 
     /// Cuts the gathered reply into datagrams.
-    fn enclose(&mut self, id: RequestId, target: SocketName) {
+    fn enclose(&mut self, id: RequestId, target: SocketName, own: Own) {
         for (header, part) in udp::reply(id, &self.reply) {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(&header);
             self.bytes.extend_from_slice(part);
-            self.outgoing.push(Outgoing { start, end: self.bytes.len(), target });
+            let end = self.bytes.len();
+            let one = Outgoing { start, end, segment_len: end - start, target, own };
+            let train = self.outgoing.last_mut().filter(|_| self.cuts);
+            if !train.is_some_and(|train| couple(train, &one)) {
+                self.outgoing.push(one);
+            }
+        }
+    }
+
+    /// Makes single datagrams of what has yet to be sent, and no trains from now on.
+    fn uncouple(&mut self, sent: usize) {
+        self.cuts = false;
+        let trains = self.outgoing.split_off(sent);
+        for train in trains {
+            let starts = (train.start..train.end).step_by(train.segment_len);
+            self.outgoing.extend(starts.map(|start| {
+                let end = train.end.min(start + train.segment_len);
+                Outgoing { start, end, segment_len: end - start, ..train }
+            }));
         }
     }
 
@@ -232,20 +266,24 @@ impl Desk {
         let mut sent = 0;
         let mut retries = 0;
         while let Some(waiting) = self.outgoing.get(sent..).filter(|left| !left.is_empty()) {
-            match send_datagrams(socket, &self.bytes, waiting) {
+            match datagrams::send(socket, &self.bytes, waiting) {
                 Ok(count) => {
-                    let bytes: usize =
-                        waiting.iter().take(count).map(|one| one.end - one.start).sum();
+                    let bytes: usize = waiting.iter().take(count).map(Outgoing::len).sum();
                     local.counters().add(Counter::BytesWritten, bytes as u64);
                     sent += count;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if retries == SEND_RETRIES_MAX {
-                        local.counters().add(Counter::UdpUnsent, waiting.len() as u64);
+                        let lost: usize = waiting.iter().map(Outgoing::count).sum();
+                        local.counters().add(Counter::UdpUnsent, lost as u64);
                         break;
                     }
                     retries += 1;
                     tokio::time::sleep(SEND_RETRY).await;
+                }
+                // A way without checksums in hardware, or with a small MTU, takes no trains.
+                Err(_) if waiting.first().is_some_and(|train| train.count() > 1) => {
+                    self.uncouple(sent);
                 }
                 // This client cannot be reached; the next one can.
                 Err(_) => {
@@ -259,6 +297,21 @@ impl Desk {
         self.bytes.shrink_to(BYTES_KEEP_MAX);
         self.reply.shrink_to(BYTES_KEEP_MAX);
     }
+}
+
+/// Makes a datagram the next of a train, if it may be.
+fn couple(train: &mut Outgoing, one: &Outgoing) -> bool {
+    let is_whole = train.len().is_multiple_of(train.segment_len);
+    let fits = is_whole
+        && train.end == one.start
+        && (train.target, train.own) == (one.target, one.own)
+        && one.segment_len <= train.segment_len
+        && train.count() < SEGMENTS_MAX
+        && one.end - train.start <= TRAIN_LEN_MAX;
+    if fits {
+        train.end = one.end;
+    }
+    fits
 }
 
 /// Buffers that have grown beyond this shrink again once they are sent.

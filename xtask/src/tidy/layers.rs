@@ -47,6 +47,7 @@ const CONFINED: &[(&str, &[&str])] = &[
         &[
             "session-daemon/src/store/",
             "session-daemon/src/sys.rs",
+            "session-daemon/src/sys/",
             "session-ebpf/src/",
             "session-common/src/guard.rs",
         ],
@@ -75,7 +76,10 @@ const CONFINED: &[(&str, &[&str])] = &[
     ),
     ("aya_ebpf", &["session-ebpf/src/"]),
     ("aya_log_ebpf", &["session-ebpf/src/"]),
-    ("libc", &["session-daemon/src/store/", "session-daemon/src/sys.rs"]),
+    (
+        "libc",
+        &["session-daemon/src/store/", "session-daemon/src/sys.rs", "session-daemon/src/sys/"],
+    ),
 ];
 
 /// What a module says so that the compiler keeps unsafe code out of it.
