@@ -10,6 +10,7 @@ pub mod report;
 
 mod account;
 mod connection;
+mod datagram;
 mod fill;
 mod items;
 mod keys;

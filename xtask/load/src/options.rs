@@ -16,6 +16,9 @@ pub struct Options {
     /// The server's unix socket
     #[arg(long, value_name = "PATH", conflicts_with = "tcp")]
     pub unix: Option<PathBuf>,
+    /// Load by datagrams to this address instead; items are stored by --tcp, and --depth makes trains
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "tcp", conflicts_with_all = ["page", "rate", "gets", "multiget", "mix", "scan"])]
+    pub udp: Option<SocketAddr>,
     /// Which of memcached's protocols
     #[arg(long, value_enum, default_value_t = Protocol::Text)]
     pub protocol: Protocol,

@@ -16,6 +16,9 @@ pub struct Report {
     pub hits: u64,
     /// Values that were not.
     pub misses: u64,
+    /// Requests by datagram to which no reply came in time.
+    #[serde(default)]
+    pub lost: u64,
     /// The server refused the first such request with these words; nothing was measured.
     pub not_served: Option<String>,
     /// A reply that was not what it must be, or a connection that ended.
@@ -88,7 +91,7 @@ impl fmt::Display for Report {
         }
         let us = |ns: u64| ns as f64 / 1e3;
         writeln!(f, "{:>12.0} requests/s over {:.2} s", self.requests_per_s(), self.seconds)?;
-        writeln!(f, "{:>12} hits, {} misses", self.hits, self.misses)?;
+        writeln!(f, "{:>12} hits, {} misses, {} lost", self.hits, self.misses, self.lost)?;
         let Latency { mean, p50, p90, p99, p999, max } = self.latency_ns;
         writeln!(f, "{:>12.1} us mean latency", mean / 1e3)?;
         for (name, value) in

@@ -1,6 +1,7 @@
 //! A load from its options to its report.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Instant;
 
@@ -8,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::account::Account;
-use crate::fill;
 use crate::items::Items;
 use crate::keys::Popularity;
 use crate::options::{Options, Protocol};
@@ -17,6 +17,10 @@ use crate::sizes::Shape;
 use crate::tally::Tally;
 use crate::target::Target;
 use crate::worker::{Outcome, Pace, Plan, Worker};
+use crate::{datagram, fill};
+
+/// Most datagrams that every kernel with UDP GSO sends as one train.
+const DATAGRAMS_MAX: usize = 64;
 
 /// Runs the load.
 ///
@@ -43,7 +47,11 @@ pub fn run(options: &Options) -> Result<Report> {
             Err(error) => fault(&error),
         });
     }
-    match load(&plan, options.threads) {
+    let outcomes = match options.udp {
+        Some(server) => datagrams(&plan, server, options.depth),
+        None => load(&plan, options.threads),
+    };
+    match outcomes {
         Ok(outcomes) => Ok(report(&outcomes)),
         Err(error) => Ok(fault(&error)),
     }
@@ -56,6 +64,9 @@ fn check(options: &Options) -> Result<()> {
     ensure!((0.0..=3600.0).contains(&options.seconds), "--seconds is at most an hour");
     ensure!((0.0..=3600.0).contains(&options.warmup), "--warmup is at most an hour");
     ensure!(options.rate.is_none_or(|rate| rate > 0.0), "--rate is more than 0");
+    let trains = options.depth as usize <= DATAGRAMS_MAX;
+    ensure!(options.udp.is_none() || trains, "a train has at most {DATAGRAMS_MAX} datagrams");
+    ensure!(options.udp.is_none() || options.threads == 1, "datagrams are sent by one thread");
     let text = options.protocol == Protocol::Text;
     ensure!(text || options.multiget == 1, "--multiget is for the text protocol");
     ensure!(text || !options.page, "--page is for the text protocol");
@@ -109,6 +120,12 @@ fn plan(options: &Options) -> Result<Plan> {
     })
 }
 
+/// Loads by datagrams, with one thread.
+fn datagrams(plan: &Plan, server: SocketAddr, depth: u32) -> Result<Vec<Outcome>> {
+    let worker = datagram::Worker::open(plan, server, depth).context("opening the sockets")?;
+    Ok(vec![worker.run()?])
+}
+
 /// Loads with all threads and waits for them.
 fn load(plan: &Plan, threads: u32) -> Result<Vec<Outcome>> {
     let mut workers = Vec::new();
@@ -145,6 +162,7 @@ fn counted(tally: &Tally) -> Report {
         requests: tally.requests,
         hits: tally.hits,
         misses: tally.misses,
+        lost: tally.lost,
         latency_ns: Latency {
             mean: tally.latency_ns.mean(),
             p50: at(0.5),

@@ -14,6 +14,8 @@ pub(crate) struct Tally {
     pub(crate) requests: u64,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
+    /// Requests by datagram to which no reply came.
+    pub(crate) lost: u64,
     pub(crate) latency_ns: Histogram<u64>,
 }
 
@@ -21,13 +23,14 @@ impl Tally {
     pub(crate) fn new() -> Self {
         let latency_ns = Histogram::new_with_bounds(LATENCY_NS.0, LATENCY_NS.1, DIGITS)
             .expect("the bounds and digits are within the crate's limits");
-        Self { requests: 0, hits: 0, misses: 0, latency_ns }
+        Self { requests: 0, hits: 0, misses: 0, lost: 0, latency_ns }
     }
 
     pub(crate) fn reset(&mut self) {
         self.requests = 0;
         self.hits = 0;
         self.misses = 0;
+        self.lost = 0;
         self.latency_ns.reset();
     }
 
@@ -40,6 +43,7 @@ impl Tally {
         self.requests += other.requests;
         self.hits += other.hits;
         self.misses += other.misses;
+        self.lost += other.lost;
         self.latency_ns.add(&other.latency_ns).expect("both histograms have the same bounds");
     }
 }

@@ -22,6 +22,7 @@ pub(super) struct Point {
 pub(super) enum Transport {
     Tcp,
     Unix,
+    Udp,
 }
 
 impl Point {
@@ -31,6 +32,10 @@ impl Point {
 
     const fn unix(self) -> Self {
         Self { transport: Transport::Unix, ..self }
+    }
+
+    const fn udp(self) -> Self {
+        Self { transport: Transport::Udp, ..self }
     }
 
     const fn threads(self, threads: u32) -> Self {
@@ -69,12 +74,16 @@ pub(super) const POINTS: &[Point] = &[
     Point::tcp("meta", "meta get, 50 connections", &["--protocol", "meta"]),
     Point::tcp("meta-depth-32", "meta get, 32 at once", &["--protocol", "meta", "--depth", "32"]),
     Point::tcp("binary", "binary GET, 50 connections", &["--protocol", "binary"]),
+    Point::tcp("binary-depth-32", "binary GET, 32 at once", &["--protocol", "binary", "--depth", "32"]),
     Point::tcp("page", "connection per page", &["--page"]),
     Point::tcp("unix", "GET, unix socket", &[]).unix(),
     Point::tcp("unix-depth-32", "GET, unix socket, 32 at once", &["--depth", "32"]).unix(),
+    Point::tcp("udp", "GET, UDP", &[]).udp(),
+    Point::tcp("udp-train-16", "GET, UDP, trains of 16", &["--depth", "16"]).udp(),
     Point::tcp("threads-2-get", "GET, 2 threads", &[]).threads(2),
     Point::tcp("threads-2-set", "SET, 2 threads", &["--gets", "0"]).threads(2),
     Point::tcp("threads-2-depth-32", "GET, 2 threads, 32 at once", &["--depth", "32"]).threads(2),
+    Point::tcp("threads-2-set-depth-32", "SET, 2 threads, 32 at once", &["--gets", "0", "--depth", "32"]).threads(2),
     Point::tcp("etc", "Facebook ETC mix", &["--mix", "etc"]),
     Point::tcp("twitter-29", "Twitter cluster 29 mix", &["--mix", "twitter29"]),
     Point::tcp("latency-50", "GET at 50 % of the peak", &[]).at(0.5),

@@ -122,6 +122,11 @@ impl Server {
                 command.args(["-l", "127.0.0.1", "-U", "0", "-p", &port.to_string()]);
                 vec!["--tcp".to_owned(), format!("127.0.0.1:{port}")]
             }
+            Transport::Udp => {
+                let (address, port) = (format!("127.0.0.1:{port}"), port.to_string());
+                command.args(["-l", "127.0.0.1", "-U", &port, "-p", &port]);
+                ["--tcp", &address, "--udp", &address].map(str::to_owned).to_vec()
+            }
             Transport::Unix => {
                 command.arg("-s").arg(&socket);
                 vec!["--unix".to_owned(), socket.display().to_string()]
@@ -130,7 +135,7 @@ impl Server {
         let mut process = Process::start(&mut command, None, &directory.path().join("log"))?;
         prefer(&process);
         process.until("answer of the server", || match setup.transport {
-            Transport::Tcp => {
+            Transport::Tcp | Transport::Udp => {
                 let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
                 stream.set_read_timeout(Some(REPLY_TIMEOUT)).ok()?;
                 answers(stream)
