@@ -15,6 +15,8 @@ use std::ops::Range;
 
 /// Items for each bucket on average.
 pub(super) const ITEMS_PER_BUCKET: u64 = 6;
+/// Cache lines of an item that are brought near: header, key and a value of some 100 bytes.
+const ITEM_LINES: usize = 3;
 
 /// What became of an attempt to add a bucket.
 #[derive(Debug)]
@@ -74,19 +76,20 @@ impl Store {
         self.superblock().buckets.load(Ordering::Acquire)
     }
 
-    /// Brings the bucket of `hash` near.
-    pub(super) fn prefetch_bucket(&self, hash: u64) {
-        self.region.prefetch(self.bucket(self.home(hash)));
+    /// Brings the bucket of `hash` near; where it is.
+    pub(super) fn prefetch_bucket(&self, hash: u64) -> u64 {
+        let offset = self.bucket(self.home(hash));
+        self.region.prefetch(offset);
+        offset
     }
 
-    /// Brings the items that `hash` may have near.
-    pub(super) fn prefetch_item(&self, hash: u64) {
-        let offset = self.bucket(self.home(hash));
-        for idx in 1..=SLOTS {
+    /// Brings the items near that `hash` may have in the bucket at `offset`.
+    pub(super) fn prefetch_item(&self, offset: u64, hash: u64) {
+        for slot in &self.region.line_words(offset)[1..] {
             // Relaxed: a hint.
-            let slot = self.region.word(offset + idx * 8).load(Ordering::Relaxed);
+            let slot = slot.load(Ordering::Relaxed);
             if has_tag(slot, hash) {
-                self.region.prefetch(slot_item(slot));
+                self.region.prefetch_lines(slot_item(slot), ITEM_LINES);
             }
         }
     }

@@ -38,15 +38,13 @@ impl Worker {
     pub fn get_batch<'w>(&'w self, keys: &[Key<'_>], now: Now, items: &mut [Option<Item<'w>>]) {
         assert_eq!(keys.len(), items.len(), "one place for each key");
         self.begin();
+        // One lookup waits for its memory all the same.
+        if let ([key], [item]) = (keys, &mut *items) {
+            *item = self.get_hashed(self.shared().secret.hash(key.bytes()), *key, now);
+            return;
+        }
         for (keys, items) in keys.chunks(BATCH).zip(items.chunks_mut(BATCH)) {
-            let mut hashes = [0; BATCH];
-            for (hash, key) in hashes.iter_mut().zip(keys) {
-                *hash = self.shared().secret.hash(key.bytes());
-                self.shared().prefetch_bucket(*hash);
-            }
-            for hash in &hashes[..keys.len()] {
-                self.shared().prefetch_item(*hash);
-            }
+            let hashes = self.bring_near(keys);
             for ((hash, key), item) in hashes.iter().zip(keys).zip(items) {
                 *item = self.get_hashed(*hash, *key, now);
             }
@@ -57,15 +55,21 @@ impl Worker {
     pub fn prefetch(&self, keys: &[Key<'_>]) {
         self.begin();
         for keys in keys.chunks(BATCH) {
-            let mut hashes = [0; BATCH];
-            for (hash, key) in hashes.iter_mut().zip(keys) {
-                *hash = self.shared().secret.hash(key.bytes());
-                self.shared().prefetch_bucket(*hash);
-            }
-            for hash in &hashes[..keys.len()] {
-                self.shared().prefetch_item(*hash);
-            }
+            self.bring_near(keys);
         }
+    }
+
+    /// All buckets first, then all items; the hashes of at most [`BATCH`] keys.
+    fn bring_near(&self, keys: &[Key<'_>]) -> [u64; BATCH] {
+        let (mut hashes, mut buckets) = ([0; BATCH], [0; BATCH]);
+        for ((hash, bucket), key) in hashes.iter_mut().zip(&mut buckets).zip(keys) {
+            *hash = self.shared().secret.hash(key.bytes());
+            *bucket = self.shared().prefetch_bucket(*hash);
+        }
+        for (hash, bucket) in hashes.iter().zip(&buckets).take(keys.len()) {
+            self.shared().prefetch_item(*bucket, *hash);
+        }
+        hashes
     }
 
     /// The key's item as nobody had looked: neither marked nor counted.

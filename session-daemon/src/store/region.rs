@@ -90,6 +90,13 @@ impl Region {
         &line.0[(offset % 64 / 8) as usize]
     }
 
+    /// The words of the line at a 64-byte aligned offset.
+    pub(super) fn line_words(&self, offset: u64) -> &[AtomicU64; 8] {
+        // SAFETY: `line` is inside the mapping, which lives as long as `self`, and is atomics.
+        let line = unsafe { self.line(offset).as_ref() };
+        &line.0
+    }
+
     /// The half word at a 4-byte aligned offset.
     pub(super) fn half(&self, offset: u64) -> &AtomicU32 {
         let start = self.line(offset).cast::<AtomicU32>();
@@ -118,6 +125,11 @@ impl Region {
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = line;
+    }
+
+    /// [`Region::prefetch`] of so many lines, as far as the region goes.
+    pub(super) fn prefetch_lines(&self, offset: u64, count: usize) {
+        (offset..self.len()).step_by(64).take(count).for_each(|at| self.prefetch(at));
     }
 
     /// Bytes that nobody writes now.
