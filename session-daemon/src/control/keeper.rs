@@ -323,6 +323,11 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         let insert: Vec<Entry> = diff.added.iter().chain(changed).cloned().collect();
         let remove: Vec<IpNet> = diff.removed.iter().map(|entry| entry.prefix).collect();
         match order {
+            Order::Whole if is_small(diff, list) => {
+                self.change_kernel_in_order(diff)?;
+                self.user.change(insert, remove).await.context(USER_SIDE)?;
+                self.user.enforce().await.context("resetting live connections")
+            }
             Order::Opening => {
                 self.user.change(insert.clone(), remove.clone()).await.context(USER_SIDE)?;
                 self.change_kernel(&insert, &remove)?;
@@ -347,6 +352,25 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         }
         for prefix in remove {
             self.kernel.remove(*prefix).context(KERNEL)?;
+        }
+        Ok(())
+    }
+
+    /// Changes a large list entry by entry, so that each source goes from its old verdict to its
+    /// new one at one instant and never through a third: what comes is written longest prefix
+    /// first, so that whichever new entry decides stands before a shorter one could; what goes is
+    /// taken shortest prefix first, so that the one that decided goes last.
+    fn change_kernel_in_order(&mut self, diff: &Diff) -> Result<()> {
+        let changed = diff.changed.iter().map(|(_, entry)| entry);
+        let mut insert: Vec<&Entry> = diff.added.iter().chain(changed).collect();
+        insert.sort_by_key(|entry| std::cmp::Reverse(entry.prefix.prefix_len()));
+        for entry in insert {
+            self.kernel.insert(entry).context(KERNEL)?;
+        }
+        let mut remove: Vec<&Entry> = diff.removed.iter().collect();
+        remove.sort_by_key(|entry| entry.prefix.prefix_len());
+        for entry in remove {
+            self.kernel.remove(entry.prefix).context(KERNEL)?;
         }
         Ok(())
     }
@@ -382,9 +406,19 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     }
 }
 
+/// Whether so little of a large list changes that the rest is better left where it stands.
+fn is_small(diff: &Diff, list: &Allowlist) -> bool {
+    list.len() >= DELTA_LIST_MIN && diff.len() <= list.len() / DELTA_SHARE
+}
+
 fn allowed(list: &Allowlist) -> usize {
     list.entries().filter(|entry| entry.action == Action::Allow).count()
 }
+
+/// Smallest list that is changed entry by entry: a smaller one is replaced in milliseconds.
+const DELTA_LIST_MIN: usize = 10_000;
+/// Part of the list that may differ then.
+const DELTA_SHARE: usize = 16;
 
 const NOTHING_PENDING: &str =
     "no change waits to be confirmed; `sessionctl list` shows what is in force";

@@ -71,6 +71,8 @@ pub(crate) enum Request {
     List,
     /// One line that says how the daemon is.
     Status,
+    /// Locks of PHP sessions that are held.
+    Locks,
     /// A command of memcached's, one line without its end.
     Admin {
         /// The command.

@@ -165,6 +165,15 @@ impl Control {
         }))
     }
 
+    /// `locks`: those that are held, and the connections that one may be held by.
+    pub(crate) async fn locks(&self) -> Result<Value> {
+        let mut link = self.shared.link.lock().await;
+        let locks = link.locks().await.context("asking the serving process")?;
+        let connections = link.command("stats conns".to_owned()).await;
+        let connections = connections.context("asking the serving process")?;
+        Ok(json!({"ok": true, "locks": locks, "connections": connections}))
+    }
+
     /// `admin`: a command of one line, as a client would send it.
     pub(crate) async fn admin(&self, line: String, peer: Peer) -> Result<Value> {
         ensure!(
@@ -172,7 +181,10 @@ impl Control {
             "write one command of one line, at most {ADMIN_LEN_MAX} bytes"
         );
         let Peer { uid, pid } = peer;
-        log::info!(target: "audit", "uid {uid} pid {pid} admin: {line}");
+        // What only reads is asked again and again by those who watch.
+        if line != "stats" && !line.starts_with("stats ") || line.contains("reset") {
+            log::info!(target: "audit", "uid {uid} pid {pid} admin: {line}");
+        }
         let answer = self.shared.link.lock().await.command(line).await;
         Ok(json!({"ok": true, "answer": answer.context("asking the serving process")?}))
     }

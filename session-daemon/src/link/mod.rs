@@ -16,6 +16,7 @@ use crate::allowlist::Entry;
 use crate::config::Config;
 pub use crate::link::child::ChildEnd;
 pub use crate::link::parent::ParentEnd;
+use crate::server::locks::SessionLock;
 use crate::server::login::Credentials;
 use crate::server::tls::{Material, Verify};
 
@@ -74,6 +75,8 @@ pub enum Request {
     Enforce,
     /// A snapshot of the statistics.
     Statistics,
+    /// The locks of PHP sessions.
+    Locks,
     /// A command of one line, with the right to steer the server.
     Ask(String),
     /// Let in whom the list refuses, and count them; or refuse them again.
@@ -96,6 +99,8 @@ pub enum Reply {
     Enforced(u64),
     /// The statistics, by memcached's names.
     Statistics(serde_json::Value),
+    /// Locks that are held.
+    Locks(Vec<SessionLock>),
     /// The answer to a command.
     Answer(String),
     /// Not done, and why.

@@ -14,6 +14,7 @@ use crate::link::frame::{HEADER_LEN, body_len, decode, encode, send_header};
 use crate::link::{
     ENTRIES_PER_PART_MAX, LinkError, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX,
 };
+use crate::server::locks::SessionLock;
 
 /// Longest wait for an ordinary answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,6 +132,17 @@ impl ParentEnd {
     pub async fn enforce(&mut self) -> Result<u64, LinkError> {
         match self.ask(&Request::Enforce, &[]).await? {
             Reply::Enforced(count) => Ok(count),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    /// Locks of PHP sessions that are held.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn locks(&mut self) -> Result<Vec<SessionLock>, LinkError> {
+        match self.ask(&Request::Locks, &[]).await? {
+            Reply::Locks(locks) => Ok(locks),
             other => Err(LinkError::Unexpected(other)),
         }
     }

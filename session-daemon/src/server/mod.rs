@@ -14,6 +14,7 @@ pub mod dump;
 pub mod fetch;
 pub mod incoming;
 pub mod listener;
+pub mod locks;
 pub mod login;
 pub mod meta;
 pub mod observing;
@@ -36,6 +37,7 @@ use crate::clock::Now;
 use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::config::{Listener, ServerConfig};
 use crate::server::listener::Door;
+use crate::server::locks::SessionLock;
 use crate::server::shared::Shared;
 use crate::server::udp::Inlet;
 use crate::server::worker::{Message, WaysIn};
@@ -136,6 +138,18 @@ impl Server {
         for mailbox in self.mailboxes.iter().take(1) {
             // A worker that has ended drops the sender, which ends the wait.
             let _ = mailbox.send(Message::Ask(line.as_bytes().to_vec(), reply.clone()));
+        }
+        drop(reply);
+        replies.recv().unwrap_or_default()
+    }
+
+    /// Locks of PHP sessions that are held now. Empty when the server is stopping.
+    #[must_use]
+    pub fn locks(&self) -> Vec<SessionLock> {
+        let (reply, replies) = mpsc::channel();
+        for mailbox in self.mailboxes.iter().take(1) {
+            // A worker that has ended drops the sender, which ends the wait.
+            let _ = mailbox.send(Message::Locks(reply.clone()));
         }
         drop(reply);
         replies.recv().unwrap_or_default()

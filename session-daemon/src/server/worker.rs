@@ -14,13 +14,15 @@ use crate::server::client;
 use crate::server::connection::{Connection, Services, Step, Turn};
 use crate::server::dump::Dump;
 use crate::server::listener::{Accepted, Door, accept};
+use crate::server::locks::{self, SessionLock};
 use crate::server::observing::{self, Observing};
 use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
 use crate::server::udp::{self, Inlet};
 use crate::server::watchers::Watching;
 use crate::server::{admin, asking, statistics};
-use crate::store;
+use crate::store::scan::Scan;
+use crate::store::{self, Item};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
@@ -54,6 +56,8 @@ pub enum Message {
     Enforce(mpsc::Sender<u64>),
     /// Do this command of one line, and send its answer.
     Ask(Vec<u8>, mpsc::Sender<Vec<u8>>),
+    /// Look for locks of PHP sessions, and send them.
+    Locks(mpsc::Sender<Vec<SessionLock>>),
     /// End.
     Stop(Shutdown),
 }
@@ -120,6 +124,12 @@ impl Local {
             self.drives.set(1);
         }
         self.now.get()
+    }
+
+    /// Shows the items of the next bucket; false when it was the last.
+    pub fn scan(&self, scan: &mut Scan, visit: &mut dyn FnMut(&Item<'_>)) -> bool {
+        let now = self.now();
+        self.store.borrow().scan(scan, now, &mut |item| visit(item))
     }
 
     /// Gives a connection its part of the turn.
@@ -349,6 +359,9 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
             }
             Message::Ask(line, reply) => {
                 spawn_local(asking::ask(Rc::clone(&local), line, reply));
+            }
+            Message::Locks(reply) => {
+                spawn_local(locks::locks(Rc::clone(&local), reply));
             }
             Message::Stop(shutdown) => {
                 ways_in.iter().for_each(JoinHandle::abort);

@@ -159,6 +159,7 @@ impl Child {
                 let values = named.map(|(name, value)| (name, Value::String(value)));
                 return Ok(Reply::Statistics(Value::Object(values.collect())));
             }
+            Request::Locks => return self.with_server(Server::locks).map(Reply::Locks),
             Request::Ask(line) => {
                 let answer = self.with_server(|server| server.ask(&line))?;
                 return Ok(Reply::Answer(String::from_utf8_lossy(&answer).into_owned()));

@@ -126,6 +126,27 @@ pub(super) enum Command {
         #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
     },
+    /// Show traffic, memory, drops and connections on one screen, until q
+    Top {
+        /// Time between two looks, such as 1s
+        #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s")]
+        interval: Duration,
+        /// Print one frame as text
+        #[arg(long, conflicts_with = "json")]
+        once: bool,
+    },
+    /// Show locks of PHP sessions that are held for long, and who may hold them
+    Locks {
+        /// Only those held longer than this
+        #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
+        longer: Duration,
+        /// `memcache.lock_timeout` of the web servers
+        #[arg(long, value_name = "TIME", value_parser = duration, default_value = "15s")]
+        memcache_expiry: Duration,
+        /// `memcached.sess_lock_expire` of the web servers, or their max_execution_time
+        #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+        memcached_expiry: Duration,
+    },
     /// Show changes of the list, events of the guard and counters, until interrupted
     Watch,
     /// Check a memory file that no daemon serves from: what a start would keep, every invariant

@@ -6,13 +6,15 @@ mod args;
 mod client;
 mod doctor;
 mod import;
+mod locks;
 mod render;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
 
@@ -92,6 +94,23 @@ fn run(arguments: &Arguments, check_file: CheckFile) -> Result<()> {
                 bpffs: bpffs.clone(),
             };
             return doctor(arguments, &plan);
+        }
+        Command::Top { interval, once: true } => {
+            return top::once(&mut connect(arguments)?, *interval, &mut std::io::stdout());
+        }
+        Command::Top { interval, once: false } => {
+            ensure!(!arguments.json, "top has no JSON; `sessionctl watch --json` tells counters");
+            return top::run(&mut connect(arguments)?, *interval);
+        }
+        Command::Locks { longer, memcache_expiry, memcached_expiry } => {
+            let answer = connect(arguments)?.ask([&Request::Locks])?;
+            let terms = locks::Terms {
+                longer_s: longer.as_secs(),
+                memcache_s: memcache_expiry.as_secs(),
+                memcached_s: memcached_expiry.as_secs(),
+            };
+            let held = locks::held(&answer, terms)?;
+            return print(arguments, &locks::to_json(&held), &locks::render(&held, terms));
         }
         Command::Watch => return watch(arguments),
         Command::Status => Request::Status,

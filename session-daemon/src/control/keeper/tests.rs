@@ -296,3 +296,89 @@ fn a_reload_keeps_what_sessionctl_changed() {
     assert!(!fixture.allowed("198.18.0.7") && !fixture.allowed("2001:db8::1"));
     fixture.agrees();
 }
+
+#[test]
+fn a_large_list_is_changed_entry_by_entry_and_no_source_meets_a_third_verdict() {
+    let mut fixture = fixture();
+    let many = (0..10_000_u32).map(|n| {
+        let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 | n);
+        Entry::new(IpNet::from(IpAddr::from(address)), Action::Allow, Origin::File)
+    });
+    let with = |more: &[(&str, Action)]| -> Vec<Entry> {
+        let more =
+            more.iter().map(|(prefix, action)| Entry::new(net(prefix), *action, Origin::File));
+        many.clone().chain(more).collect()
+    };
+    let (allow, deny) = (Action::Allow, Action::Deny);
+    let before = [
+        ("198.18.0.0/25", allow),
+        ("198.18.0.128/25", allow),
+        ("198.18.1.0/24", allow),
+        ("198.18.1.9", deny),
+        ("198.18.2.0/24", deny),
+        ("198.18.2.9", allow),
+    ];
+    let after = [
+        ("198.18.0.0/24", allow),
+        ("198.18.2.0/24", allow),
+        ("198.18.3.0/24", allow),
+        ("198.18.3.9", deny),
+    ];
+    run(fixture.keeper.sync(&with(&before), Any::Refused, None, NOW)).unwrap();
+    let old = fixture.keeper.list().clone();
+    fixture.calls();
+    run(fixture.keeper.sync(&with(&after), Any::Refused, None, NOW)).unwrap();
+    let calls = fixture.calls();
+    assert!(!calls.contains(&"kernel replace".to_owned()), "{calls:?}");
+    assert_eq!(calls[calls.len() - 2..], ["user change", "enforce"]);
+    fixture.agrees();
+    // The same again on a list of our own, looked at after each step.
+    let new = fixture.keeper.list().clone();
+    let steps = Steps { list: old.clone(), old, new: new.clone() };
+    let mut keeper = Keeper::new(
+        Allowlist::new(),
+        Overlay::default(),
+        None,
+        steps,
+        Side(Rc::clone(&fixture.world)),
+    );
+    keeper.change_kernel_in_order(&keeper.kernel.old.diff(&new)).unwrap();
+    assert!(keeper.kernel.list.diff(&new).is_empty());
+}
+
+/// A kernel that checks after every step that each source has its old or its new verdict.
+struct Steps {
+    list: Allowlist,
+    old: Allowlist,
+    new: Allowlist,
+}
+
+impl Steps {
+    fn check(&self) {
+        for third in 0..5_u8 {
+            for last in [1, 9, 129, 200] {
+                let source = IpAddr::from([198, 18, third, last]);
+                let of = |list: &Allowlist| list.verdict(source, NOW.boottime_ns).allowed;
+                let seen = of(&self.list);
+                assert!(seen == of(&self.old) || seen == of(&self.new), "{source}");
+            }
+        }
+    }
+}
+
+impl Kernel for Steps {
+    fn insert(&mut self, entry: &Entry) -> Result<()> {
+        self.list.insert(entry.clone());
+        self.check();
+        Ok(())
+    }
+    fn remove(&mut self, prefix: IpNet) -> Result<()> {
+        self.list.remove(prefix);
+        self.check();
+        Ok(())
+    }
+    fn replace(&mut self, list: &Allowlist) -> Result<()> {
+        self.list = list.clone();
+        Ok(())
+    }
+}
