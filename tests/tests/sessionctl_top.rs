@@ -51,5 +51,5 @@ fn a_terminal_is_drawn_on_and_given_back() {
     // The alternate screen is entered and left.
     let (entered, left) = (text.find("\x1b[?1049h"), text.rfind("\x1b[?1049l"));
     assert!(entered.is_some() && entered < left, "{text:?}");
-    assert!(text.contains("traffic") && text.contains("memory by class"), "{text:?}");
+    assert!(text.contains("traffic") && text.contains("evicted"), "{text:?}");
 }
