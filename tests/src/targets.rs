@@ -51,8 +51,13 @@ pub fn text(bytes: &[u8]) {
     let mut rest = &bytes[consumed_len..];
     loop {
         match next_key(rest) {
-            NextKey::Key { key, blank_len } => {
+            NextKey::Key { key, blank_len, end_len } => {
                 assert_key(Key::new(key).unwrap(), true);
+                if let Some(end_len) = end_len {
+                    assert_eq!(rest.get(end_len - 1), Some(&b'\n'));
+                    assert!(rest[blank_len + key.len()..end_len - 1].trim_ascii().is_empty());
+                    return;
+                }
                 rest = &rest[blank_len + key.len()..];
             }
             NextKey::End { consumed_len } => {
