@@ -87,8 +87,9 @@ impl Ghosts {
             if word == 0 || word >> FINGERPRINT_SHIFT != fingerprint(hash) {
                 return None;
             }
-            place.store(0, Ordering::Relaxed);
-            Some(ghost(word, now_s))
+            // Of two threads that meet a ghost one has it, or the count of ghosts would drift.
+            let relaxed = Ordering::Relaxed;
+            place.compare_exchange(word, 0, relaxed, relaxed).ok().map(|word| ghost(word, now_s))
         })
     }
 }

@@ -124,15 +124,24 @@ impl Worker {
             return;
         }
         asked.store(0, Ordering::Relaxed);
-        self.count(class, Count::PagesMoved, 1);
-        self.give_up_page(&offer, now);
+        // A large item goes as a whole, and its pages with it: none of them moves to the class.
+        if self.give_up_page(&offer, now) && offer.state != PageState::Extent {
+            self.count(class, Count::PagesMoved, 1);
+        }
     }
 
     /// Empties the page that is worth least, of any class, at once. True if anything was removed.
     pub(super) fn take_page_from_others(&mut self, now: Now) -> bool {
         let Some(offer) = self.choose_page(None, now) else { return false };
+        if let PageState::Extent = offer.state {
+            // The whole item goes, and its pages with it: none moves.
+            return self.give_up_page(&offer, now);
+        }
+        if !self.give_up_page(&offer, now) {
+            return false;
+        }
         self.count(LINE_CLASS, Count::PagesMoved, 1);
-        self.give_up_page(&offer, now) && self.drain_all(now)
+        self.drain_all(now)
     }
 
     /// Has an estimate of what a class's victims are worth before the first is chosen.

@@ -4,6 +4,7 @@ mod admin;
 mod attach;
 mod crash;
 mod eviction;
+mod linear;
 mod model;
 mod pressure;
 mod races;
