@@ -29,6 +29,9 @@ pub struct Setup {
     port: u16,
 }
 
+/// Names the engine (`--io`) that every daemon of a test is started with.
+const IO_VARIABLE: &str = "SESSION_TEST_IO";
+
 impl Setup {
     /// A daemon for a namespace: port 11211, a bpffs of its own, the guard as `sessiond` has it.
     ///
@@ -107,6 +110,9 @@ impl Setup {
         command.arg("--bpffs").arg(&self.bpffs);
         if crate::skip::is_root() {
             command.args(["-u", "nobody"]);
+        }
+        if let Some(engine) = std::env::var_os(IO_VARIABLE) {
+            command.arg("--io").arg(engine);
         }
         command.args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

@@ -27,6 +27,23 @@ const PROGRAM_LIMIT_S: u64 = 600;
 /// Test programs about the guard, by the first word of their names.
 const GUARD_PROGRAMS: &[&str] = &["packet_", "guard_", "e2e_"];
 
+/// Names the engine (`--io`) that daemons under test are started with.
+const IO_VARIABLE: &str = "SESSION_TEST_IO";
+
+/// Test programs that run on the io_uring engine too. The others do not depend on what moves the
+/// bytes, or ask for both engines themselves.
+const URING_PROGRAMS: &[&str] = &[
+    "script_memcached",
+    "wire_admin",
+    "wire_auth",
+    "wire_limits",
+    "wire_load",
+    "wire_smuggling",
+    "wire_timeouts",
+    "wire_tls",
+    "wire_unix",
+];
+
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
@@ -48,6 +65,8 @@ struct Program {
     package_directory: PathBuf,
     executable: PathBuf,
     arguments: &'static [&'static str],
+    /// The engine that its daemons are to have; none for their own choice.
+    engine: Option<&'static str>,
 }
 
 /// Runs everything and prints the closing line last.
@@ -135,6 +154,9 @@ impl Program {
             command.args(self.arguments.is_empty().then_some("--include-ignored"));
         }
         options.choose_object(&mut command);
+        if let Some(engine) = self.engine {
+            command.env(IO_VARIABLE, engine);
+        }
         if let Some(filter) = &options.filter
             && !self.name.contains(filter)
         {
@@ -145,7 +167,7 @@ impl Program {
 
     /// Unit tests first, then what needs no namespace, then the rest.
     fn tier(&self) -> u8 {
-        let name = self.name.rsplit(' ').next().unwrap_or_default();
+        let name = self.target();
         match name.split('_').next().unwrap_or_default() {
             "packet" | "script" | "wire" => 1,
             "guard" | "e2e" | "clients" | "process" | "sessionctl" => 2,
@@ -153,8 +175,24 @@ impl Program {
         }
     }
 
+    /// Its name without its package's.
+    fn target(&self) -> &str {
+        self.name.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// The same program on the io_uring engine, if that is worth another run.
+    fn under_uring(&self) -> Option<Self> {
+        URING_PROGRAMS.contains(&self.target()).then(|| Self {
+            name: format!("{} (io_uring)", self.name),
+            package_directory: self.package_directory.clone(),
+            executable: self.executable.clone(),
+            arguments: self.arguments,
+            engine: Some("uring"),
+        })
+    }
+
     fn is_about_the_guard(&self) -> bool {
-        let name = self.name.rsplit(' ').next().unwrap_or_default();
+        let name = self.target();
         GUARD_PROGRAMS.iter().any(|prefix| name.starts_with(prefix))
     }
 }
@@ -182,6 +220,8 @@ fn build_tests(options: &Options) -> Result<Vec<Program>> {
     if options.object.is_some() {
         programs.retain(Program::is_about_the_guard);
     }
+    let again: Vec<_> = programs.iter().filter_map(Program::under_uring).collect();
+    programs.extend(again);
     programs.sort_by_key(|program| (program.tier(), program.name.clone()));
     if options.object.is_none() && options.filter.is_none() {
         programs.push(Program {
@@ -189,6 +229,7 @@ fn build_tests(options: &Options) -> Result<Vec<Program>> {
             package_directory: shell::root().to_owned(),
             executable: shell::cargo().get_program().into(),
             arguments: &["test", "--quiet", "--workspace", "--doc"],
+            engine: None,
         });
     }
     Ok(programs)
@@ -204,6 +245,7 @@ fn program(message: &Value) -> Option<Program> {
         package_directory: directory.to_owned(),
         executable: message["executable"].as_str()?.into(),
         arguments: &[],
+        engine: None,
     })
 }
 

@@ -86,6 +86,8 @@ pub enum Flag {
     WriteTimeout,
     /// `--buffer-limit`
     BufferLimit,
+    /// `--io`
+    Io,
     /// `--admin`
     Admin,
     /// `--allow`
@@ -195,6 +197,7 @@ const FLAGS: &[Row] = &[
     row('\0', "read-timeout", Argument::Required, Flag::ReadTimeout),
     row('\0', "write-timeout", Argument::Required, Flag::WriteTimeout),
     row('\0', "buffer-limit", Argument::Required, Flag::BufferLimit),
+    row('\0', "io", Argument::Required, Flag::Io),
     row('\0', "allow", Argument::Required, Flag::Allow),
     row('\0', "allow-file", Argument::Required, Flag::AllowFile),
     row('\0', "allow-any", Argument::None, Flag::AllowAny),

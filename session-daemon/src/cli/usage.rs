@@ -115,6 +115,8 @@ const FLAGS: &str = "\
                           connections together may keep (default: 128)
     --udp-writes          serve what changes items by datagram too: whoever can
                           forge an allowed address can then change items
+    --io=<engine>         tokio: epoll; uring: io_uring, which needs Linux 6.1, for
+                          many busy connections; auto: tokio (default: auto)
 
 Who may reach the port (nobody but this host, until told otherwise):
     --allow=<prefix>[,..] allow these sources, repeatable

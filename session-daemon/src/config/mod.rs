@@ -70,6 +70,17 @@ pub enum GuardKind {
     Off,
 }
 
+/// What moves the bytes of plain connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Io {
+    /// The one that serves most loads best, which is tokio.
+    Auto,
+    /// io_uring, for many connections that speak at the same time.
+    Uring,
+    /// tokio, by way of epoll.
+    Tokio,
+}
+
 /// Which attach modes the guard may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuardMode {
@@ -174,6 +185,8 @@ pub struct Config {
     pub read_timeout_s: u32,
     /// `--write-timeout`, seconds.
     pub write_timeout_s: u32,
+    /// `--io`.
+    pub io: Io,
     /// `--buffer-limit`, bytes.
     pub buffer_limit: u64,
     /// Not `-X`.
@@ -251,6 +264,7 @@ impl Default for Config {
             idle_timeout_s: 0,
             read_timeout_s: 60,
             write_timeout_s: 60,
+            io: Io::Auto,
             buffer_limit: 128 << 20,
             dumps: true,
             watch: true,
@@ -375,6 +389,7 @@ impl Config {
             Flag::AllowFile => self.allow_files.push(value::path("--allow-file", argument)?),
             Flag::AllowAny => self.allow_any = true,
             Flag::Interface => self.interfaces.extend(value::interfaces(argument)?),
+            Flag::Io => self.io = value::io(argument)?,
             Flag::Guard => (self.guard, self.audit) = value::guard(argument)?,
             Flag::GuardMode => self.guard_mode = value::guard_mode(argument)?,
             Flag::Control => self.control = Some(value::path("--control", argument)?),

@@ -45,6 +45,7 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
         ("-I 33m", 64, "Cannot set item size limit higher than 1/2 of memory max."),
         ("-m 1", 64, "Cannot set item size limit higher than 1/2 of memory max."),
         ("-I 1100m -m 9000", 64, "Cannot set item size limit higher than a gigabyte."),
+        ("--io poll", 64, "--io=poll: should be one of auto, uring, or tokio"),
         ("-o zork=1", 1, "Illegal suboption \"zork=1\""),
         ("-o maxconns_fast,zork", 1, "Illegal suboption \"zork\""),
         ("-o idle_timeout", 1, "Missing numeric argument for idle_timeout"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::cli::Unserved;
-use crate::config::{EXIT_USAGE, GuardKind, GuardMode, MetricsListen, Port, Refusal};
+use crate::config::{EXIT_USAGE, GuardKind, GuardMode, Io, MetricsListen, Port, Refusal};
 use crate::server::config::Binding;
 
 /// memcached warns above this many threads.
@@ -151,6 +151,15 @@ pub(super) fn interfaces(text: &str) -> Result<Vec<String>, Refusal> {
         Ok(name.to_owned())
     };
     text.split(',').map(|part| name(part.trim())).collect()
+}
+
+pub(super) fn io(text: &str) -> Result<Io, Refusal> {
+    match text {
+        "auto" => Ok(Io::Auto),
+        "uring" => Ok(Io::Uring),
+        "tokio" => Ok(Io::Tokio),
+        _ => Err(usage(format!("--io={text}: should be one of auto, uring, or tokio"))),
+    }
 }
 
 /// `--guard`: who refuses strangers, and whether they are only counted.

@@ -58,7 +58,8 @@ impl Pool {
         self.outputs.pop().unwrap_or_else(|| Vec::with_capacity(OUTPUT_LEN_FIRST))
     }
 
-    fn give_output(&mut self, mut buffer: Vec<u8>) {
+    /// Takes the memory of answers back.
+    pub fn give_output(&mut self, mut buffer: Vec<u8>) {
         if buffer.capacity() <= OUTPUT_KEEP_MAX && self.outputs.len() < POOLED_MAX {
             buffer.clear();
             self.outputs.push(buffer);
@@ -351,6 +352,13 @@ impl Output {
     pub fn truncate(&mut self, len: usize) {
         let kept = self.rest.as_ref().map_or(self.sent, |rest| rest.at);
         self.buffer.truncate(len.max(kept));
+    }
+
+    /// Gives all away that is to be sent: the memory, and the index from which it is. What is
+    /// still in the store is copied.
+    pub fn take(&mut self) -> (Vec<u8>, usize) {
+        self.settle();
+        (std::mem::take(&mut self.buffer), std::mem::take(&mut self.sent))
     }
 
     /// Forgets what is to be sent.

@@ -2,7 +2,7 @@
 //! mean is the business of `connection`.
 #![forbid(unsafe_code)]
 
-use crate::command::counters::{Counter, Counters};
+use crate::command::counters::Counter;
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
 use crate::server::buffers::Wire;
 use crate::server::connection::{Connection, Step};
@@ -10,11 +10,13 @@ use crate::server::listener::Accepted;
 use crate::server::observing;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
+use crate::server::stream::Stream;
 use crate::server::tls::session;
+use crate::server::uring::stream::UringStream;
 use crate::server::worker::Local;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -97,82 +99,72 @@ impl Drop for Presence {
     }
 }
 
-async fn serve(presence: &Presence, fd: std::os::fd::OwnedFd) -> io::Result<()> {
+async fn serve(presence: &Presence, fd: OwnedFd) -> io::Result<()> {
     let Presence { local, info, .. } = presence;
     let mut connection =
         Connection::new(local.shared.config.binding).with_login(local.shared.config.login);
     // A client that speaks at once has done so by now: its first request is read before the
-    // reactor is told of the socket, which saves a wait.
+    // engine is told of the socket, which saves a wait.
     match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {
         Ok(0) => return Ok(()),
         Ok(len) => received(&mut connection, local, len),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Err(error) => return Err(error),
     }
-    let mut socket = Socket::new(fd, Arc::clone(info))?;
+    match &local.reactor {
+        Some(reactor) => {
+            let stream = UringStream::new(Rc::clone(reactor), fd, presence);
+            converse(presence, connection, stream).await
+        }
+        None => {
+            let socket = Socket::new(fd, Arc::clone(info))?;
+            converse(presence, connection, TokioStream { socket, local: Rc::clone(local) }).await
+        }
+    }
+}
+
+/// Drives the connection to its end over whatever moves its bytes.
+async fn converse(
+    presence: &Presence,
+    mut connection: Connection,
+    mut stream: impl Stream,
+) -> io::Result<()> {
+    let Presence { local, info, .. } = presence;
     loop {
-        let wire = Counted { socket: &socket, counters: local.counters() };
-        match local.drive(&mut connection, info, Some(&wire)) {
+        match local.drive(&mut connection, info, Some(stream.wire())) {
             Step::Yield => {
                 local.counters().add_one(Counter::ConnYields);
                 yield_turn().await;
             }
-            Step::Write => write(&mut connection, &mut socket, presence).await?,
-            Step::Read => {
-                write(&mut connection, &mut socket, presence).await?;
-                info.doing(Activity::Read, connection.is_busy());
-                let mut into = Into { connection: &mut connection, presence };
-                let len = match socket.read(&mut into).await {
-                    Ok(0) => return Ok(()),
-                    Ok(len) => len,
-                    Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
-                        local.counters().add_one(Counter::ReadBufOom);
-                        // Whether or not the client hears why, it is closed.
-                        let _ = socket.write_now(NO_MEMORY_FOR_REQUEST);
-                        return Err(error);
-                    }
-                    Err(error) => return Err(error),
-                };
-                presence.hold(0);
-                info.doing(Activity::Parse, true);
-                received(&mut connection, local, len);
-            }
+            Step::Write => stream.flush(&mut connection, presence).await?,
+            Step::Read => match stream.exchange(&mut connection, presence).await? {
+                0 => return Ok(()),
+                len => {
+                    info.doing(Activity::Parse, true);
+                    local.counters().add(Counter::BytesRead, len as u64);
+                }
+            },
             Step::Watch => {
                 info.doing(Activity::Watch, false);
                 let filled = connection.events();
-                let mut into = Into { connection: &mut connection, presence };
                 let event = async {
                     if let Some(filled) = &filled {
                         filled.wait().await;
                     }
                 };
                 tokio::select! {
-                    len = socket.read(&mut into) => match len? {
+                    len = stream.exchange(&mut connection, presence) => match len? {
                         0 => return Ok(()),
-                        len => received(&mut connection, local, len),
+                        len => local.counters().add(Counter::BytesRead, len as u64),
                     },
                     () = event => {}
                 }
             }
             Step::Close => {
-                write(&mut connection, &mut socket, presence).await?;
+                stream.flush(&mut connection, presence).await?;
                 return connection.end();
             }
         }
-    }
-}
-
-/// The socket of a client that is served, which counts what it takes.
-struct Counted<'a> {
-    socket: &'a Socket,
-    counters: &'a Counters,
-}
-
-impl Wire for Counted<'_> {
-    fn send(&self, parts: &[IoSlice<'_>]) -> usize {
-        let len = self.socket.write_parts_now(parts).ok().flatten().unwrap_or_default();
-        self.counters.add(Counter::BytesWritten, len as u64);
-        len
     }
 }
 
@@ -181,29 +173,64 @@ fn received(connection: &mut Connection, local: &Local, len: usize) {
     connection.filled(len);
 }
 
-/// Sends all answers, waiting for a client that is slow to read them.
-async fn write(
-    connection: &mut Connection,
-    socket: &mut Socket,
-    presence: &Presence,
-) -> io::Result<()> {
-    let local = &presence.local;
-    let mut pinned_left = PINNED_TIME_MAX;
-    while !connection.output().is_empty() {
-        if let Some(len) = write_now(connection, socket)? {
-            local.counters().add(Counter::BytesWritten, len as u64);
-            connection.sent(len, &mut local.pool.borrow_mut());
-            continue;
-        }
-        connection.rest(&mut local.pool.borrow_mut());
-        if connection.is_pinned() {
-            wait_pinned(connection, socket, presence, &mut pinned_left).await?;
-        } else {
-            wait_until_writable(socket, presence, connection.kept_len()).await?;
-        }
+/// A client's socket under tokio.
+struct TokioStream {
+    socket: Socket,
+    local: Rc<Local>,
+}
+
+impl Stream for TokioStream {
+    fn wire(&self) -> &dyn Wire {
+        self
     }
-    presence.hold(0);
-    Ok(())
+
+    async fn flush(&mut self, connection: &mut Connection, presence: &Presence) -> io::Result<()> {
+        let local = &presence.local;
+        let mut pinned_left = PINNED_TIME_MAX;
+        while !connection.output().is_empty() {
+            if let Some(len) = write_now(connection, &self.socket)? {
+                local.counters().add(Counter::BytesWritten, len as u64);
+                connection.sent(len, &mut local.pool.borrow_mut());
+                continue;
+            }
+            connection.rest(&mut local.pool.borrow_mut());
+            let socket = &mut self.socket;
+            if connection.is_pinned() {
+                wait_pinned(connection, socket, presence, &mut pinned_left).await?;
+            } else {
+                wait_until_writable(socket, presence, connection.kept_len()).await?;
+            }
+        }
+        presence.hold(0);
+        Ok(())
+    }
+
+    async fn exchange(
+        &mut self,
+        connection: &mut Connection,
+        presence: &Presence,
+    ) -> io::Result<usize> {
+        self.flush(connection, presence).await?;
+        if !presence.info.is_watching() {
+            presence.info.doing(Activity::Read, connection.is_busy());
+        }
+        let read = self.socket.read(&mut Into { connection, presence }).await;
+        let len = read.map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => cannot_keep_request(presence, self),
+            _ => error,
+        })?;
+        connection.filled(len);
+        presence.hold(0);
+        Ok(len)
+    }
+}
+
+impl Wire for TokioStream {
+    fn send(&self, parts: &[IoSlice<'_>]) -> usize {
+        let len = self.socket.write_parts_now(parts).ok().flatten().unwrap_or_default();
+        self.local.counters().add(Counter::BytesWritten, len as u64);
+        len
+    }
 }
 
 /// Sends what the kernel takes now; none when it takes nothing.
@@ -245,10 +272,10 @@ pub async fn wait_until_writable(
     presence: &Presence,
     kept_len: usize,
 ) -> io::Result<()> {
-    let local = &presence.local;
-    let waited = wait(socket, presence, kept_len, local.shared.config.write_timeout).await;
+    let limit = presence.local.shared.config.write_timeout;
+    let waited = wait(socket, presence, kept_len, limit).await;
     if waited.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-        local.counters().add_one(Counter::WriteKicks);
+        return Err(write_timed_out(presence));
     }
     waited
 }
@@ -259,13 +286,37 @@ async fn wait(
     kept_len: usize,
     timeout: Duration,
 ) -> io::Result<()> {
-    let Presence { local, info, .. } = presence;
-    info.doing(Activity::Write, true);
-    if !presence.hold(kept_len) {
-        local.counters().add_one(Counter::ResponseOom);
-        return Err(io::ErrorKind::OutOfMemory.into());
-    }
+    keep_answers(presence, kept_len)?;
     socket.writable(timeout).await
+}
+
+/// Counts answers as kept for a client that is slow to take them.
+///
+/// # Errors
+/// When all connections together keep too much.
+pub fn keep_answers(presence: &Presence, kept_len: usize) -> io::Result<()> {
+    presence.info.doing(Activity::Write, true);
+    if presence.hold(kept_len) {
+        return Ok(());
+    }
+    presence.local.counters().add_one(Counter::ResponseOom);
+    Err(io::ErrorKind::OutOfMemory.into())
+}
+
+/// Tells a client that what it has half sent may not be kept.
+#[must_use]
+pub fn cannot_keep_request(presence: &Presence, wire: &dyn Wire) -> io::Error {
+    presence.local.counters().add_one(Counter::ReadBufOom);
+    // Whether or not the client hears why, it is closed.
+    wire.send(&[IoSlice::new(NO_MEMORY_FOR_REQUEST)]);
+    io::ErrorKind::OutOfMemory.into()
+}
+
+/// Counts a client that took nothing for too long.
+#[must_use]
+pub fn write_timed_out(presence: &Presence) -> io::Error {
+    presence.local.counters().add_one(Counter::WriteKicks);
+    io::ErrorKind::TimedOut.into()
 }
 
 struct Into<'a> {

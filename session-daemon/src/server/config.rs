@@ -71,11 +71,23 @@ impl Binding {
     }
 }
 
+/// What moves the bytes of plain connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Engine {
+    /// tokio: readiness by epoll, then a call of the kernel for each read and each write.
+    #[default]
+    Tokio,
+    /// io_uring: one call of the kernel for all connections that have something to say.
+    Uring,
+}
+
 /// What the server is told at start. What concerns the store is asked of the store.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// Workers (`-t`), each a thread.
     pub threads: usize,
+    /// What moves the bytes of plain connections (`--io`).
+    pub engine: Engine,
     /// Most client connections at one time (`-c`).
     pub conns_max: usize,
     /// One connection too many is told so and closed; false leaves it in the backlog.
@@ -143,6 +155,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             threads: 4,
+            engine: Engine::default(),
             conns_max: 1024,
             maxconns_fast: true,
             requests_per_turn: 20,

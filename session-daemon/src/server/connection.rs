@@ -159,6 +159,14 @@ impl Connection {
         if self.wrong { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
     }
 
+    /// Gives away all bytes for the client: the memory, and the index from which they stand.
+    pub fn take_output(&mut self) -> (Vec<u8>, usize) {
+        if let State::Keys(list) = &mut self.state {
+            list.values_sent();
+        }
+        self.output.take()
+    }
+
     /// Gives pooled memory back before a wait.
     pub fn rest(&mut self, pool: &mut Pool) {
         self.input.rest(pool);
@@ -213,14 +221,14 @@ impl Connection {
     /// Whether a request or an answer is under way.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        let between = match &self.state {
-            State::Line | State::Fresh => true,
-            State::Binary(conversation) => !conversation.is_busy(),
-            State::Keys(_) | State::Value(..) | State::Swallow(_) | State::Closing => false,
-            State::Dump(_) => false,
-            State::Watch(_) => true,
-        };
+        let between = self.is_between() || matches!(self.state, State::Watch(_));
         !between || !self.input.waiting().is_empty() || !self.output.is_empty()
+    }
+
+    /// Whether no request has begun.
+    fn is_between(&self) -> bool {
+        matches!(self.state, State::Line | State::Fresh)
+            || matches!(&self.state, State::Binary(conversation) if !conversation.is_busy())
     }
 
     /// Answers what can be answered with the bytes at hand.
@@ -243,7 +251,8 @@ impl Connection {
             if turn.requests_left == 0 {
                 return Step::Yield;
             }
-            if self.is_locked() {
+            // Whether what comes next says who the client is, and is nothing else.
+            if self.is_between() && self.lock.concerns(self.input.waiting()) {
                 match self.unlock(turn) {
                     Progress::More => continue,
                     Progress::Wait => return Step::Read,
@@ -268,16 +277,6 @@ impl Connection {
                 return Step::Read;
             }
         }
-    }
-
-    /// Whether what comes next says who the client is, and is nothing else.
-    fn is_locked(&self) -> bool {
-        let between = match &self.state {
-            State::Line | State::Fresh => true,
-            State::Binary(conversation) => !conversation.is_busy(),
-            _ => false,
-        };
-        between && self.lock.concerns(self.input.waiting())
     }
 
     fn unlock(&mut self, turn: &mut Turn<'_>) -> Progress {

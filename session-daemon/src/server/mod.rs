@@ -24,11 +24,13 @@ pub mod requests;
 pub mod shared;
 pub mod socket;
 pub mod statistics;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 pub mod tuning;
 pub mod udp;
+pub mod uring;
 pub mod watchers;
 pub mod worker;
 
@@ -40,7 +42,7 @@ use crate::server::listener::Door;
 use crate::server::locks::SessionLock;
 use crate::server::shared::Shared;
 use crate::server::udp::Inlet;
-use crate::server::worker::{Message, WaysIn};
+use crate::server::worker::{Message, Post, WaysIn};
 use crate::store::Store;
 use arc_swap::ArcSwap;
 use std::io;
@@ -97,19 +99,22 @@ impl Server {
         ways_in: Vec<WaysIn>,
         mailboxes: Vec<UnboundedReceiver<Message>>,
     ) -> io::Result<()> {
+        let (ready, started) = mpsc::channel();
         for (seat_idx, (ways_in, mailbox)) in ways_in.into_iter().zip(mailboxes).enumerate() {
             let store = self.shared.store.worker().map_err(io::Error::other)?;
             let runtime = worker::runtime()?;
             let shared = Arc::clone(&self.shared);
-            let all = Arc::clone(&self.mailboxes);
+            let post = Post { mailboxes: Arc::clone(&self.mailboxes), mailbox };
+            let ready = ready.clone();
             let thread = std::thread::Builder::new().name(format!("worker-{seat_idx}")).spawn(
                 move || {
-                    worker::run(&runtime, shared, seat_idx, store, all, mailbox, ways_in);
+                    worker::run(&runtime, shared, seat_idx, store, post, ways_in, ready);
                 },
             )?;
             self.threads.push(thread);
         }
-        Ok(())
+        drop(ready);
+        started.iter().collect()
     }
 
     /// Resets every TCP connection whose client the allowlist refuses by now. Returns when all

@@ -19,6 +19,7 @@ use crate::server::observing::{self, Observing};
 use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
 use crate::server::udp::{self, Inlet};
+use crate::server::uring::reactor::{self, Reactor};
 use crate::server::watchers::Watching;
 use crate::server::{admin, asking, statistics};
 use crate::store::scan::Scan;
@@ -80,6 +81,14 @@ pub struct WaysIn {
     pub inlets: Vec<Inlet>,
 }
 
+/// How a worker and the others talk to each other.
+pub struct Post {
+    /// All workers' ears.
+    pub mailboxes: Arc<[UnboundedSender<Message>]>,
+    /// This one's.
+    pub mailbox: UnboundedReceiver<Message>,
+}
+
 /// What the tasks of a worker share. Never leaves its thread.
 pub struct Local {
     /// What all workers share.
@@ -90,6 +99,8 @@ pub struct Local {
     pub mailboxes: Arc<[UnboundedSender<Message>]>,
     /// Spare buffers.
     pub pool: RefCell<Pool>,
+    /// What moves the bytes of plain connections; none under tokio.
+    pub reactor: Option<Rc<Reactor>>,
     store: RefCell<store::Worker>,
     now: Cell<Now>,
     /// Looks at connections since the turn began; 0 before it has.
@@ -316,21 +327,31 @@ pub fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// Serves until told to stop.
+/// Serves until told to stop. Says first whether it can.
 pub fn run(
     runtime: &Runtime,
     shared: Arc<Shared>,
     seat_idx: usize,
     store: store::Worker,
-    mailboxes: Arc<[UnboundedSender<Message>]>,
-    mailbox: UnboundedReceiver<Message>,
+    post: Post,
     ways_in: WaysIn,
+    ready: mpsc::Sender<io::Result<()>>,
 ) {
+    let (reactor, doorbell) = match Reactor::of(shared.config.engine) {
+        Ok(made) => made.unzip(),
+        // Whoever started the worker waits for this, and no client is served before.
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    // Whoever waits for it waits until all senders are gone.
+    let _ = ready.send(Ok(()));
+    drop(ready);
+    let Post { mailboxes, mailbox } = post;
     let local = Rc::new(Local {
         shared,
         seat_idx,
         mailboxes,
         pool: RefCell::default(),
+        reactor,
         store: RefCell::new(store),
         now: Cell::default(),
         drives: Cell::new(0),
@@ -338,6 +359,9 @@ pub fn run(
     });
     LOCAL.set(Some(Rc::clone(&local)));
     let tasks = LocalSet::new();
+    if let (Some(reactor), Some(doorbell)) = (local.reactor.clone(), doorbell) {
+        tasks.spawn_local(reactor::run(Rc::clone(&local), reactor, doorbell));
+    }
     tasks.block_on(runtime, serve(Rc::clone(&local), mailbox, ways_in));
     drop(tasks);
     LOCAL.set(None);

@@ -24,10 +24,10 @@ use crate::command::request::Shutdown;
 use crate::config::{Config, EXIT_USAGE, GuardKind};
 use crate::link::{ChildEnd, ListenerKind, Reply, Request};
 use crate::server::Server;
-use crate::server::config::{Listener, ServerConfig, ShutdownHook};
+use crate::server::config::{Engine, Listener, ServerConfig, ShutdownHook};
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
-use crate::startup::{abort_on_panic, logger, metrics, privileges};
+use crate::startup::{abort_on_panic, engine, logger, metrics, privileges};
 use crate::store::types::StoreConfig;
 use crate::store::{Cold, MemoryFile, Start, Store};
 
@@ -96,6 +96,7 @@ fn ignore_signals() -> Result<()> {
 #[derive(Default)]
 struct Child {
     config: Option<Box<Config>>,
+    engine: Engine,
     listeners: Vec<Listener>,
     memory: Option<MemoryFile>,
     metrics: Option<metrics::Socket>,
@@ -190,6 +191,7 @@ impl Child {
         {
             log::warn!("-k: failed to lock memory: {error}");
         }
+        self.engine = engine::choose(&config)?;
         self.config = Some(config);
         Ok(())
     }
@@ -221,7 +223,7 @@ impl Child {
         let audit = config.audit;
         let listeners = std::mem::take(&mut self.listeners);
         let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
-        let mut config = server_config(config, hook)?;
+        let mut config = server_config(config, self.engine, hook)?;
         config.credentials = Arc::clone(&self.credentials);
         config.tls.clone_from(&self.tls);
         config.store_start = store_start;
@@ -318,10 +320,15 @@ fn store_config(config: &Config) -> Result<StoreConfig> {
     })
 }
 
-fn server_config(config: &Config, shutdown: Option<ShutdownHook>) -> Result<ServerConfig> {
+fn server_config(
+    config: &Config,
+    engine: Engine,
+    shutdown: Option<ShutdownHook>,
+) -> Result<ServerConfig> {
     let idle = u64::from(config.idle_timeout_s);
     Ok(ServerConfig {
         threads: usize::from(config.threads),
+        engine,
         conns_max: usize::try_from(config.connections_max)?,
         maxconns_fast: config.maxconns_fast,
         requests_per_turn: config.requests_per_turn,

@@ -15,6 +15,7 @@ mod certificates;
 mod child;
 mod credentials;
 mod daemonize;
+mod engine;
 mod flag_files;
 mod lists;
 mod lock;
@@ -72,6 +73,7 @@ pub fn sessiond(arguments: Vec<OsString>) -> u8 {
         logger::start(config.verbosity);
         // Told here as well, so that -d fails in the foreground and at once.
         let identity = privileges::identity(&config)?;
+        engine::check(&config)?;
         if config.daemonize && !detached {
             return daemonize::launch(words);
         }

@@ -6,7 +6,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::User;
 
-use crate::config::{Config, EXIT_NO_USER, EXIT_OS, EXIT_USAGE, Refusal};
+use crate::config::{Config, EXIT_NO_USER, EXIT_OS, EXIT_USAGE, Io, Refusal};
 
 /// Descriptors beside the clients' connections: listening sockets, epoll and event descriptors
 /// of the workers, the socket pair, standard streams.
@@ -49,7 +49,7 @@ pub(super) fn identity(config: &Config) -> Result<Option<Identity>, Refusal> {
 }
 
 /// Raises the limits that the child inherits: descriptors for `-c`, core files for `-r`, locked
-/// memory for `-k`.
+/// memory for `-k` and for io_uring.
 pub(super) fn raise_limits(config: &Config) -> Result<(), Refusal> {
     if config.core_dumps {
         raise(Resource::RLIMIT_CORE, u64::MAX)
@@ -57,6 +57,9 @@ pub(super) fn raise_limits(config: &Config) -> Result<(), Refusal> {
     }
     if config.lock_memory && raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_err() {
         log::warn!("-k: the limit on locked memory cannot be raised; start as root");
+    }
+    if config.io == Io::Uring && raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_err() {
+        log::warn!("--io=uring: the limit on locked memory, of all rings of the user, stays");
     }
     // Of TCP and of UDP.
     let sockets = 2 * (config.listen.len() as u64 + 2) * u64::from(config.threads);

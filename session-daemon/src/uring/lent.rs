@@ -1,0 +1,115 @@
+//! Buffers that are lent to the kernel for whatever is received next (a provided-buffer ring). It
+//! owns their memory and knows which are lent; it never knows for whom a buffer was filled.
+//!
+//! The rule: a buffer is lent from `offer` until a completion names it. While it is lent only the
+//! kernel touches it; in between only the worker does. All of them outlive the ring.
+#![allow(unsafe_code)]
+
+use io_uring::Submitter;
+use io_uring::types::BufRingEntry;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Buffers of one worker: as many connections can have bytes received and not yet looked at. Those
+/// beyond are told to ask again. A power of two, as the kernel wants it.
+pub(super) const BUFFERS_MAX: u16 = 256;
+
+/// Bytes of a buffer: what most requests fit. More than that is read where it is wanted, by whoever
+/// gets a full one.
+pub(super) const BUFFER_LEN: usize = 4 << 10;
+
+/// The group by which requests name the buffers.
+pub(super) const GROUP: u16 = 0;
+
+/// The kernel wants the ring at the start of a page.
+const PAGE_LEN: usize = 4096;
+
+/// The ring's place.
+#[repr(C, align(4096))]
+struct Page([u8; PAGE_LEN]);
+
+const _: () = assert!(BUFFERS_MAX.is_power_of_two());
+const _: () = assert!(BUFFERS_MAX as usize * size_of::<BufRingEntry>() <= PAGE_LEN);
+const _: () = assert!(align_of::<Page>() == PAGE_LEN);
+
+/// The buffers of one worker.
+pub(super) struct Lent {
+    /// `BUFFERS_MAX` entries, which the kernel reads.
+    entries: NonNull<BufRingEntry>,
+    buffers: Box<[Vec<u8>]>,
+    lent: Box<[bool]>,
+    tail: u16,
+}
+
+impl Lent {
+    /// Allocates the buffers and lends them all.
+    pub(super) fn new() -> Self {
+        let page = Box::leak(Box::new(Page([0; PAGE_LEN])));
+        let entries = NonNull::from(page).cast();
+        let buffers = (0..BUFFERS_MAX).map(|_| vec![0; BUFFER_LEN]).collect();
+        let lent = vec![false; usize::from(BUFFERS_MAX)].into();
+        let mut all = Self { entries, buffers, lent, tail: 0 };
+        (0..BUFFERS_MAX).for_each(|id| all.offer(id));
+        all
+    }
+
+    /// Tells a ring of the buffers.
+    ///
+    /// # Safety
+    /// `self` must live until the ring is gone and nothing that it began is under way.
+    pub(super) unsafe fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
+        let address = self.entries.as_ptr().addr() as u64;
+        // SAFETY: the entries are valid while `self` lives, which the caller promises for as long
+        // as the kernel may read them.
+        unsafe { submitter.register_buf_ring_with_flags(address, BUFFERS_MAX, GROUP, 0) }
+    }
+
+    /// Takes note that the kernel has filled a buffer: it is ours until it is offered again.
+    pub(super) fn filled(&mut self, id: u16) {
+        if let Some(lent) = self.lent.get_mut(usize::from(id)) {
+            *lent = false;
+        }
+    }
+
+    /// The bytes of a buffer that is not lent.
+    pub(super) fn bytes(&self, id: u16) -> &[u8] {
+        let lent = self.lent.get(usize::from(id)).is_none_or(|lent| *lent);
+        self.buffers.get(usize::from(id)).filter(|_| !lent).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Lends a buffer that is not lent.
+    pub(super) fn offer(&mut self, id: u16) {
+        let idx = usize::from(id);
+        let (Some(buffer), Some(lent)) = (self.buffers.get_mut(idx), self.lent.get_mut(idx)) else {
+            return;
+        };
+        if std::mem::replace(lent, true) {
+            return;
+        }
+        let at = usize::from(self.tail & (BUFFERS_MAX - 1));
+        // SAFETY: `at < BUFFERS_MAX` by the mask, and so many entries were allocated.
+        let entry = unsafe { self.entries.add(at) };
+        // SAFETY: the kernel does not read the entry at the tail before the tail passes it, and
+        // what it reads of entry 0 beside it, the tail itself, is not written through this.
+        let entry = unsafe { &mut *entry.as_ptr() };
+        entry.set_addr(buffer.as_mut_ptr().addr() as u64);
+        entry.set_len(u32::try_from(buffer.len()).unwrap_or(u32::MAX));
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the entries are initialised (zeroed) and begin at this address.
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        // SAFETY: two aligned bytes inside the entries, written by this thread alone.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        // Release: the entry is written; pairs with the kernel's acquire of the tail.
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let page = self.entries.as_ptr().cast::<Page>();
+        // SAFETY: leaked by `new`, and the ring that read it is gone (`register`).
+        drop(unsafe { Box::from_raw(page) });
+    }
+}

@@ -1,0 +1,574 @@
+//! One worker's io_uring: requests to the kernel, their completions, and the memory that the
+//! kernel may touch meanwhile. It owns that memory and the descriptors under way; it never looks
+//! at a byte.
+//!
+//! The rule of ownership: whatever a request points to belongs to the ring from the moment the
+//! request is queued until its completion has come, whoever asked for it and whether or not they
+//! are still there. A sending buffer is moved into its [`Line`], received bytes go to buffers that
+//! the ring lends ([`Lent`]), and a line whose user has gone stays until its last completion.
+//! When the ring itself ends it first cancels and waits; what would not end is leaked.
+#![allow(unsafe_code)]
+
+use crate::uring::lent::{BUFFER_LEN, GROUP, Lent};
+use io_uring::types::{CancelBuilder, Fd};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use std::collections::VecDeque;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
+use std::task::{Context, Poll, Waker};
+
+/// Requests that may be queued between two calls of the kernel; more make a call of their own. Both
+/// are small because a user may lock 8 MiB in all, rings included.
+const QUEUED_MAX: u32 = 256;
+
+/// Completions that fit the ring; the kernel keeps those beyond until there is room.
+const COMPLETIONS_MAX: u32 = 2048;
+
+/// `IORING_RECVSEND_POLL_FIRST`: nothing is there, so trying before waiting is in vain.
+const POLL_FIRST: u16 = 1;
+
+/// Calls of the kernel that the end of a ring waits for what is under way.
+const DRAIN_TURNS_MAX: u32 = 1000;
+
+/// What a completion is for; the lower bits of its number, above it the line's.
+const RECEIVE: u64 = 0;
+const SEND: u64 = 1;
+const CANCEL: u64 = 2;
+const KIND_BITS: u32 = 2;
+
+/// Whom a line serves.
+pub trait User {
+    /// All that was to be sent is with the kernel; `busy_behind` as it was given to [`Ring::send`].
+    fn sent(&self, busy_behind: bool);
+}
+
+/// A connection under io_uring.
+struct Line<U> {
+    fd: Rc<OwnedFd>,
+    user: U,
+    received: Received,
+    /// Whether the last receive said that more is there.
+    more: bool,
+    sending: Option<Sending>,
+    /// Why the last send ended before its time.
+    send_error: Option<Errno>,
+    /// Requests under way.
+    under_way: u8,
+    /// Nobody uses the line any more.
+    abandoned: bool,
+    waker: Option<Waker>,
+    /// Whether the waker is for bytes of the client, not for the end of a send alone.
+    awaits_bytes: bool,
+}
+
+/// An answer on its way.
+struct Sending {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// The kernel did not take all of it at once.
+    stuck: bool,
+    /// It has taken some since that was last told.
+    progress: bool,
+    /// Whether a request is half received behind it.
+    busy_behind: bool,
+}
+
+/// Where the next bytes of a client are.
+enum Received {
+    /// Not asked for.
+    Idle,
+    /// Asked for.
+    Armed,
+    /// In a buffer of the ring: its number, and what part of it.
+    Lent { id: u16, start: usize, end: usize },
+    /// In memory of their own, from the index on.
+    Aside(Vec<u8>, usize),
+    /// The client has said that it is done.
+    End,
+    /// The socket failed.
+    Failed(Errno),
+}
+
+/// What a connection is told while it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All is sent, and bytes or the end have come.
+    Received,
+    /// All is sent.
+    Sent,
+    /// The client takes nothing, or has taken some again.
+    Stuck,
+}
+
+/// Bytes that the reactor accounts for after a turn.
+#[derive(Debug, Default)]
+pub struct Spent {
+    /// Buffers of answers that are sent.
+    pub buffers: Vec<Vec<u8>>,
+    /// How many bytes the kernel took.
+    pub sent_len: u64,
+}
+
+/// One worker's io_uring.
+pub struct Ring<U: User> {
+    // Both are dropped by hand: the kernel must be done with the buffers.
+    uring: ManuallyDrop<IoUring>,
+    lent: ManuallyDrop<Lent>,
+    lines: ManuallyDrop<Vec<Option<Line<U>>>>,
+    vacant: Vec<usize>,
+    /// Requests under way, cancellations too.
+    under_way: usize,
+    /// Lines whose sends were queued since the last call of the kernel.
+    fresh: Vec<usize>,
+    /// Completions that were taken out to make room.
+    backlog: VecDeque<(u64, i32, u32)>,
+    spent: Spent,
+    /// The reactor, while it sleeps.
+    sleeper: Option<Waker>,
+}
+
+impl<U: User> Ring<U> {
+    /// A ring of this thread that signals `doorbell` when a completion comes while it sleeps.
+    ///
+    /// # Errors
+    /// What the kernel lacks or refuses.
+    pub fn new(doorbell: &OwnedFd) -> io::Result<Self> {
+        let mut uring = IoUring::builder()
+            .setup_cqsize(COMPLETIONS_MAX)
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .build(QUEUED_MAX)?;
+        uring.submitter().register_eventfd(doorbell.as_raw_fd())?;
+        uring.completion().disable_eventfd();
+        let lent = Lent::new();
+        // SAFETY: `Ring::drop` ends the ring, after all that is under way, before the buffers; or
+        // it leaks them.
+        unsafe { lent.register(&uring.submitter()) }?;
+        // Saves looking the descriptor up at each call; without it all works alike.
+        let _ = uring.submitter().register_ring_fd();
+        Ok(Self {
+            uring: ManuallyDrop::new(uring),
+            lent: ManuallyDrop::new(lent),
+            lines: ManuallyDrop::new(Vec::new()),
+            vacant: Vec::new(),
+            under_way: 0,
+            fresh: Vec::new(),
+            backlog: VecDeque::new(),
+            spent: Spent::default(),
+            sleeper: None,
+        })
+    }
+
+    /// Takes a socket in; its number.
+    pub fn open(&mut self, fd: Rc<OwnedFd>, user: U) -> usize {
+        let line = Line {
+            fd,
+            user,
+            received: Received::Idle,
+            more: false,
+            sending: None,
+            send_error: None,
+            under_way: 0,
+            abandoned: false,
+            waker: None,
+            awaits_bytes: false,
+        };
+        let idx = self.vacant.pop().unwrap_or_else(|| {
+            self.lines.push(None);
+            self.lines.len() - 1
+        });
+        self.lines[idx] = Some(line);
+        idx
+    }
+
+    /// Lets a socket go: what is under way is cancelled, and its descriptor closed behind that.
+    pub fn close(&mut self, idx: usize) {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return };
+        line.abandoned = true;
+        line.waker = None;
+        if line.under_way > 0 {
+            let cancel = CancelBuilder::fd(Fd(line.fd.as_raw_fd())).all();
+            let request = opcode::AsyncCancel2::new(cancel).build();
+            self.queue(request.user_data(CANCEL));
+        }
+        self.release(idx);
+    }
+
+    /// Removes a line that nobody uses and that nothing is under way for.
+    fn release(&mut self, idx: usize) {
+        let place = &mut self.lines[idx];
+        let Some(line) = place.take_if(|line| line.abandoned && line.under_way == 0) else {
+            return;
+        };
+        if let Received::Lent { id, .. } = line.received {
+            self.lent.offer(id);
+        }
+        self.vacant.push(idx);
+    }
+
+    /// Begins to send `bytes` from `sent` on; nothing else may be under way to this client.
+    /// `busy_behind`: what the connection is when they are sent.
+    pub fn send(&mut self, idx: usize, bytes: Vec<u8>, sent: usize, busy_behind: bool) {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return };
+        debug_assert!(line.sending.is_none(), "answers are sent one after the other");
+        line.sending = Some(Sending { bytes, sent, stuck: false, progress: false, busy_behind });
+        self.send_rest(idx);
+        self.fresh.push(idx);
+    }
+
+    fn send_rest(&mut self, idx: usize) {
+        let Some(line) = self.lines[idx].as_mut() else { return };
+        let Some(sending) = &line.sending else { return };
+        let rest = sending.bytes.get(sending.sent..).unwrap_or_default();
+        let flags = i32::try_from(SendFlags::NOSIGNAL.bits()).unwrap_or_default();
+        let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let request = opcode::Send::new(Fd(line.fd.as_raw_fd()), rest.as_ptr(), len).flags(flags);
+        line.under_way += 1;
+        self.queue(request.build().user_data(number(idx, SEND)));
+    }
+
+    /// Asks for the client's next bytes, unless that is done.
+    pub fn arm(&mut self, idx: usize) {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return };
+        if !matches!(line.received, Received::Idle) {
+            return;
+        }
+        line.received = Received::Armed;
+        line.under_way += 1;
+        let how = if line.more { 0 } else { POLL_FIRST };
+        let request = opcode::Recv::new(Fd(line.fd.as_raw_fd()), std::ptr::null_mut(), 0)
+            .buf_group(GROUP)
+            .ioprio(how)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        self.queue(request.user_data(number(idx, RECEIVE)));
+    }
+
+    /// Queues a request. Its memory is the ring's: see the head of this file.
+    fn queue(&mut self, request: squeue::Entry) {
+        self.under_way += 1;
+        // SAFETY: what the request points to is owned by a line or by `lent` until its completion
+        // has come, and `drop` waits for that or leaks it.
+        while unsafe { self.uring.submission().push(&request) }.is_err() {
+            self.submit();
+        }
+        if let Some(sleeper) = self.sleeper.take() {
+            sleeper.wake();
+        }
+    }
+
+    fn submit(&mut self) {
+        match self.uring.submit() {
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::INTR) => {}
+                // The kernel keeps completions that had no room: they are taken first.
+                Some(Errno::BUSY | Errno::AGAIN) => self.make_room(),
+                _ => panic!("io_uring_enter: {error}"),
+            },
+        }
+    }
+
+    fn make_room(&mut self) {
+        let taken = self.uring.completion().map(|entry| parts(&entry));
+        self.backlog.extend(taken);
+    }
+
+    /// Hands over what is queued and takes what has come; false when there was neither.
+    pub fn turn(&mut self) -> bool {
+        let queued = {
+            let queue = self.uring.submission();
+            !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+        };
+        if queued {
+            self.submit();
+        }
+        let mut completed = false;
+        while let Some((number, result, flags)) = self.next_completion() {
+            completed = true;
+            self.completed(number, result, flags);
+        }
+        self.find_stuck();
+        queued || completed
+    }
+
+    fn next_completion(&mut self) -> Option<(u64, i32, u32)> {
+        let kept = self.backlog.pop_front();
+        kept.or_else(|| self.uring.completion().next().map(|entry| parts(&entry)))
+    }
+
+    fn completed(&mut self, number: u64, result: i32, flags: u32) {
+        self.under_way -= 1;
+        let (idx, kind) = ((number >> KIND_BITS) as usize, number & ((1 << KIND_BITS) - 1));
+        if kind == CANCEL {
+            return;
+        }
+        let buffer_id = cqueue::buffer_select(flags);
+        if let Some(id) = buffer_id {
+            self.lent.filled(id);
+        }
+        if let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) {
+            line.under_way -= 1;
+        }
+        if kind == SEND {
+            self.send_completed(idx, result);
+        } else {
+            self.receive_completed(idx, result, buffer_id, cqueue::sock_nonempty(flags));
+        }
+        self.release(idx);
+    }
+
+    fn send_completed(&mut self, idx: usize, result: i32) {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return };
+        let Some(sending) = &mut line.sending else { return };
+        let taken = usize::try_from(result).unwrap_or_default();
+        sending.sent += taken;
+        self.spent.sent_len += taken as u64;
+        if result < 0 {
+            line.send_error = Some(Errno::from_raw_os_error(-result));
+        }
+        let is_whole = sending.sent >= sending.bytes.len();
+        if is_whole || result < 0 {
+            let (busy, tell) = (sending.busy_behind, sending.stuck || result < 0);
+            if let Some(done) = line.sending.take() {
+                self.spent.buffers.push(done.bytes);
+            }
+            line.user.sent(busy);
+            // One that waits for more than the send alone is woken by what it waits for.
+            let goes_on_waiting = line.awaits_bytes && matches!(line.received, Received::Armed);
+            if (tell || !goes_on_waiting)
+                && let Some(waker) = line.waker.take()
+            {
+                waker.wake();
+            }
+        } else if !line.abandoned {
+            sending.progress = true;
+            self.send_rest(idx);
+        }
+    }
+
+    fn receive_completed(&mut self, idx: usize, result: i32, buffer: Option<u16>, more: bool) {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else {
+            return buffer.into_iter().for_each(|id| self.lent.offer(id));
+        };
+        line.more = more;
+        line.received = match (usize::try_from(result), buffer) {
+            (Ok(0), _) => Received::End,
+            (Ok(end), Some(id)) => Received::Lent { id, start: 0, end },
+            (Ok(_), None) => Received::Failed(Errno::IO),
+            (Err(_), _) => match Errno::from_raw_os_error(-result) {
+                // All buffers are out, and back before the connection has its turn.
+                Errno::NOBUFS => {
+                    line.more = true;
+                    Received::Idle
+                }
+                Errno::INTR | Errno::AGAIN => Received::Idle,
+                error => Received::Failed(error),
+            },
+        };
+        if !matches!(line.received, Received::Lent { .. })
+            && let Some(id) = buffer
+        {
+            self.lent.offer(id);
+        }
+        if let Some(sending) = line.sending.as_mut().filter(|sending| sending.stuck) {
+            // It may be long until these are looked at, and others need the buffer.
+            sending.progress = true;
+            set_aside(line, &mut self.lent);
+        }
+        if let Some(waker) = line.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Tells those whose answers the kernel did not take at once.
+    fn find_stuck(&mut self) {
+        while let Some(idx) = self.fresh.pop() {
+            let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { continue };
+            if let Some(sending) = &mut line.sending {
+                sending.stuck = true;
+                sending.progress = true;
+                set_aside(line, &mut self.lent);
+                if let Some(waker) = line.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    /// Waits until all is sent, and for bytes if they were asked for.
+    pub fn poll(
+        &mut self,
+        idx: usize,
+        for_bytes: bool,
+        context: &Context<'_>,
+    ) -> Poll<io::Result<Event>> {
+        if for_bytes {
+            self.arm(idx);
+        }
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else {
+            return Poll::Ready(Err(io::Error::other("the socket has left the ring")));
+        };
+        if let Some(error) = line.send_error {
+            return Poll::Ready(Err(error.into()));
+        }
+        if let Some(sending) = &mut line.sending {
+            if std::mem::take(&mut sending.progress) && sending.stuck {
+                return Poll::Ready(Ok(Event::Stuck));
+            }
+        } else if !for_bytes {
+            return Poll::Ready(Ok(Event::Sent));
+        } else if !matches!(line.received, Received::Armed) {
+            return Poll::Ready(Ok(Event::Received));
+        }
+        line.awaits_bytes = for_bytes;
+        match &line.waker {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            _ => line.waker = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Bytes of memory that a line keeps.
+    pub fn kept_len(&self, idx: usize) -> usize {
+        let Some(line) = self.lines.get(idx).and_then(Option::as_ref) else { return 0 };
+        let sending_len = line.sending.as_ref().map_or(0, |sending| sending.bytes.capacity());
+        let aside_len =
+            if let Received::Aside(bytes, _) = &line.received { bytes.capacity() } else { 0 };
+        sending_len + aside_len
+    }
+
+    /// Whether bytes were received that fill a buffer, so that more may well be there.
+    pub fn is_full(&self, idx: usize) -> bool {
+        let line = self.lines.get(idx).and_then(Option::as_ref);
+        line.is_some_and(|line| matches!(line.received, Received::Lent { end: BUFFER_LEN, .. }))
+    }
+
+    /// Copies received bytes; how many, 0 at the end.
+    ///
+    /// # Errors
+    /// Why the socket failed.
+    pub fn copy(&mut self, idx: usize, space: &mut [u8]) -> io::Result<usize> {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return Ok(0) };
+        let (len, is_over) = match &mut line.received {
+            Received::Idle | Received::Armed | Received::End => return Ok(0),
+            Received::Failed(error) => return Err((*error).into()),
+            Received::Lent { id, start, end } => {
+                let len = copy(self.lent.bytes(*id).get(*start..*end), space);
+                *start += len;
+                let is_over = start == end;
+                if is_over {
+                    self.lent.offer(*id);
+                }
+                (len, is_over)
+            }
+            Received::Aside(bytes, start) => {
+                let len = copy(bytes.get(*start..), space);
+                *start += len;
+                (len, *start == bytes.len())
+            }
+        };
+        if is_over {
+            line.received = Received::Idle;
+        }
+        Ok(len)
+    }
+
+    /// What has been sent since this was asked last.
+    pub fn take_spent(&mut self) -> Spent {
+        std::mem::take(&mut self.spent)
+    }
+
+    /// Prepares the reactor's sleep; false when there is something to do first. From here on
+    /// the doorbell rings.
+    pub fn fall_asleep(&mut self, context: &Context<'_>) -> bool {
+        self.uring.completion().enable_eventfd();
+        // SeqCst: the kernel announces work and then looks whether the bell may ring; here it is
+        // the other way round, so that one of both sees the other.
+        fence(Ordering::SeqCst);
+        let is_busy = {
+            let queue = self.uring.submission();
+            !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+        };
+        if is_busy || !self.uring.completion().is_empty() || !self.backlog.is_empty() {
+            self.uring.completion().disable_eventfd();
+            return false;
+        }
+        self.sleeper = Some(context.waker().clone());
+        true
+    }
+
+    /// Whether nothing was queued since the reactor fell asleep.
+    pub fn is_asleep(&self) -> bool {
+        self.sleeper.is_some()
+    }
+
+    /// Ends the sleep: the doorbell is silent.
+    pub fn wake_up(&mut self) {
+        self.sleeper = None;
+        self.uring.completion().disable_eventfd();
+    }
+
+    /// Cancels all that is under way and waits for it; false when it would not end.
+    fn drain(&mut self) -> bool {
+        self.lines.iter_mut().flatten().for_each(|line| line.abandoned = true);
+        if self.under_way > 0 {
+            self.queue(opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(CANCEL));
+        }
+        for _ in 0..DRAIN_TURNS_MAX {
+            if self.under_way == 0 {
+                return true;
+            }
+            // The completion of the cancellation at least will come.
+            let _ = self.uring.submit_and_wait(1);
+            self.turn();
+        }
+        self.under_way == 0
+    }
+}
+
+impl<U: User> Drop for Ring<U> {
+    fn drop(&mut self) {
+        if !self.drain() {
+            // The kernel may still write to it.
+            return log::error!("io_uring: {} requests would not end", self.under_way);
+        }
+        // SAFETY: dropped here alone.
+        unsafe { ManuallyDrop::drop(&mut self.uring) };
+        // SAFETY: dropped here alone, after the ring, with nothing under way.
+        unsafe { ManuallyDrop::drop(&mut self.lent) };
+        // SAFETY: dropped here alone, with nothing under way.
+        unsafe { ManuallyDrop::drop(&mut self.lines) };
+    }
+}
+
+/// Moves received bytes out of the ring's buffer.
+fn set_aside<U>(line: &mut Line<U>, lent: &mut Lent) {
+    if let Received::Lent { id, start, end } = line.received {
+        let bytes = lent.bytes(id).get(start..end).unwrap_or_default().to_vec();
+        line.received = Received::Aside(bytes, 0);
+        lent.offer(id);
+    }
+}
+
+fn copy(from: Option<&[u8]>, space: &mut [u8]) -> usize {
+    let from = from.unwrap_or_default();
+    let len = from.len().min(space.len());
+    space[..len].copy_from_slice(&from[..len]);
+    len
+}
+
+fn number(idx: usize, kind: u64) -> u64 {
+    ((idx as u64) << KIND_BITS) | kind
+}
+
+fn parts(entry: &cqueue::Entry) -> (u64, i32, u32) {
+    (entry.user_data(), entry.result(), entry.flags())
+}

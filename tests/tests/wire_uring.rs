@@ -1,0 +1,226 @@
+//! The io_uring engine from outside: that it is used or refused as `--io` says, and clients that go
+//! while the kernel still works for them. Where io_uring cannot be had the tests are skipped.
+#![forbid(unsafe_code)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use session_daemon::server::uring::probe::probe;
+use session_tests::client::REPLY_TIMEOUT;
+use session_tests::sessiond::{Sessiond, Setup};
+use session_tests::{binaries, require_program, require_root, skip, wait};
+
+/// Installs a filter of system calls that refuses `io_uring_setup`, as containers do, and becomes
+/// the command that follows.
+const WITHOUT_URING: &str = r#"
+import ctypes, os, struct, sys
+# Load the number; if it is io_uring_setup (425): errno EPERM; else: allow.
+words = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)]
+program = b"".join(struct.pack("HBBI", *word) for word in words)
+buffer = ctypes.create_string_buffer(program)
+prog = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(buffer)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, prog, 0, 0) == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+/// Connections at once in the test of many.
+const MANY: usize = 2000;
+
+fn uring() -> Result<Setup> {
+    Ok(Setup::loopback()?.arg("--io=uring"))
+}
+
+macro_rules! require_uring {
+    () => {
+        if let Err(lacking) = probe(1) {
+            skip!("{lacking}");
+        }
+    };
+}
+
+fn connect(daemon: &Sessiond<'_>) -> Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, daemon.setup.port()))?;
+    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+    Ok(stream)
+}
+
+/// Rings that a process holds.
+fn rings(daemon: &Sessiond<'_>) -> Result<usize> {
+    let pid = daemon.process.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let child = children.split_whitespace().next().context("the serving process")?;
+    let mut count = 0;
+    for entry in std::fs::read_dir(format!("/proc/{child}/fd"))? {
+        let target = std::fs::read_link(entry?.path()).unwrap_or_default();
+        count += usize::from(target.to_string_lossy().contains("io_uring"));
+    }
+    Ok(count)
+}
+
+#[test]
+fn the_engine_is_the_one_that_was_asked_for() -> Result<()> {
+    require_root!();
+    require_uring!();
+    for (engine, expected) in [("uring", 3), ("tokio", 0)] {
+        let setup = Setup::loopback()?.arg(format!("--io={engine}")).args(["-t", "3"]);
+        let daemon = setup.start(None)?;
+        ensure!(daemon.client().set("a", b"1")? == "STORED", "{engine}: not served");
+        let count = rings(&daemon)?;
+        ensure!(count == expected, "{engine}: {count} rings");
+    }
+    Ok(())
+}
+
+/// Runs a daemon that may not have io_uring.
+fn without_uring(setup: &Setup) -> Result<Output> {
+    let command = setup.command();
+    let mut filtered = Command::new("timeout");
+    filtered.args(["20", "/usr/bin/python3", "-c", WITHOUT_URING]);
+    filtered.arg(binaries::sessiond()).args(command.get_args());
+    Ok(filtered.output()?)
+}
+
+#[test]
+fn what_cannot_be_had_is_refused_before_anything_listens() -> Result<()> {
+    require_program!("python3");
+    require_uring!();
+    let output = without_uring(&uring()?)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(71), "{:?}: {text}", output.status);
+    ensure!(text.contains("--io=uring: io_uring is not permitted"), "{text}");
+    ensure!(!text.contains("serving"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn thousands_of_connections_are_served_and_let_go() -> Result<()> {
+    require_uring!();
+    let setup = uring()?.args(["-c", "4000", "-t", "2"]);
+    let daemon = setup.start(None)?;
+    daemon.client().set("a", b"value")?;
+    let mut streams = (0..MANY).map(|_| connect(&daemon)).collect::<Result<Vec<_>>>()?;
+    for _ in 0..3 {
+        for stream in &mut streams {
+            stream.write_all(b"get a\r\nget none\r\n")?;
+        }
+        for stream in &mut streams {
+            let mut reply = [0; b"VALUE a 0 5\r\nvalue\r\nEND\r\nEND\r\n".len()];
+            stream.read_exact(&mut reply)?;
+            ensure!(
+                &reply == b"VALUE a 0 5\r\nvalue\r\nEND\r\nEND\r\n",
+                "{}",
+                reply.escape_ascii()
+            );
+        }
+    }
+    drop(streams);
+    wait::until("all let go", || {
+        let stats = daemon.client().stats("").ok()?;
+        // Who asks is one, and memcached's own count begins with the listening socket.
+        (stats.get("curr_connections")?.parse::<u32>().ok()? <= 3).then_some(())
+    });
+    Ok(())
+}
+
+#[test]
+fn clients_that_go_while_the_kernel_works_for_them_harm_nobody() -> Result<()> {
+    require_uring!();
+    let setup = uring()?.args(["-t", "1"]);
+    let daemon = setup.start(None)?;
+    let value = vec![b'v'; 900_000];
+    daemon.client().set("large", &value)?;
+    for round in 0..60 {
+        let mut stream = connect(&daemon)?;
+        match round % 4 {
+            // An answer that does not fit is under way, and a receive.
+            0 => stream.write_all("get large\r\n".repeat(20).as_bytes())?,
+            // Half a value is there.
+            1 => stream.write_all(b"set half 0 0 500000\r\nabc")?,
+            // The end comes with the request.
+            2 => {
+                stream.write_all(b"get large\r\n")?;
+                stream.shutdown(Shutdown::Write)?;
+            }
+            _ => stream.write_all(b"get a")?,
+        }
+        if round % 8 < 4 {
+            // With unread bytes this is a reset.
+            drop(stream);
+        } else {
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(5));
+                drop(stream);
+            });
+        }
+        let read = daemon.client().get("large")?;
+        ensure!(read.as_ref() == Some(&value), "round {round}: another value");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_has_said_everything_still_gets_its_answers() -> Result<()> {
+    require_uring!();
+    let setup = uring()?;
+    let daemon = setup.start(None)?;
+    let value = vec![b'v'; 700_000];
+    daemon.client().set("large", &value)?;
+    let mut stream = connect(&daemon)?;
+    stream.write_all("get large\r\n".repeat(9).as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)?;
+    let expected = 9 * (value.len() + b"VALUE large 0 700000\r\n\r\nEND\r\n".len());
+    ensure!(all.len() == expected, "{} of {expected} bytes", all.len());
+    Ok(())
+}
+
+#[test]
+fn large_values_arrive_however_they_are_cut() -> Result<()> {
+    require_uring!();
+    let setup = uring()?;
+    let daemon = setup.start(None)?;
+    let value: Vec<u8> = (0..=250).cycle().take(1_000_000).collect();
+    let request = [b"set large 0 0 1000000\r\n", value.as_slice(), b"\r\n"].concat();
+    for piece_len in [1_000_100, 65_537, 65_536, 7_777] {
+        let mut client = daemon.client();
+        client.command("delete large")?;
+        for piece in request.chunks(piece_len) {
+            client.send(piece)?;
+            if piece_len < 65_537 {
+                thread::yield_now();
+            }
+        }
+        ensure!(client.line()? == "STORED", "{piece_len}: not stored");
+        ensure!(client.get("large")?.as_ref() == Some(&value), "{piece_len}: another value");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_starts_again_with_its_items() -> Result<()> {
+    require_uring!();
+    require_root!();
+    let setup = uring()?;
+    let file = setup.scratch().mount_tmpfs(128)?.join("store");
+    let setup = setup.arg("-e").arg(file);
+    let daemon = setup.start(None)?;
+    let streams = (0..50).map(|_| connect(&daemon)).collect::<Result<Vec<_>>>()?;
+    ensure!(daemon.client().set("kept", b"yes")? == "STORED", "not stored");
+    daemon.process.signal(Signal::SIGKILL);
+    for mut stream in streams {
+        // The end, or a reset.
+        ensure!(stream.read(&mut [0]).unwrap_or(0) == 0, "an answer to nothing");
+    }
+    drop(daemon);
+    let daemon = setup.start(None)?;
+    ensure!(daemon.client().get("kept")? == Some(b"yes".to_vec()), "lost");
+    Ok(())
+}
