@@ -69,7 +69,7 @@ pub(super) fn request(random: &mut Random) -> Vec<u8> {
 }
 
 /// A frame that a server may close over, or that asks nothing that is served; whether it is no
-/// frame at all.
+/// frame at all, or half of one.
 pub(super) fn malformed(random: &mut Random) -> (Vec<u8>, bool) {
     let mut frame = request(random);
     while matches!(frame[1], 0x1c..=0x1e | 0x23 | 0x24) {
@@ -103,5 +103,5 @@ pub(super) fn malformed(random: &mut Random) -> (Vec<u8>, bool) {
         }
         _ => frame = frame::plain(random.of(&[0x07, 0x17]), &[], &[], &[], 7),
     }
-    (frame, kind == 0)
+    (frame, matches!(kind, 0 | 3))
 }

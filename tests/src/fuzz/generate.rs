@@ -69,8 +69,8 @@ pub(super) fn value(random: &mut Random) -> String {
         0..20 => (400 + random.below(30)).to_string(),
         20..30 => String::new(),
         30..40 => "v".repeat(random.below(3000) as usize),
-        // Larger than what waits in the input, and than an item may be.
-        40 => "v".repeat(random.of(&[4_096, 4_097, 70_000, 1_048_500, 1_100_000])),
+        // Larger than what waits in the input.
+        40 => "v".repeat(random.of(&[4_096, 4_097, 70_000])),
         _ => "v".repeat(random.below(20) as usize),
     }
 }
@@ -91,7 +91,7 @@ impl Stream {
     pub(super) fn random(protocol: Protocol, len: u64, random: &mut Random) -> Self {
         let command = |random: &mut Random| match protocol {
             Protocol::Text => words::text(random),
-            Protocol::Meta if random.one_in(4) => words::text(random),
+            Protocol::Meta if random.one_in(4) => words::text_beside_meta(random),
             Protocol::Meta => words::meta(random),
             Protocol::Binary => frames::request(random),
         };
@@ -101,8 +101,8 @@ impl Stream {
             let last = match protocol {
                 Protocol::Text | Protocol::Meta => words::malformed(protocol, random),
                 Protocol::Binary => {
-                    let (frame, foreign) = frames::malformed(random);
-                    half = foreign;
+                    let (frame, open) = frames::malformed(random);
+                    half = open;
                     frame
                 }
             };
