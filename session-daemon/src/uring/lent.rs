@@ -35,6 +35,8 @@ const _: () = assert!(align_of::<Page>() == PAGE_LEN);
 
 /// The buffers of one worker.
 pub(super) struct Lent {
+    /// What the entries are in.
+    page: NonNull<Page>,
     /// `BUFFERS_MAX` entries, which the kernel reads.
     entries: NonNull<BufRingEntry>,
     buffers: Box<[Vec<u8>]>,
@@ -45,11 +47,11 @@ pub(super) struct Lent {
 impl Lent {
     /// Allocates the buffers and lends them all.
     pub(super) fn new() -> Self {
-        let page = Box::leak(Box::new(Page([0; PAGE_LEN])));
-        let entries = NonNull::from(page).cast();
+        let page = NonNull::from(Box::leak(Box::new(Page([0; PAGE_LEN]))));
+        let entries = page.cast();
         let buffers = (0..BUFFERS_MAX).map(|_| vec![0; BUFFER_LEN]).collect();
         let lent = vec![false; usize::from(BUFFERS_MAX)].into();
-        let mut all = Self { entries, buffers, lent, tail: 0 };
+        let mut all = Self { page, entries, buffers, lent, tail: 0 };
         (0..BUFFERS_MAX).for_each(|id| all.offer(id));
         all
     }
@@ -108,8 +110,7 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let page = self.entries.as_ptr().cast::<Page>();
         // SAFETY: leaked by `new`, and the ring that read it is gone (`register`).
-        drop(unsafe { Box::from_raw(page) });
+        drop(unsafe { Box::from_raw(self.page.as_ptr()) });
     }
 }

@@ -513,6 +513,10 @@ impl Pair {
             assert_eq!(counted, Counted::NotFound);
             return;
         };
+        if entry.value.is_empty() {
+            assert_eq!(counted, Counted::NonNumeric);
+            return;
+        }
         if cas.is_some_and(|cas| cas != entry.cas) {
             assert_eq!(counted, Counted::Exists);
             return;
