@@ -26,6 +26,7 @@ pub mod netns;
 pub mod packet;
 pub mod php;
 pub mod process;
+pub mod sandbox;
 pub mod scratch;
 pub mod script;
 pub mod sessiond;

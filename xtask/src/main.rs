@@ -7,6 +7,7 @@ mod build_ebpf;
 mod ci;
 mod demo;
 mod fuzz;
+mod package;
 mod packages;
 mod run;
 mod shell;
@@ -28,6 +29,9 @@ enum Command {
     /// Show what the project is for, with other people's programs
     #[command(subcommand)]
     Demo(demo::Demo),
+    /// Make a package for Debian, or for Fedora and RHEL
+    #[command(subcommand)]
+    Package(package::Package),
     /// Set up, build and run every test
     Test(test::Options),
     /// Check what a compiler does not: layers, module headers, lengths, links
@@ -62,6 +66,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Tidy => return tidy::run(),
         Command::Fuzz(options) => return fuzz::run(options),
         Command::Bench(options) => return bench::run(options),
+        Command::Package(package) => package::run(package)?,
         Command::BuildEbpf(options) => build_ebpf::run(options)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -21,6 +21,8 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3-pylibmc",
     "python3-pymemcache",
     "python3-venv",
+    "rpm",
+    "systemd",
 ];
 
 /// What keeps sessions of PHP in a cache, and stands around it.

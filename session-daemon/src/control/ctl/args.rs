@@ -163,6 +163,25 @@ pub(super) enum Command {
         #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
     },
+    /// Print the manual page or a completion of a shell, for packages
+    #[command(hide = true)]
+    Generate {
+        /// What
+        what: Generated,
+    },
+}
+
+/// What `generate` prints.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Generated {
+    /// The manual page, in roff.
+    Man,
+    /// A completion of bash.
+    Bash,
+    /// A completion of zsh.
+    Zsh,
+    /// A completion of fish.
+    Fish,
 }
 
 /// What a list is made from.

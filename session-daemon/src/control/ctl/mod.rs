@@ -5,6 +5,7 @@
 mod args;
 mod client;
 mod doctor;
+mod generate;
 mod import;
 mod locks;
 mod render;
@@ -71,6 +72,7 @@ fn run(arguments: &Arguments, check_file: CheckFile) -> Result<()> {
         Command::Sync { file, dry_run, any, trial } => {
             return sync(arguments, file, *dry_run, *any, trial.confirm_s());
         }
+        Command::Generate { what } => return generate::generate(*what),
         Command::Check { file } => {
             let answer = check_file(file)?;
             return print(arguments, &answer, &render::checked(&answer));
