@@ -3,7 +3,10 @@
 
 use std::process::ExitCode;
 
+use session_daemon::control::ctl::{Offline, sessionctl};
+use session_daemon::startup::{check_memory_file, import_config_file};
+
 fn main() -> ExitCode {
-    let check_file = session_daemon::startup::check_memory_file;
-    ExitCode::from(session_daemon::control::ctl::sessionctl(std::env::args_os(), check_file))
+    let offline = Offline { check_file: check_memory_file, import_config: import_config_file };
+    ExitCode::from(sessionctl(std::env::args_os(), offline))
 }

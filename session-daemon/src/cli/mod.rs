@@ -7,7 +7,7 @@ mod table;
 mod usage;
 
 pub use getopt::{UsageError, parse};
-pub use table::{Flag, UNSERVED, Unserved};
+pub use table::{Flag, UNSERVED, Unserved, spelling};
 pub use usage::{license, usage, version};
 
 /// memcached's version whose behaviour is answered for; the first line of `-h` and `-V`.

@@ -211,6 +211,16 @@ const FLAGS: &[Row] = &[
     row('\0', "metrics-listen", Argument::Required, Flag::MetricsListen),
 ];
 
+/// How the flag is written: its letter, or its long name where it has none.
+#[must_use]
+pub fn spelling(flag: Flag) -> String {
+    let row = rows().find(|row| row.flag == flag);
+    row.map_or_else(String::new, |row| match row.short {
+        '\0' => format!("--{}", row.long),
+        letter => format!("-{letter}"),
+    })
+}
+
 /// Every row, those that are refused by name included.
 pub(super) fn rows() -> impl Iterator<Item = Row> {
     let served = FLAGS.iter().map(|flag| row(flag.short, flag.long, flag.argument, flag.flag));

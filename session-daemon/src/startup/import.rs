@@ -75,7 +75,8 @@ mod tests {
     fn a_sysconfig_file_is_told_line_by_line_and_as_commands() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("memcached");
-        let text = "PORT=\"11311\"\nUSER=\"no-such-user\"\nLANG=C\nOPTIONS=\"-l ::1 -s '/a b' -L\"\n";
+        let text =
+            "PORT=\"11311\"\nUSER=\"no-such-user\"\nLANG=C\nOPTIONS=\"-l ::1 -s '/a b' -L\"\n";
         fs::write(&path, text).unwrap();
         let told = config(&path).unwrap();
         assert_eq!(told["understood"][0], json!({"line": 1, "flag": "-p", "value": "11311"}));

@@ -67,7 +67,8 @@ fn directory(mount: &str, groups: &str) -> Option<(PathBuf, PathBuf, &'static st
     };
     // A container's mount begins at its own group.
     let below = Path::new(own).strip_prefix(root).unwrap_or(Path::new(""));
-    Some((PathBuf::from(top), Path::new(top).join(below), file))
+    let own = Path::new(top).components().chain(below.components()).collect();
+    Some((PathBuf::from(top), own, file))
 }
 
 /// Our group by a controller, the empty word for the second version: `N:CONTROLLERS:PATH`.

@@ -7,7 +7,7 @@
 //! | `child` | the serving process |
 //! | `daemonize` | `-d` |
 //! | `certificates`, `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile` | one part each |
-//! | `privileges`, `lists`, `logger`, `flag_files` | one part each |
+//! | `privileges`, `lists`, `logger`, `flag_files`, `import`, `memory_limit` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
@@ -17,10 +17,12 @@ mod credentials;
 mod daemonize;
 mod engine;
 mod flag_files;
+mod import;
 mod lists;
 mod lock;
 mod logger;
 mod memory;
+mod memory_limit;
 mod metrics;
 mod notify;
 mod parent;
@@ -100,6 +102,14 @@ fn configured(flags: Vec<(Flag, Option<String>)>) -> anyhow::Result<Config> {
 /// A daemon serves from it, nothing of it would be kept, or an invariant does not hold.
 pub fn check_memory_file(path: &Path) -> anyhow::Result<Value> {
     memory::check_file(path)
+}
+
+/// Says what a file of memcached's service means here, line by line and as a command.
+///
+/// # Errors
+/// It cannot be read or trusted, or a line of it says nothing known.
+pub fn import_config_file(path: &Path) -> anyhow::Result<Value> {
+    import::config(path)
 }
 
 /// Ends the process at once when any thread or task panics: a worker that is gone would leave its

@@ -40,7 +40,8 @@ use crate::startup::privileges::{self, Identity};
 use crate::startup::run::{self, Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
 use crate::startup::{
-    abort_on_panic, certificates, credentials, lists, memory, metrics, notify, portfile,
+    abort_on_panic, certificates, credentials, lists, memory, memory_limit, metrics, notify,
+    portfile,
 };
 use crate::sys;
 
@@ -190,6 +191,7 @@ async fn serve(
 /// Reads and checks everything, takes the locks and binds the first socket of each address.
 fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
     privileges::raise_limits(config)?;
+    memory_limit::check(config)?;
     let base = lists::configured(config)?;
     let credentials = credentials::configured(config)?;
     let certificates = certificates::configured(config)?;

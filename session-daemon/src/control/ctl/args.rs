@@ -187,6 +187,11 @@ pub(super) enum Generated {
 /// What a list is made from.
 #[derive(Debug, Subcommand)]
 pub(super) enum Import {
+    /// From the file of memcached's service: memcached.conf, or its sysconfig file
+    Config {
+        /// /etc/memcached.conf or /etc/sysconfig/memcached
+        file: PathBuf,
+    },
     /// From iptables-save, ip6tables-save, `ipset save` and `nft --json list ruleset`
     Iptables {
         /// What they wrote, `-` for standard input; without a file this host's own rules

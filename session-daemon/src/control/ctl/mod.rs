@@ -31,13 +31,18 @@ const EXIT_FAILED: u8 = 1;
 /// Exit status of a wrong command line, as clap has it.
 const EXIT_USAGE: u8 = 2;
 
-/// Checks a memory file and says what is in it.
-pub type CheckFile = fn(&Path) -> Result<Value>;
+/// What is done without a daemon, by what a daemon does it with at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct Offline {
+    /// Checks a memory file and says what is in it.
+    pub check_file: fn(&Path) -> Result<Value>,
+    /// Says what a file of memcached's service means here.
+    pub import_config: fn(&Path) -> Result<Value>,
+}
 
 /// Runs `sessionctl` with `arguments` (the program's name first); the result is the exit status.
-/// `check_file` does what `check` is for.
 #[must_use]
-pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, check_file: CheckFile) -> u8 {
+pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, offline: Offline) -> u8 {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -46,7 +51,7 @@ pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, check_file: Che
             return if error.use_stderr() { EXIT_USAGE } else { 0 };
         }
     };
-    match run(&arguments, check_file) {
+    match run(&arguments, offline) {
         Ok(()) => 0,
         Err(error) if error.is::<Unsound>() => EXIT_FAILED,
         Err(error) if is_closed_output(&error) => 0,
@@ -66,7 +71,7 @@ pub fn sessionctl(arguments: impl IntoIterator<Item = OsString>, check_file: Che
 #[error("something has to be mended")]
 struct Unsound;
 
-fn run(arguments: &Arguments, check_file: CheckFile) -> Result<()> {
+fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
     let request = match &arguments.command {
         Command::Detach { yes, bpffs } => return detach(arguments, *yes, bpffs),
         Command::Sync { file, dry_run, any, trial } => {
@@ -74,10 +79,14 @@ fn run(arguments: &Arguments, check_file: CheckFile) -> Result<()> {
         }
         Command::Generate { what } => return generate::generate(*what),
         Command::Check { file } => {
-            let answer = check_file(file)?;
+            let answer = (offline.check_file)(file)?;
             return print(arguments, &answer, &render::checked(&answer));
         }
         Command::List { export } => return list(arguments, *export),
+        Command::Import(Import::Config { file }) => {
+            let answer = (offline.import_config)(file)?;
+            return print(arguments, &answer, &render::config(&answer));
+        }
         Command::Import(Import::Iptables { files, dport, ipset, any }) => {
             let files: Vec<PathBuf> = files.iter().chain(ipset).cloned().collect();
             let port = dport.or(arguments.port).unwrap_or(PORT);

@@ -94,6 +94,28 @@ pub(super) fn checked(answer: &Value) -> String {
     )
 }
 
+/// What a file of memcached's service means here.
+pub(super) fn config(answer: &Value) -> String {
+    let mut text = String::from("understood:\n");
+    for flag in answer["understood"].as_array().into_iter().flatten() {
+        let word = |name: &str| flag[name].as_str().unwrap_or_default();
+        let line = format!("  line {:<4} {} {}", flag["line"], word("flag"), word("value"));
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    let remarks = words(&answer["remarks"]);
+    if !remarks.is_empty() {
+        text.push_str("not taken over:\n");
+    }
+    for remark in remarks {
+        let _ = writeln!(text, "  {remark}");
+    }
+    text.push_str("either of these does the same:\n");
+    for command in words(&answer["commands"]) {
+        let _ = writeln!(text, "  {command}");
+    }
+    text
+}
+
 /// The list: prefix, action, origin, what is left of it, comment.
 pub(super) fn list(head: &Value, entries: &[Value]) -> String {
     let mut text = String::new();
