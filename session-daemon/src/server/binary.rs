@@ -21,9 +21,10 @@ use crate::protocol::binary::HEADER_LEN;
 use crate::protocol::binary::encode::{self, Tag};
 use crate::protocol::binary::parse::{After, Ask, Fetch, Frame, frame};
 use crate::server::buffers::{Input, Output, Pool, Wire, wire_for};
-use crate::server::connection::{Turn, VALUE_WAIT_LEN_MAX};
+use crate::server::connection::Turn;
 use crate::server::fetch::BATCH_KEYS_MAX;
 use crate::server::incoming::Incoming;
+use crate::server::values::VALUE_WAIT_LEN_MAX;
 use crate::store::Item;
 use crate::store::types::{ClientFlags, Key};
 

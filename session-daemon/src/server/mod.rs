@@ -31,6 +31,7 @@ pub mod tls;
 pub mod tuning;
 pub mod udp;
 pub mod uring;
+pub mod values;
 pub mod watchers;
 pub mod worker;
 
