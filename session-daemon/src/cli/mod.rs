@@ -18,3 +18,6 @@ pub const SERVE_MARKER: &str = "--serve-from-parent";
 
 /// First argument of the re-executed process that `-d` leaves in the background.
 pub const DETACHED_MARKER: &str = "--detached-from-launcher";
+
+/// First argument of a program that only says whether it could take over from the running one.
+pub const REHEARSE_MARKER: &str = "--rehearse-upgrade";

@@ -1,6 +1,7 @@
 //! One connection of the control socket: who asks, lines in, lines out, all of it bounded.
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -42,7 +43,11 @@ pub(crate) async fn serve(stream: UnixStream, control: Control) {
     loop {
         match connection.request(&control).await {
             Ok(true) => {}
-            Ok(false) => return,
+            Ok(false) => {
+                // Closed with its last descriptor: another one may be on its way.
+                connection.writer.forget();
+                return;
+            }
             Err(error) => {
                 // The frame of the conversation is lost: the reason is told, nothing more read.
                 let _ = connection.refuse(&error).await;
@@ -78,6 +83,13 @@ impl Connection {
         let request: Request = serde_json::from_str(&line).context("the request cannot be read")?;
         let answer = match request {
             Request::Watch => return self.watch(control).await.map(|()| false),
+            Request::Upgrade { binary } => {
+                let asker = self.writer.as_ref().as_fd().try_clone_to_owned();
+                let asker = asker.context("keeping the connection for the answer")?;
+                // Answered by whoever serves then.
+                control.upgrade(binary, Some(asker), self.peer).await;
+                return Ok(false);
+            }
             Request::List => return self.list(control).await.map(|()| true),
             Request::Sync { count, dry_run, any, confirm_s } => {
                 match self.sync_entries(count).await? {

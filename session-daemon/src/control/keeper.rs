@@ -95,6 +95,16 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         &self.list
     }
 
+    /// The list of the configuration.
+    pub(crate) fn base(&self) -> &Allowlist {
+        &self.base
+    }
+
+    /// What is on top of the configuration.
+    pub(crate) fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
     /// Prefixes that the configuration names and `sessionctl` took out.
     pub(crate) fn taken_out(&self) -> Vec<IpNet> {
         self.overlay.taken_out().collect()

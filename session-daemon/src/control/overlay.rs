@@ -212,6 +212,18 @@ struct PendingBody {
     after: Vec<Record>,
 }
 
+impl Overlay {
+    /// The overlay as a file would have it.
+    pub(crate) fn to_text(&self, now: Now) -> Result<String> {
+        encode(self, &boot_id(), now)
+    }
+
+    /// The overlay of [`Overlay::to_text`].
+    pub(crate) fn from_text(text: &[u8], now: Now) -> Result<Self> {
+        decode(text, &boot_id(), now)
+    }
+}
+
 /// The overlay's place on disk.
 #[derive(Clone, Debug)]
 pub(crate) struct OverlayFile {

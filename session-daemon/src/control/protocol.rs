@@ -1,6 +1,8 @@
 //! What goes over the control socket: one JSON object a line, described in docs/operations.md.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::allowlist::Action;
@@ -94,6 +96,12 @@ pub(crate) enum Request {
     },
     /// One line an event until the connection ends.
     Watch,
+    /// Go on with another program file, at best without anybody noticing.
+    Upgrade {
+        /// The file; the one that runs, by its name, if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<PathBuf>,
+    },
 }
 
 /// One entry of a `sync`.

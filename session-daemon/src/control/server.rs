@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, MutexGuard, broadcast, mpsc};
 
 use crate::allowlist::{Action, Allowlist, Entry};
 use crate::clock::Now;
@@ -30,6 +31,15 @@ pub(crate) const CONNECTIONS_MAX: usize = 32;
 const EVENTS_MAX: usize = 256;
 /// Longest command of `admin`.
 const ADMIN_LEN_MAX: usize = 1024;
+
+/// A wish for another program file.
+#[derive(Debug)]
+pub(crate) struct Upgrade {
+    /// The file; the one that runs, by its name, if none.
+    pub(crate) binary: Option<PathBuf>,
+    /// Who wants to know what came of it.
+    pub(crate) asker: Option<OwnedFd>,
+}
 
 /// What `status` says of the start.
 #[derive(Clone, Debug)]
@@ -64,6 +74,7 @@ pub(super) struct Shared {
     pub(super) facts: Facts,
     started: Instant,
     events: broadcast::Sender<Value>,
+    upgrades: mpsc::Sender<Upgrade>,
     connections: Cell<usize>,
     /// Whether nobody is refused, only counted.
     pub(super) audited: Cell<bool>,
@@ -78,6 +89,7 @@ impl Control {
         guard: Option<SharedGuard>,
         link: SharedLink,
         facts: Facts,
+        upgrades: mpsc::Sender<Upgrade>,
     ) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let audited = facts.audit;
@@ -88,6 +100,7 @@ impl Control {
             facts,
             started: Instant::now(),
             events,
+            upgrades,
             connections: Cell::new(0),
             audited: Cell::new(audited),
             last: RefCell::default(),
@@ -187,6 +200,24 @@ impl Control {
         }
         let answer = self.shared.link.lock().await.command(line).await;
         Ok(json!({"ok": true, "answer": answer.context("asking the serving process")?}))
+    }
+
+    /// `upgrade`: told to whoever can do it, who answers.
+    pub(crate) async fn upgrade(
+        &self,
+        binary: Option<PathBuf>,
+        asker: Option<OwnedFd>,
+        peer: Peer,
+    ) {
+        let Peer { uid, pid } = peer;
+        log::info!(target: "audit", "uid {uid} pid {pid} upgrade");
+        // The receiver is gone only when the daemon ends, and the connection with it.
+        let _ = self.shared.upgrades.send(Upgrade { binary, asker }).await;
+    }
+
+    /// The list, which nobody changes while this is held.
+    pub(crate) async fn hold(&self) -> MutexGuard<'_, Keeper<KernelSide, ServingSide>> {
+        self.shared.keeper.lock().await
     }
 
     /// Who keeps strangers out: `xdp`, `user`, `audit` and `off` for nobody, or `loopback` where

@@ -64,6 +64,22 @@ impl ControlSocket {
     }
 }
 
+impl ControlSocket {
+    /// The socket that this process has made at `path` with another program.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn made_before(path: &Path) -> Result<Self> {
+        let found = fs::symlink_metadata(path).with_context(|| path.display().to_string())?;
+        Ok(Self { path: path.to_owned(), inode: found.ino() })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode);

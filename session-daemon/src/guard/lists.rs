@@ -52,9 +52,14 @@ pub(super) struct Slot {
 }
 
 /// Finds the list called `name`, or gives it a number: a free one, else that of a dead daemon.
-pub(super) fn claim(pins: &Pins, name: &str) -> Result<Slot, GuardError> {
+/// `held` is the lock of the list that this process had with another program.
+pub(super) fn claim(pins: &Pins, name: &str, held: Option<Lock>) -> Result<Slot, GuardError> {
     let taken = taken(pins);
-    if let Some(number) = taken.iter().find(|(_, other)| other.as_str() == name).map(|(n, _)| *n) {
+    let own = || taken.iter().find(|(_, other)| other.as_str() == name).map(|(n, _)| *n);
+    if let (Some(lock), Some(number)) = (held, own()) {
+        return Ok(Slot { number, directory: directory(number, name), _lock: lock });
+    }
+    if let Some(number) = own() {
         return match take(pins, number, name)? {
             Some(slot) => Ok(slot),
             None => Err(GuardError::ListInUse { list: name.to_owned() }),
@@ -160,6 +165,11 @@ pub(super) fn close_endpoints(maps: &mut Maps, slot: u32) -> Result<(), GuardErr
 }
 
 impl Slot {
+    /// The lock, for another program in this process.
+    pub(super) fn copy_lock(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self._lock.copy()
+    }
+
     /// Whether the list stood in the maps under another name before, whose ports stay closed.
     pub(super) fn is_new(&self, pins: &Pins) -> bool {
         // A directory without a mark has never been committed by the daemon of this name.

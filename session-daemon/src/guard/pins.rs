@@ -46,6 +46,18 @@ pub(super) struct Lock {
     _directory: OwnedFd,
 }
 
+impl Lock {
+    /// The lock that another program in this process has taken.
+    pub(super) fn taken_before(directory: OwnedFd) -> Self {
+        Self { _directory: directory }
+    }
+
+    /// Another descriptor of the lock, which is held until both are closed.
+    pub(super) fn copy(&self) -> io::Result<OwnedFd> {
+        self._directory.try_clone()
+    }
+}
+
 /// The guard's directory of one network namespace.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {

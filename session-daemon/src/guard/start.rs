@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use session_common::guard::{ListWord, MAGIC, Meta, SCHEMA, settings};
@@ -19,7 +19,7 @@ use crate::guard::lists;
 use crate::guard::maps::{self, Pinned, write_error};
 use crate::guard::netlink::Netlink;
 use crate::guard::object;
-use crate::guard::pins::{MAPS, PROGRAMS, Pins, mounts_are_private};
+use crate::guard::pins::{Lock, MAPS, PROGRAMS, Pins, mounts_are_private};
 use crate::guard::{Destination, Guard, GuardConfig};
 use crate::sys;
 
@@ -31,11 +31,21 @@ impl Guard {
     /// Puts the guard up. When it returns every selected interface is guarded and `list` is in
     /// force for the endpoints; the caller binds the ports after it.
     pub fn attach(config: GuardConfig, list: &Allowlist) -> Result<Self, GuardError> {
+        Self::attach_with(config, list, None)
+    }
+
+    /// [`Guard::attach`] of a process that has had this list with another program: `lock` is what
+    /// [`Guard::copy_lock`] gave there. The list is this daemon's all the time.
+    pub fn attach_with(
+        config: GuardConfig,
+        list: &Allowlist,
+        lock: Option<OwnedFd>,
+    ) -> Result<Self, GuardError> {
         list.check_size()?;
         let pins = Pins::locate(&config.bpffs)?;
         let mounted = pins.prepare()?;
         let _lock = pins.lock()?;
-        let slot = lists::claim(&pins, &config.list)?;
+        let slot = lists::claim(&pins, &config.list, lock.map(Lock::taken_before))?;
         let live = lists::live(&pins, Some(slot.number))?;
         let pinned = match maps::inspect(&pins) {
             Pinned::Trusted(ids) => Some(ids),
@@ -81,6 +91,11 @@ impl Guard {
         }
         guard.start(list, pinned.is_some(), &live)?;
         Ok(guard)
+    }
+
+    /// The lock that makes the list this daemon's, for another program in this process.
+    pub fn copy_lock(&self) -> std::io::Result<OwnedFd> {
+        self.slot.copy_lock()
     }
 
     fn start(
@@ -213,11 +228,7 @@ impl Guard {
     }
 
     /// Gives updated links their former programs back.
-    fn revert(
-        &mut self,
-        updated: &[(u32, Option<u32>)],
-        former: &HashMap<u32, std::os::fd::OwnedFd>,
-    ) {
+    fn revert(&mut self, updated: &[(u32, Option<u32>)], former: &HashMap<u32, OwnedFd>) {
         for (ifindex, former_id) in updated {
             let program = former_id.and_then(|id| former.get(&id));
             if let (Some(link), Some(program)) = (self.links.get(ifindex), program) {

@@ -1,11 +1,10 @@
 //! The child's end: blocking, on a thread of its own.
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use crate::link::frame::{body_len, decode, encode, recv_header};
+use crate::link::frame::{receive, send};
 use crate::link::{LinkError, Reply, Request};
 
 /// The child's end of the pair.
@@ -26,13 +25,7 @@ impl ChildEnd {
     /// # Errors
     /// The socket failed or the frame is no request; the pair is of no more use.
     pub fn receive(&mut self) -> Result<Option<(Request, Vec<OwnedFd>)>, LinkError> {
-        let Some((header, sockets)) = recv_header(&self.stream)? else { return Ok(None) };
-        let mut body = vec![0; body_len(header)?];
-        match self.stream.read_exact(&mut body) {
-            Ok(()) => Ok(Some((decode(&body)?, sockets))),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(LinkError::Closed),
-            Err(error) => Err(error.into()),
-        }
+        receive(&self.stream)
     }
 
     /// Answers the request received last.
@@ -40,9 +33,18 @@ impl ChildEnd {
     /// # Errors
     /// The parent is gone or the socket failed.
     pub fn answer(&mut self, reply: &Reply) -> Result<(), LinkError> {
-        let (header, body) = encode(reply)?;
-        self.stream.write_all(&header)?;
-        self.stream.write_all(&body)?;
-        Ok(())
+        self.answer_with(reply, &[])
+    }
+
+    /// [`ChildEnd::answer`] with descriptors beside the answer.
+    ///
+    /// # Errors
+    /// As [`ChildEnd::answer`].
+    pub fn answer_with(
+        &mut self,
+        reply: &Reply,
+        beside: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        send(&self.stream, reply, beside)
     }
 }

@@ -1,9 +1,10 @@
 //! Length bytes and JSON; sockets beside the length bytes.
 #![forbid(unsafe_code)]
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -56,32 +57,72 @@ pub(super) fn send_header(
 /// The length bytes and the sockets that came beside them.
 pub(super) type Header = ([u8; HEADER_LEN], Vec<OwnedFd>);
 
+/// Receives bytes, and the sockets that come beside them; returns how many bytes came.
+pub(super) fn recv_part(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    sockets: &mut Vec<OwnedFd>,
+) -> std::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_PER_FRAME_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let received = recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            sockets.extend(received);
+        }
+    }
+    Ok(received.bytes)
+}
+
 /// Receives length bytes (blocking) and the sockets beside them. None: the other end is closed.
 pub(super) fn recv_header(socket: impl AsFd) -> Result<Option<Header>, LinkError> {
     let mut header = [0; HEADER_LEN];
     let mut filled = 0;
     let mut sockets = Vec::new();
     while filled < HEADER_LEN {
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_PER_FRAME_MAX))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut header[filled..])];
-        let received =
-            match recvmsg(socket.as_fd(), &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-                Ok(received) => received,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-                Err(error) => return Err(LinkError::Io(error.into())),
-            };
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(received) = message {
-                sockets.extend(received);
-            }
-        }
-        if received.bytes == 0 {
+        let received = match recv_part(&socket, &mut header[filled..], &mut sockets) {
+            Ok(received) => received,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(LinkError::Io(error)),
+        };
+        if received == 0 {
             return if filled == 0 { Ok(None) } else { Err(LinkError::Closed) };
         }
-        filled += received.bytes;
+        filled += received;
     }
     Ok(Some((header, sockets)))
+}
+
+/// Sends a message with descriptors beside it; blocks if the socket does.
+///
+/// # Errors
+/// The socket failed, or the message is too long.
+pub fn send<M: Serialize>(
+    mut stream: &UnixStream,
+    message: &M,
+    beside: &[BorrowedFd<'_>],
+) -> Result<(), LinkError> {
+    let (header, body) = encode(message)?;
+    let sent = send_header(stream, &header, beside)?;
+    stream.write_all(&header[sent..])?;
+    stream.write_all(&body)?;
+    Ok(())
+}
+
+/// Waits for a message and what comes beside it. None: the other end is closed.
+///
+/// # Errors
+/// The socket failed, or the frame is no such message.
+pub fn receive<M: DeserializeOwned>(
+    mut stream: &UnixStream,
+) -> Result<Option<(M, Vec<OwnedFd>)>, LinkError> {
+    let Some((header, beside)) = recv_header(stream)? else { return Ok(None) };
+    let mut body = vec![0; body_len(header)?];
+    match stream.read_exact(&mut body) {
+        Ok(()) => Ok(Some((decode(&body)?, beside))),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(LinkError::Closed),
+        Err(error) => Err(error.into()),
+    }
 }

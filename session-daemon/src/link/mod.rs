@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod child;
+mod crossing;
 mod frame;
 mod parent;
 
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::allowlist::Entry;
 use crate::config::Config;
 pub use crate::link::child::ChildEnd;
+pub use crate::link::crossing::{receive_parked, send_parked};
+pub use crate::link::frame::{receive, send};
 pub use crate::link::parent::ParentEnd;
 use crate::server::locks::SessionLock;
 use crate::server::login::Credentials;
@@ -28,6 +31,9 @@ pub const ENTRIES_PER_PART_MAX: usize = 4096;
 
 /// Most sockets in one [`Request::Listeners`]; the kernel takes 253 (`SCM_MAX_FD`).
 pub const SOCKETS_PER_FRAME_MAX: usize = 128;
+
+/// Version of these messages. A process takes over only from one that speaks the same.
+pub const LINK_VERSION: u32 = 1;
 
 /// What kind of listening socket comes with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +61,9 @@ pub enum Request {
     MemoryFile {
         /// High half first.
         boot_id: [u64; 2],
+        /// Whether it is nobody's by name and has memory for what it holds alone: what an
+        /// upgrade carries a store in that has no file.
+        nameless: bool,
     },
     /// A part of a whole list; takes effect with `ListReplace`.
     ListPart(Vec<Entry>),
@@ -83,10 +92,34 @@ pub enum Request {
     Audit(bool),
     /// What the guard has counted, names and values, for `stats guard`.
     GuardCounters(Vec<(String, String)>),
+    /// Lend the listening sockets and the memory file from this number on, as many as fit; none
+    /// when those were all. They stay in use.
+    Lend(usize),
+    /// Give up connections and store, and serve no more. The socket beside it leads to the
+    /// process that goes on.
+    HandOver {
+        /// Number of this boot, high half first.
+        boot_id: [u64; 2],
+    },
+    /// Receive connections from the socket beside it, until its other end is closed. Before
+    /// `Serve`, which waits for that.
+    Adopt,
     /// Stop serving and exit with status 0.
     Stop {
         /// Whether connections may finish the request that they are in.
         graceful: bool,
+    },
+}
+
+/// What a descriptor is that the child lends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lent {
+    /// A listening socket.
+    Listener(ListenerKind),
+    /// The memory file; nameless or not, as in [`Request::MemoryFile`].
+    Memory {
+        /// Whether it is nameless.
+        nameless: bool,
     },
 }
 
@@ -103,6 +136,8 @@ pub enum Reply {
     Locks(Vec<SessionLock>),
     /// The answer to a command.
     Answer(String),
+    /// What the descriptors beside it are.
+    Lent(Vec<Lent>),
     /// Not done, and why.
     Failed(String),
 }

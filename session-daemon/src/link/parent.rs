@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use crate::allowlist::Entry;
-use crate::link::frame::{HEADER_LEN, body_len, decode, encode, send_header};
+use crate::link::frame::{HEADER_LEN, body_len, decode, encode, recv_part, send_header};
 use crate::link::{
-    ENTRIES_PER_PART_MAX, LinkError, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX,
+    ENTRIES_PER_PART_MAX, Lent, LinkError, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX,
 };
 use crate::server::locks::SessionLock;
 
@@ -28,6 +28,8 @@ pub struct ParentEnd {
     stream: UnixStream,
     /// A request without its answer leaves the frames out of step: nothing more is sent then.
     out_of_step: bool,
+    /// Descriptors that came beside the last answer.
+    received: Vec<OwnedFd>,
 }
 
 impl ParentEnd {
@@ -37,7 +39,7 @@ impl ParentEnd {
     /// The socket cannot be registered with the runtime.
     pub fn new(stream: std::os::unix::net::UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream: UnixStream::from_std(stream)?, out_of_step: false })
+        Ok(Self { stream: UnixStream::from_std(stream)?, out_of_step: false, received: Vec::new() })
     }
 
     /// Whether a request went without its answer, after which nothing is sent any more.
@@ -83,8 +85,9 @@ impl ParentEnd {
         &mut self,
         file: BorrowedFd<'_>,
         boot_id: u128,
+        nameless: bool,
     ) -> Result<(), LinkError> {
-        let request = Request::MemoryFile { boot_id: [(boot_id >> 64) as u64, boot_id as u64] };
+        let request = Request::MemoryFile { boot_id: halves(boot_id), nameless };
         match self.ask(&request, &[file]).await? {
             Reply::Done => Ok(()),
             other => Err(LinkError::Unexpected(other)),
@@ -98,6 +101,71 @@ impl ParentEnd {
     pub async fn metrics(&mut self, socket: BorrowedFd<'_>, unix: bool) -> Result<(), LinkError> {
         match self.ask(&Request::Metrics(unix), &[socket]).await? {
             Reply::Done => Ok(()),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    /// Everything that the child lends.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn lend(&mut self) -> Result<Vec<(Lent, OwnedFd)>, LinkError> {
+        let mut all = Vec::new();
+        loop {
+            let part = self.lent(&Request::Lend(all.len()), &[]).await?;
+            if part.is_empty() {
+                return Ok(all);
+            }
+            all.extend(part);
+        }
+    }
+
+    /// Has the child give up its connections through `stream`, and its store. What it kept the
+    /// store in is the answer, if it had no memory file.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn hand_over(
+        &mut self,
+        stream: BorrowedFd<'_>,
+        boot_id: u128,
+    ) -> Result<Vec<(Lent, OwnedFd)>, LinkError> {
+        self.lent(&Request::HandOver { boot_id: halves(boot_id) }, &[stream]).await
+    }
+
+    /// Has the child take connections over from `stream`.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn adopt(&mut self, stream: BorrowedFd<'_>) -> Result<(), LinkError> {
+        match self.ask(&Request::Adopt, &[stream]).await? {
+            Reply::Done => Ok(()),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    /// Another descriptor of this end, for another program to go on with in this process.
+    ///
+    /// # Errors
+    /// A request went without its answer, or no descriptor is left.
+    pub fn copy(&self) -> Result<OwnedFd, LinkError> {
+        if self.out_of_step {
+            return Err(LinkError::Timeout);
+        }
+        Ok(self.stream.as_fd().try_clone_to_owned()?)
+    }
+
+    async fn lent(
+        &mut self,
+        request: &Request,
+        beside: &[BorrowedFd<'_>],
+    ) -> Result<Vec<(Lent, OwnedFd)>, LinkError> {
+        let reply = self.ask(request, beside).await?;
+        let fds = std::mem::take(&mut self.received);
+        match reply {
+            Reply::Lent(kinds) if kinds.len() == fds.len() => {
+                Ok(kinds.into_iter().zip(fds).collect())
+            }
             other => Err(LinkError::Unexpected(other)),
         }
     }
@@ -178,13 +246,15 @@ impl ParentEnd {
             return Err(LinkError::Timeout);
         }
         let limit = match request {
-            Request::Serve => SERVE_TIMEOUT,
+            Request::Serve | Request::HandOver { .. } => SERVE_TIMEOUT,
             _ => ANSWER_TIMEOUT,
         };
         // Set while the exchange runs, so that a caller that gives up half-way also leaves it set.
         self.out_of_step = true;
-        let reply = within(limit, exchange(&mut self.stream, request, sockets)).await?;
+        let exchanged = within(limit, exchange(&mut self.stream, request, sockets));
+        let (reply, received) = exchanged.await?;
         self.out_of_step = false;
+        self.received = received;
         match reply {
             Reply::Failed(text) => Err(LinkError::Failed(text)),
             reply => Ok(reply),
@@ -203,7 +273,7 @@ async fn exchange(
     stream: &mut UnixStream,
     request: &Request,
     sockets: &[BorrowedFd<'_>],
-) -> Result<Reply, LinkError> {
+) -> Result<(Reply, Vec<OwnedFd>), LinkError> {
     let (header, body) = encode(request)?;
     let sent = stream
         .async_io(Interest::WRITABLE, || send_header(&*stream, &header, sockets))
@@ -213,10 +283,22 @@ async fn exchange(
     stream.write_all(&body).await.map_err(gone)?;
 
     let mut header = [0; HEADER_LEN];
-    stream.read_exact(&mut header).await.map_err(gone)?;
+    let mut received = Vec::new();
+    // Descriptors come with the first of the length bytes.
+    let first = || recv_part(&*stream, &mut header, &mut received);
+    let filled = stream.async_io(Interest::READABLE, first).await.map_err(gone)?;
+    if filled == 0 {
+        return Err(LinkError::Closed);
+    }
+    stream.read_exact(&mut header[filled..]).await.map_err(gone)?;
     let mut body = vec![0; body_len(header)?];
     stream.read_exact(&mut body).await.map_err(gone)?;
-    decode(&body)
+    Ok((decode(&body)?, received))
+}
+
+/// A number of the boot as messages carry it.
+fn halves(boot_id: u128) -> [u64; 2] {
+    [(boot_id >> 64) as u64, boot_id as u64]
 }
 
 /// The errors of a socket whose other end is closed.

@@ -6,12 +6,13 @@ use crate::command::counters::Counter;
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
 use crate::server::buffers::Wire;
 use crate::server::connection::{Connection, Step};
+use crate::server::handover::{Parked, Talk, Told};
 use crate::server::listener::Accepted;
 use crate::server::observing;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
 use crate::server::stream::Stream;
-use crate::server::tls::session;
+use crate::server::tls::{Verify, session};
 use crate::server::uring::stream::UringStream;
 use crate::server::worker::Local;
 use std::cell::Cell;
@@ -32,7 +33,7 @@ const PARTS_MAX: usize = 32;
 /// Begins to serve a connection that has its place and counts in this worker's load.
 pub fn begin(local: &Rc<Local>, accepted: Accepted) {
     let now = local.now();
-    let Accepted { fd, peer, listener, tls } = accepted;
+    let Accepted { fd, peer, listener, tls, talk } = accepted;
     let id = local.shared.next_id();
     let info = Arc::new(ConnectionInfo::new(id, fd.as_raw_fd(), peer, listener, now));
     local.seat().connections().insert(id, Arc::clone(&info));
@@ -43,11 +44,15 @@ pub fn begin(local: &Rc<Local>, accepted: Accepted) {
     if !local.shared.admits(&info.peer, now) {
         info.reset();
     }
+    let mut newcomer = Newcomer { fd: Some(fd), talk, tls, presence };
     let task = tokio::task::spawn_local(async move {
-        let served = match tls {
-            None => serve(&presence, fd).await,
+        let (fd, talk) = (newcomer.fd.take(), newcomer.talk.take());
+        let presence = &newcomer.presence;
+        let served = match (fd, newcomer.tls) {
+            (None, _) => Ok(()),
+            (Some(fd), None) => serve(presence, fd, talk.as_deref()).await,
             // On the heap, or every plain connection would have room for it too.
-            Some(verify) => Box::pin(session::serve(&presence, fd, verify)).await,
+            (Some(fd), Some(verify)) => Box::pin(session::serve(presence, fd, verify)).await,
         };
         presence.ended.set(if served.is_ok() { "normal" } else { "error" });
         if let Err(error) = served {
@@ -99,17 +104,58 @@ impl Drop for Presence {
     }
 }
 
-async fn serve(presence: &Presence, fd: OwnedFd) -> io::Result<()> {
+/// A connection whose task has not had its first turn.
+struct Newcomer {
+    fd: Option<OwnedFd>,
+    talk: Option<Box<Talk>>,
+    tls: Option<Verify>,
+    presence: Presence,
+}
+
+impl Drop for Newcomer {
+    fn drop(&mut self) {
+        let Presence { local, info, .. } = &self.presence;
+        let Some(fd) = self.fd.take().filter(|_| self.tls.is_none()) else { return };
+        if local.is_handing_over() && !info.is_reset() {
+            let talk = self.talk.take().map(|talk| *talk).unwrap_or_default();
+            let told = Told { listener: info.listener.to_string(), talk };
+            local.park(Some(Parked { fd, told }));
+        }
+    }
+}
+
+/// A plain connection while its task lives.
+struct Client<'a, S: Stream> {
+    connection: Connection,
+    stream: S,
+    presence: &'a Presence,
+}
+
+impl<S: Stream> Drop for Client<'_, S> {
+    fn drop(&mut self) {
+        let Presence { local, info, .. } = self.presence;
+        if local.is_handing_over() {
+            let fd = self.stream.leave();
+            local.park(fd.and_then(|fd| Parked::new(fd, info, &mut self.connection)));
+        }
+    }
+}
+
+async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Result<()> {
     let Presence { local, info, .. } = presence;
     let mut connection =
         Connection::new(local.shared.config.binding).with_login(local.shared.config.login);
-    // A client that speaks at once has done so by now: its first request is read before the
-    // engine is told of the socket, which saves a wait.
-    match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {
-        Ok(0) => return Ok(()),
-        Ok(len) => received(&mut connection, local, len),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-        Err(error) => return Err(error),
+    if let Some(talk) = talk {
+        connection.go_on_with(talk, &mut local.pool.borrow_mut());
+    } else {
+        // A client that speaks at once has done so by now: its first request is read before the
+        // engine is told of the socket, which saves a wait.
+        match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {
+            Ok(0) => return Ok(()),
+            Ok(len) => received(&mut connection, local, len),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
     }
     match &local.reactor {
         Some(reactor) => {
@@ -126,18 +172,20 @@ async fn serve(presence: &Presence, fd: OwnedFd) -> io::Result<()> {
 /// Drives the connection to its end over whatever moves its bytes.
 async fn converse(
     presence: &Presence,
-    mut connection: Connection,
-    mut stream: impl Stream,
+    connection: Connection,
+    stream: impl Stream,
 ) -> io::Result<()> {
     let Presence { local, info, .. } = presence;
+    let mut client = Client { connection, stream, presence };
+    let Client { connection, stream, .. } = &mut client;
     loop {
-        match local.drive(&mut connection, info, Some(stream.wire())) {
+        match local.drive(connection, info, Some(stream.wire())) {
             Step::Yield => {
                 local.counters().add_one(Counter::ConnYields);
                 yield_turn().await;
             }
-            Step::Write => stream.flush(&mut connection, presence).await?,
-            Step::Read => match stream.exchange(&mut connection, presence).await? {
+            Step::Write => stream.flush(connection, presence).await?,
+            Step::Read => match stream.exchange(connection, presence).await? {
                 0 => return Ok(()),
                 len => {
                     info.doing(Activity::Parse, true);
@@ -153,7 +201,7 @@ async fn converse(
                     }
                 };
                 tokio::select! {
-                    len = stream.exchange(&mut connection, presence) => match len? {
+                    len = stream.exchange(connection, presence) => match len? {
                         0 => return Ok(()),
                         len => local.counters().add(Counter::BytesRead, len as u64),
                     },
@@ -161,7 +209,7 @@ async fn converse(
                 }
             }
             Step::Close => {
-                stream.flush(&mut connection, presence).await?;
+                stream.flush(connection, presence).await?;
                 return connection.end();
             }
         }
@@ -180,6 +228,10 @@ struct TokioStream {
 }
 
 impl Stream for TokioStream {
+    fn leave(&mut self) -> Option<OwnedFd> {
+        self.socket.take()
+    }
+
     fn wire(&self) -> &dyn Wire {
         self
     }

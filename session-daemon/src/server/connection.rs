@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+mod parking;
 use crate::command::admin::{AdminOutcome, DumpKind};
 use crate::command::execute::Executor;
 use crate::command::observe::Event;
@@ -210,19 +211,6 @@ impl Connection {
         if let State::Keys(list) = &mut self.state {
             list.values_sent();
         }
-    }
-
-    /// Whether a request or an answer is under way.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        let between = self.is_between() || matches!(self.state, State::Watch(_));
-        !between || !self.input.waiting().is_empty() || !self.output.is_empty()
-    }
-
-    /// Whether no request has begun.
-    fn is_between(&self) -> bool {
-        matches!(self.state, State::Line | State::Fresh)
-            || matches!(&self.state, State::Binary(conversation) if !conversation.is_busy())
     }
 
     /// Answers what can be answered with the bytes at hand.

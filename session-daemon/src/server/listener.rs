@@ -5,6 +5,7 @@
 use crate::command::counters::Counter;
 use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
 use crate::server::client;
+use crate::server::handover::Talk;
 use crate::server::shared::{Peer, Shared};
 use crate::server::socket::{watch, yield_turn};
 use crate::server::tls::Verify;
@@ -79,6 +80,8 @@ pub struct Accepted {
     pub listener: Arc<str>,
     /// What TLS asks of it; none for plain text.
     pub tls: Option<Verify>,
+    /// What was said to the process that served it before, if there is one.
+    pub talk: Option<Box<Talk>>,
 }
 
 /// Accepts for as long as the worker runs.
@@ -167,7 +170,7 @@ fn admit(
         let _ = send(&fd, TOO_MANY_CONNECTIONS, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         return;
     }
-    place(local, Accepted { fd, peer, listener: Arc::clone(notation), tls });
+    place(local, Accepted { fd, peer, listener: Arc::clone(notation), tls, talk: None });
 }
 
 /// Serves the connection here, or hands it to the least loaded worker when that one has fewer:

@@ -142,6 +142,17 @@ impl Lock {
         Self { login, open: false, started: false }
     }
 
+    /// Whether the client is known; none while it is saying who it is.
+    #[must_use]
+    pub fn known(&self) -> Option<bool> {
+        (self.open || !self.started).then_some(self.open)
+    }
+
+    /// The client is known: another process heard who it is.
+    pub fn open(&mut self) {
+        self.open = true;
+    }
+
     /// Whether what stands in the input is for the lock and not for the protocol behind it.
     #[must_use]
     pub fn concerns(&self, input: &[u8]) -> bool {

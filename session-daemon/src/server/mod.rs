@@ -12,6 +12,7 @@ pub mod config;
 pub mod connection;
 pub mod dump;
 pub mod fetch;
+pub mod handover;
 pub mod incoming;
 pub mod listener;
 pub mod locks;
@@ -39,6 +40,7 @@ use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::config::{Listener, ServerConfig};
+use crate::server::handover::Parked;
 use crate::server::listener::Door;
 use crate::server::locks::SessionLock;
 use crate::server::shared::Shared;
@@ -48,6 +50,7 @@ use crate::store::Store;
 use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -73,6 +76,20 @@ impl Server {
         store: Arc<Store>,
         allowlist: Arc<ArcSwap<Allowlist>>,
     ) -> io::Result<Self> {
+        Self::go_on(config, listeners, Vec::new(), store, allowlist)
+    }
+
+    /// [`Server::start`] with connections that another process has served.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn go_on(
+        config: ServerConfig,
+        listeners: Vec<Listener>,
+        parked: Vec<Parked>,
+        store: Arc<Store>,
+        allowlist: Arc<ArcSwap<Allowlist>>,
+    ) -> io::Result<Self> {
         if config.threads == 0 {
             return Err(io::Error::other("a server needs at least one thread"));
         }
@@ -91,8 +108,21 @@ impl Server {
             (0..config.threads).map(|_| unbounded_channel()).unzip();
         let shared = Arc::new(Shared::new(config, store, allowlist, listings));
         let mut server = Self { shared, mailboxes: senders.into(), threads: Vec::new() };
+        server.adopt(parked);
         server.spawn(deal(doors, inlets, receivers.len()), receivers)?;
         Ok(server)
+    }
+
+    /// Deals out connections, before the workers listen: they come first.
+    fn adopt(&self, parked: Vec<Parked>) {
+        // A client that has gone meanwhile is no loss.
+        let accepted = parked.into_iter().filter_map(|parked| parked.unpark().ok());
+        for (accepted, idx) in accepted.zip((0..self.mailboxes.len()).cycle()) {
+            // Relaxed: no worker runs yet. Within -c or not, it was let in before.
+            self.shared.connections.fetch_add(1, Ordering::Relaxed);
+            self.shared.seats[idx].load.fetch_add(1, Ordering::Relaxed);
+            let _ = self.mailboxes[idx].send(Message::Adopt(accepted));
+        }
     }
 
     fn spawn(
@@ -168,6 +198,33 @@ impl Server {
             // A worker that panicked has ended the process already.
             let _ = thread.join();
         }
+    }
+
+    /// Ends all workers and returns the connections, for another process to go on with, and the
+    /// store, which nobody uses any more. Whoever is in the middle of a request is served to its
+    /// end first, within half a second.
+    #[must_use]
+    pub fn hand_over(mut self) -> (Vec<Parked>, Arc<Store>) {
+        self.all(Message::Settle);
+        // No worker accepts and hands a connection to one that has ended.
+        self.all(Message::CloseDoors);
+        let parked = self.all(Message::HandOver).into_iter().flatten().collect();
+        for thread in self.threads.drain(..) {
+            // As in `stop`.
+            let _ = thread.join();
+        }
+        (parked, Arc::clone(&self.shared.store))
+    }
+
+    /// Sends a message to all workers and waits for their answers.
+    fn all<T>(&self, message: impl Fn(mpsc::Sender<T>) -> Message) -> Vec<T> {
+        let (reply, replies) = mpsc::channel();
+        for mailbox in self.mailboxes.iter() {
+            // A worker that has ended drops the sender, which ends the wait.
+            let _ = mailbox.send(message(reply.clone()));
+        }
+        drop(reply);
+        replies.iter().collect()
     }
 
     /// Makes every counter read 0, as `stats reset` does.

@@ -68,6 +68,11 @@ impl Socket {
         Ok(Self { fd, info, watches_writes: false, reads: 0 })
     }
 
+    /// The descriptor, which the reactor forgets.
+    pub fn take(&mut self) -> Option<OwnedFd> {
+        self.fd.take().map(AsyncFd::into_inner)
+    }
+
     /// Reads into `space(true)`, and calls `space(false)` before a wait. Returns the bytes read,
     /// 0 at the end.
     ///

@@ -6,6 +6,7 @@ use crate::server::buffers::Wire;
 use crate::server::client::Presence;
 use crate::server::connection::Connection;
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// A client's socket, under some engine. Whatever waits may be dropped while it does.
 pub trait Stream {
@@ -33,4 +34,10 @@ pub trait Stream {
         connection: &mut Connection,
         presence: &Presence,
     ) -> impl Future<Output = io::Result<usize>>;
+
+    /// Gives the socket up, for another process to go on with. None where bytes may be on their
+    /// way in the kernel: the connection is closed then.
+    fn leave(&mut self) -> Option<OwnedFd> {
+        None
+    }
 }

@@ -13,6 +13,7 @@ use crate::server::buffers::{Pool, Wire};
 use crate::server::client;
 use crate::server::connection::{Connection, Services, Step, Turn};
 use crate::server::dump::Dump;
+use crate::server::handover::Parked;
 use crate::server::listener::{Accepted, Door, accept};
 use crate::server::locks::{self, SessionLock};
 use crate::server::observing::{self, Observing};
@@ -45,7 +46,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a graceful stop waits for what is under way.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How often a graceful stop looks whether it is over.
+/// How long a hand-over waits for what is under way. Everybody is served meanwhile.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How often a graceful stop or a hand-over looks whether it is over.
 const GRACE_STEP: Duration = Duration::from_millis(10);
 
 /// What a worker is told by other threads.
@@ -59,6 +63,12 @@ pub enum Message {
     Ask(Vec<u8>, mpsc::Sender<Vec<u8>>),
     /// Look for locks of PHP sessions, and send them.
     Locks(mpsc::Sender<Vec<SessionLock>>),
+    /// Say so when no request is half done, or when that has been waited for long enough.
+    Settle(mpsc::Sender<()>),
+    /// Accept nobody any more.
+    CloseDoors(mpsc::Sender<()>),
+    /// End, and give up the connections for another process to go on with.
+    HandOver(mpsc::Sender<Vec<Parked>>),
     /// End.
     Stop(Shutdown),
 }
@@ -107,6 +117,8 @@ pub struct Local {
     drives: Cell<u32>,
     /// Whether the connection that has its turn may steer the server.
     trusted: Cell<bool>,
+    /// Connections for another process, from when there is to be one.
+    parked: RefCell<Option<Vec<Parked>>>,
 }
 
 thread_local! {
@@ -125,6 +137,19 @@ impl Local {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.seat().counters
+    }
+
+    /// Whether connections that end now are for another process to go on with.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        self.parked.borrow().is_some()
+    }
+
+    /// Keeps a connection for another process.
+    pub fn park(&self, parked: Option<Parked>) {
+        if let Some(all) = self.parked.borrow_mut().as_mut() {
+            all.extend(parked);
+        }
     }
 
     /// The time of this turn.
@@ -356,6 +381,7 @@ pub fn run(
         now: Cell::default(),
         drives: Cell::new(0),
         trusted: Cell::new(false),
+        parked: RefCell::default(),
     });
     LOCAL.set(Some(Rc::clone(&local)));
     let tasks = LocalSet::new();
@@ -387,6 +413,20 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
             Message::Locks(reply) => {
                 spawn_local(locks::locks(Rc::clone(&local), reply));
             }
+            Message::Settle(reply) => {
+                spawn_local(settle(Rc::clone(&local), reply));
+            }
+            Message::CloseDoors(reply) => {
+                ways_in.iter().for_each(JoinHandle::abort);
+                // Nobody waits any more: then the other process is not to be.
+                let _ = reply.send(());
+            }
+            Message::HandOver(reply) => {
+                upkeep.abort();
+                // As above.
+                let _ = reply.send(hand_over(&local).await);
+                return;
+            }
             Message::Stop(shutdown) => {
                 ways_in.iter().for_each(JoinHandle::abort);
                 upkeep.abort();
@@ -410,6 +450,28 @@ async fn finish(local: &Local) {
         connections.iter().filter(|info| !info.is_busy()).for_each(|info| info.close());
         tokio::time::sleep(GRACE_STEP).await;
     }
+}
+
+/// Waits a while for requests that are half received and answers that are half sent.
+async fn settle(local: Rc<Local>, reply: mpsc::Sender<()>) {
+    let give_up = tokio::time::Instant::now() + SETTLE;
+    let is_busy = || local.seat().connections().values().any(|info| info.is_busy());
+    while is_busy() && tokio::time::Instant::now() < give_up {
+        tokio::time::sleep(GRACE_STEP).await;
+    }
+    // Nobody waits any more: then nobody needs to know.
+    let _ = reply.send(());
+}
+
+/// Takes the connections from their tasks; those that cannot be told in bytes are closed.
+async fn hand_over(local: &Local) -> Vec<Parked> {
+    local.parked.replace(Some(Vec::new()));
+    let connections: Vec<_> = local.seat().connections().values().cloned().collect();
+    connections.iter().for_each(|info| info.close());
+    while !local.seat().connections().is_empty() {
+        yield_turn().await;
+    }
+    local.parked.take().unwrap_or_default()
 }
 
 /// Resets the connections whose clients the allowlist refuses by now.

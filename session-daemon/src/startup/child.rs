@@ -9,11 +9,13 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use arc_swap::ArcSwap;
 use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::DumpableBehavior;
 use serde_json::Value;
@@ -22,9 +24,13 @@ use crate::allowlist::{Allowlist, Entry};
 use crate::clock::Now;
 use crate::command::request::Shutdown;
 use crate::config::{Config, EXIT_USAGE, GuardKind};
-use crate::link::{ChildEnd, ListenerKind, Reply, Request};
+use crate::link::{
+    ChildEnd, Lent, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX, receive_parked,
+    send_parked,
+};
 use crate::server::Server;
 use crate::server::config::{Engine, Listener, ServerConfig, ShutdownHook};
+use crate::server::handover::Parked;
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
 use crate::startup::{abort_on_panic, engine, logger, metrics, privileges};
@@ -62,8 +68,15 @@ fn serve() -> Result<()> {
             child.orphaned();
         };
         let stop = matches!(request, Request::Stop { .. });
-        let reply = child.handle(request, sockets);
-        end.answer(&reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}"))))?;
+        match child.handle(request, sockets) {
+            Ok(Answer::Plain(reply)) => end.answer(&reply)?,
+            Ok(Answer::Lent(lent)) => {
+                let (kinds, fds): (Vec<_>, Vec<_>) =
+                    lent.iter().map(|(kind, fd)| (*kind, fd.as_fd())).unzip();
+                end.answer_with(&Reply::Lent(kinds), &fds)?;
+            }
+            Err(error) => end.answer(&Reply::Failed(format!("{error:#}")))?,
+        }
         if stop {
             std::process::exit(0);
         }
@@ -86,7 +99,9 @@ fn socket_pair() -> Result<Option<UnixStream>> {
 /// acts on them. Threads that start later inherit the mask.
 fn ignore_signals() -> Result<()> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1] {
+    for signal in
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]
+    {
         signals.add(signal);
     }
     signals.thread_block().context("blocking signals")
@@ -100,6 +115,11 @@ struct Child {
     listeners: Vec<Listener>,
     memory: Option<MemoryFile>,
     metrics: Option<metrics::Socket>,
+    /// What a successor serves from: listening sockets and memory file, open as long as they are
+    /// in use here.
+    estate: SharedEstate,
+    /// Connections of a predecessor, on their way.
+    arriving: Option<JoinHandle<Vec<Parked>>>,
     parts: Vec<Entry>,
     list: Arc<ArcSwap<Allowlist>>,
     credentials: Arc<ArcSwap<Credentials>>,
@@ -110,14 +130,33 @@ struct Child {
 /// The server, for the main thread and for a client's `shutdown`.
 pub(super) type SharedServer = Arc<Mutex<Option<Server>>>;
 
+/// Listening sockets and memory file, for the main thread and for a client's `shutdown`.
+type SharedEstate = Arc<Mutex<Vec<(Lent, OwnedFd)>>>;
+
+/// What a request is answered.
+enum Answer {
+    Plain(Reply),
+    Lent(Vec<(Lent, OwnedFd)>),
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self::Plain(reply)
+    }
+}
+
 impl Child {
-    fn handle(&mut self, request: Request, sockets: Vec<OwnedFd>) -> Result<Reply> {
+    fn handle(&mut self, request: Request, sockets: Vec<OwnedFd>) -> Result<Answer> {
         match request {
             Request::Configure(config) => {
                 self.configure(config)?;
             }
             Request::Listeners(kinds) => {
                 ensure!(kinds.len() == sockets.len(), "listening sockets were lost on the way");
+                for (kind, socket) in kinds.iter().zip(&sockets) {
+                    let copy = socket.try_clone().context("keeping a listening socket")?;
+                    lock(&self.estate).push((Lent::Listener(*kind), copy));
+                }
                 let listeners = kinds.into_iter().zip(sockets);
                 self.listeners.extend(listeners.map(|(kind, socket)| match kind {
                     ListenerKind::Tcp(tls) => Listener::Tcp(TcpListener::from(socket), tls),
@@ -127,10 +166,12 @@ impl Child {
             }
             Request::Credentials(credentials) => self.credentials.store(Arc::new(credentials)),
             Request::Tls(material) => self.certify(&material)?,
-            Request::MemoryFile { boot_id: [high, low] } => {
+            Request::MemoryFile { boot_id, nameless } => {
                 let file = sockets.into_iter().next().context("the memory file was lost")?;
-                let boot_id = u128::from(high) << 64 | u128::from(low);
-                self.memory = Some(MemoryFile { file: File::from(file), boot_id });
+                let copy = file.try_clone().context("keeping the memory file")?;
+                lock(&self.estate).push((Lent::Memory { nameless }, copy));
+                let (file, boot_id) = (File::from(file), boot_number(boot_id));
+                self.memory = Some(MemoryFile { file, boot_id, nameless });
             }
             Request::ListPart(entries) => self.parts.extend(entries),
             Request::ListReplace => {
@@ -154,26 +195,68 @@ impl Child {
                 });
             }
             Request::Serve => self.serve()?,
-            Request::Enforce => return self.with_server(Server::enforce).map(Reply::Enforced),
+            Request::Enforce => {
+                return Ok(Reply::Enforced(self.with_server(Server::enforce)?).into());
+            }
             Request::Statistics => {
                 let named = self.with_server(Server::snapshot)?.into_iter();
                 let values = named.map(|(name, value)| (name, Value::String(value)));
-                return Ok(Reply::Statistics(Value::Object(values.collect())));
+                return Ok(Reply::Statistics(Value::Object(values.collect())).into());
             }
-            Request::Locks => return self.with_server(Server::locks).map(Reply::Locks),
+            Request::Locks => {
+                return Ok(Reply::Locks(self.with_server(Server::locks)?).into());
+            }
             Request::Ask(line) => {
                 let answer = self.with_server(|server| server.ask(&line))?;
-                return Ok(Reply::Answer(String::from_utf8_lossy(&answer).into_owned()));
+                return Ok(Reply::Answer(String::from_utf8_lossy(&answer).into_owned()).into());
             }
             Request::Audit(on) => self.with_server(|server| server.audit(on))?,
             Request::GuardCounters(counters) => {
                 self.with_server(|server| server.guard_counters(counters))?;
             }
+            Request::Lend(from) => return self.lend(from),
+            Request::HandOver { boot_id } => {
+                let stream = sockets.into_iter().next().context("the way to go was lost")?;
+                return self.hand_over(&UnixStream::from(stream), boot_number(boot_id));
+            }
+            Request::Adopt => {
+                let stream = sockets.into_iter().next().context("the way here was lost")?;
+                let stream = UnixStream::from(stream);
+                self.arriving = Some(std::thread::spawn(move || receive_parked(&stream)));
+            }
             Request::Stop { graceful } => {
+                // The port is closed with the server, not with the process.
+                lock(&self.estate).clear();
                 stop(&self.server, if graceful { Shutdown::Graceful } else { Shutdown::Now });
             }
         }
-        Ok(Reply::Done)
+        Ok(Reply::Done.into())
+    }
+
+    /// Copies of what a successor serves from.
+    fn lend(&self, from: usize) -> Result<Answer> {
+        let estate = lock(&self.estate);
+        let part = estate.iter().skip(from).take(SOCKETS_PER_FRAME_MAX);
+        let copies = part.map(|(kind, fd)| Ok((*kind, fd.try_clone()?)));
+        Ok(Answer::Lent(copies.collect::<std::io::Result<_>>().context("lending")?))
+    }
+
+    /// Serves no more: connections leave by `stream`, and a store without a file leaves as one.
+    fn hand_over(&mut self, stream: &UnixStream, boot_id: u128) -> Result<Answer> {
+        let server = lock(&self.server).take().ok_or_else(|| anyhow!("not serving"))?;
+        let (parked, store) = server.hand_over();
+        if let Err(error) = send_parked(stream, &parked) {
+            log::warn!("handing connections over: {error}");
+        }
+        log::info!("{} connections were handed over", parked.len());
+        let mut lent = Vec::new();
+        if !lock(&self.estate).iter().any(|(kind, _)| matches!(kind, Lent::Memory { .. })) {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let file = memfd_create("session-store", flags).context("making a memory file")?;
+            let file = store.leave(File::from(file), boot_id).context("leaving the store")?;
+            lent.push((Lent::Memory { nameless: true }, OwnedFd::from(file)));
+        }
+        Ok(Answer::Lent(lent))
     }
 
     fn configure(&mut self, config: Box<Config>) -> Result<()> {
@@ -222,12 +305,16 @@ impl Child {
         let store_start = begun.elapsed();
         let audit = config.audit;
         let listeners = std::mem::take(&mut self.listeners);
-        let hook = config.shutdown.then(|| shutdown_hook(Arc::clone(&self.server)));
+        let shared = (Arc::clone(&self.server), Arc::clone(&self.estate));
+        let hook = config.shutdown.then(|| shutdown_hook(shared));
         let mut config = server_config(config, self.engine, hook)?;
         config.credentials = Arc::clone(&self.credentials);
         config.tls.clone_from(&self.tls);
         config.store_start = store_start;
-        let started = Server::start(config, listeners, store, Arc::clone(&self.list));
+        let arriving = self.arriving.take().map(JoinHandle::join);
+        let parked = arriving.transpose().map_err(|_| anyhow!("taking connections over"))?;
+        let parked = parked.unwrap_or_default();
+        let started = Server::go_on(config, listeners, parked, store, Arc::clone(&self.list));
         let started = started.context("starting the workers")?;
         started.audit(audit);
         *server = Some(started);
@@ -245,6 +332,7 @@ impl Child {
             std::thread::sleep(ORPHAN_TIMEOUT);
             std::process::exit(1);
         });
+        lock(&self.estate).clear();
         stop(&self.server, Shutdown::Now);
         std::process::exit(1);
     }
@@ -254,8 +342,8 @@ impl Child {
     }
 }
 
-fn lock(server: &SharedServer) -> MutexGuard<'_, Option<Server>> {
-    server.lock().expect("a panic ends the process, so nobody panicked with the lock")
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().expect("a panic ends the process, so nobody panicked with the lock")
 }
 
 fn stop(server: &SharedServer, shutdown: Shutdown) {
@@ -267,14 +355,20 @@ fn stop(server: &SharedServer, shutdown: Shutdown) {
 
 /// What a client's `shutdown` does: the process ends with status 0, and the parent with it. On a
 /// thread of its own, because the caller is one of the workers that are to end.
-fn shutdown_hook(server: SharedServer) -> ShutdownHook {
+fn shutdown_hook((server, estate): (SharedServer, SharedEstate)) -> ShutdownHook {
     ShutdownHook(Arc::new(move |shutdown| {
-        let server = Arc::clone(&server);
+        let (server, estate) = (Arc::clone(&server), Arc::clone(&estate));
         std::thread::spawn(move || {
+            lock(&estate).clear();
             stop(&server, shutdown);
             std::process::exit(0);
         });
     }))
+}
+
+/// A number of the boot from the halves in which messages carry it.
+fn boot_number([high, low]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
 }
 
 /// Says how the store in the memory file began.

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,37 @@ pub(super) struct Lock {
     path: PathBuf,
 }
 
+/// What came of an attempt to take a lock.
+#[derive(Debug)]
+pub(super) enum Locked {
+    /// It was free.
+    Now(Lock),
+    /// This process held it already.
+    Before,
+    /// Another daemon has it.
+    Elsewhere,
+}
+
+impl Lock {
+    /// The lock at `path` that another program in this process has taken.
+    ///
+    /// # Errors
+    /// It is somebody else's by now.
+    pub(super) fn taken_before(path: &Path, file: OwnedFd) -> Result<Self> {
+        // Granted at once to whoever has it already through the same open file.
+        let file = Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| io::Error::from(error))
+            .with_context(|| format!("locking {}", path.display()))?;
+        Ok(Self { file: Some(file), path: path.to_owned() })
+    }
+
+    /// The lock's file and another descriptor of it: the lock is held until both are closed.
+    pub(super) fn copy(&self) -> io::Result<(PathBuf, OwnedFd)> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok((self.path.clone(), file.as_fd().try_clone_to_owned()?))
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // Removed while it is held: whoever opened it before finds out in `take` that it is no
@@ -33,23 +65,32 @@ impl Drop for Lock {
     }
 }
 
-/// Takes the lock of a guarded TCP port of this network namespace. None: another daemon has it.
+/// Takes the lock of a guarded TCP port of this network namespace, unless its path is among those
+/// that this process holds already.
 ///
 /// # Errors
 /// The lock file cannot be made or is not a file of ours.
-pub(super) fn endpoint(port: u16) -> Result<Option<Lock>> {
+pub(super) fn endpoint(port: u16, held: &[PathBuf]) -> Result<Locked> {
     directory(Path::new(DIRECTORY))?;
-    take(&Path::new(DIRECTORY).join(format!("{}-tcp-{port}.lock", namespace()?)))
+    let path = Path::new(DIRECTORY).join(format!("{}-tcp-{port}.lock", namespace()?));
+    take_unless(&path, held)
 }
 
-/// Takes the lock of the overlay at `path`. None: another daemon has it.
+/// Takes the lock of the overlay at `path`, as [`endpoint`] does.
 ///
 /// # Errors
 /// As [`endpoint`].
-pub(super) fn overlay(path: &Path) -> Result<Option<Lock>> {
+pub(super) fn overlay(path: &Path, held: &[PathBuf]) -> Result<Locked> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    take(Path::new(&name))
+    take_unless(Path::new(&name), held)
+}
+
+fn take_unless(path: &Path, held: &[PathBuf]) -> Result<Locked> {
+    if held.iter().any(|other| other == path) {
+        return Ok(Locked::Before);
+    }
+    Ok(take(path)?.map_or(Locked::Elsewhere, Locked::Now))
 }
 
 fn take(path: &Path) -> Result<Option<Lock>> {
@@ -93,15 +134,39 @@ mod tests {
 
     use super::*;
 
+    fn taken(path: &Path) -> Option<Lock> {
+        match overlay(path, &[]).unwrap() {
+            Locked::Now(lock) => Some(lock),
+            Locked::Before => unreachable!("nothing is held"),
+            Locked::Elsewhere => None,
+        }
+    }
+
     #[test]
     fn a_lock_is_taken_once_and_free_again_after_its_holder() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("overlay.json");
-        let held = overlay(&path).unwrap().unwrap();
-        assert!(overlay(&path).unwrap().is_none());
+        let held = taken(&path).unwrap();
+        assert!(taken(&path).is_none());
         drop(held);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing stays behind");
-        assert!(overlay(&path).unwrap().is_some());
+        assert!(taken(&path).is_some());
+    }
+
+    #[test]
+    fn a_lock_outlives_the_program_that_took_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("overlay.json");
+        let held = taken(&path).unwrap();
+        let (lock, file) = held.copy().unwrap();
+        assert!(matches!(overlay(&path, std::slice::from_ref(&lock)), Ok(Locked::Before)));
+        // As an exec does it: the first descriptor is closed, and nothing else happens.
+        std::mem::forget(held);
+        assert!(taken(&path).is_none());
+        let held = Lock::taken_before(&lock, file).unwrap();
+        assert!(taken(&path).is_none());
+        drop(held);
+        assert!(!lock.exists());
     }
 
     #[test]
@@ -110,7 +175,7 @@ mod tests {
         let target = directory.path().join("target");
         fs::write(&target, "kept").unwrap();
         symlink(&target, directory.path().join("o.lock")).unwrap();
-        assert!(overlay(&directory.path().join("o")).is_err());
+        assert!(overlay(&directory.path().join("o"), &[]).is_err());
         assert_eq!(fs::read(&target).unwrap(), b"kept");
     }
 }

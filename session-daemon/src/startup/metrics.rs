@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
@@ -35,6 +35,18 @@ impl Bound {
     /// Whether it is a unix socket.
     pub(super) fn is_unix(&self) -> bool {
         matches!(self, Self::Unix(..))
+    }
+}
+
+impl Bound {
+    /// The socket that another program in this process has bound for `listen`.
+    pub(super) fn made_before(socket: OwnedFd, listen: &MetricsListen) -> Result<Self> {
+        Ok(match listen {
+            MetricsListen::Tcp(_) => Self::Tcp(TcpListener::from(socket)),
+            MetricsListen::Unix(path) => {
+                Self::Unix(UnixListener::from(socket), ControlSocket::made_before(path)?)
+            }
+        })
     }
 }
 

@@ -5,12 +5,17 @@
 //! | `parent` | the order of the start: list, locks, control socket, guard, sockets, child |
 //! | `run` | the parent's life: signals, child, guard, control |
 //! | `child` | the serving process |
+//! | `upgrade` | the parent becomes another program: would it do, and the exec |
+//! | `takeover` | the start of that program, from what the one before passes on |
+//! | `baton` | what is passed on, and its way through the exec |
+//! | `process` | the serving process as its parent sees it |
 //! | `daemonize` | `-d` |
 //! | `certificates`, `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile` | one part each |
 //! | `privileges`, `lists`, `logger`, `flag_files`, `import`, `memory_limit` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
+mod baton;
 mod certificates;
 mod child;
 mod credentials;
@@ -29,16 +34,21 @@ mod parent;
 mod pidfile;
 mod portfile;
 mod privileges;
+mod process;
 mod run;
 mod sockets;
+mod takeover;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::path::Path;
 
+use anyhow::Context;
 use serde_json::Value;
 
-use crate::cli::{self, DETACHED_MARKER, Flag, SERVE_MARKER};
+use crate::cli::{self, DETACHED_MARKER, Flag, REHEARSE_MARKER, SERVE_MARKER};
 use crate::config::{Config, Refusal};
+use crate::startup::baton::Baton;
 use crate::startup::daemonize::Detached;
 
 /// Runs `sessiond` with `arguments` (without the program's name); the result is the exit status.
@@ -47,6 +57,17 @@ pub fn sessiond(arguments: Vec<OsString>) -> u8 {
     let marker = arguments.first().and_then(|first| first.to_str());
     if marker == Some(SERVE_MARKER) {
         return child::run();
+    }
+    if marker == Some(REHEARSE_MARKER) {
+        return upgrade::rehearsal(&arguments[1..]);
+    }
+    match Baton::taken() {
+        Ok(Some(baton)) => return takeover::run(&arguments, baton),
+        Ok(None) => {}
+        Err(error) => {
+            eprintln!("sessiond: {error:#}");
+            return 1;
+        }
     }
     let detached = marker == Some(DETACHED_MARKER);
     let words = if detached { &arguments[1..] } else { &arguments[..] };
@@ -110,6 +131,12 @@ pub fn check_memory_file(path: &Path) -> anyhow::Result<Value> {
 /// It cannot be read or trusted, or a line of it says nothing known.
 pub fn import_config_file(path: &Path) -> anyhow::Result<Value> {
     import::config(path)
+}
+
+/// The runtime of the parent, which does one thing at a time.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("starting the parent's runtime")
 }
 
 /// Ends the process at once when any thread or task panics: a worker that is gone would leave its

@@ -6,12 +6,26 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Tells the service manager `state`, such as `READY=1`, if `NOTIFY_SOCKET` names its socket.
 pub(super) fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&name, state) {
         log::warn!("the service manager cannot be told {state}: {error}");
     }
+}
+
+/// Tells the service manager that the daemon is between two programs.
+pub(super) fn reloading() {
+    let time = clock_gettime(ClockId::Monotonic);
+    let us = time.tv_sec * 1_000_000 + time.tv_nsec / 1_000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={us}"));
+}
+
+/// Tells the service manager that the daemon serves, and which process is its main one.
+pub(super) fn ready() {
+    notify(&format!("READY=1\nMAINPID={}", std::process::id()));
 }
 
 fn send(name: &OsStr, state: &str) -> std::io::Result<()> {

@@ -4,17 +4,16 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, anyhow};
-use tokio::sync::Mutex;
+use anyhow::{Context, Result, bail};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::LocalSet;
 
 use crate::allowlist::{Allowlist, Entry};
@@ -34,14 +33,15 @@ use crate::link::{ParentEnd, Request};
 use crate::server::login::Credentials;
 use crate::server::tls::Material;
 use crate::startup::daemonize::Detached;
-use crate::startup::lock::{self, Lock};
+use crate::startup::lock::{self, Lock, Locked};
 use crate::startup::pidfile::Pidfile;
 use crate::startup::privileges::{self, Identity};
-use crate::startup::run::{self, Ending, Running, Signals};
+use crate::startup::process::Serving;
+use crate::startup::run::{Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
 use crate::startup::{
     abort_on_panic, certificates, credentials, lists, memory, memory_limit, metrics, notify,
-    portfile,
+    portfile, runtime,
 };
 use crate::sys;
 
@@ -50,7 +50,7 @@ pub(super) const AUDITED: &str = "AUDIT: whoever reaches the port is served, all
      `sessionctl audit off` enforces the list";
 
 /// Told whenever the daemon ends with its guard attached.
-const GUARD_STAYS: &str = "the guard stays attached: the port is closed until sessiond runs \
+pub(super) const GUARD_STAYS: &str = "the guard stays attached: the port is closed until sessiond runs \
      again, or `sessionctl detach` ends the guard";
 
 /// Runs the parent to its end; the result is the exit status.
@@ -63,28 +63,36 @@ pub(super) fn run(
     detached: Option<Detached>,
 ) -> Result<u8> {
     abort_on_panic();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the parent's runtime")?;
+    let runtime = runtime()?;
     let local = LocalSet::new();
     local.block_on(&runtime, start(config, identity, detached))
 }
 
 /// What is known and held before anything outside is touched.
-struct Prepared {
-    base: Allowlist,
-    overlay: Overlay,
-    list: Allowlist,
-    credentials: Option<Credentials>,
-    certificates: Option<Material>,
-    file: Option<OverlayFile>,
-    claims: Claims,
-    /// The memory file, locked, and the boot's number.
-    memory: Option<(File, u128)>,
-    metrics: Option<metrics::Bound>,
-    guarded_ports: BTreeSet<u16>,
-    _locks: Vec<Lock>,
+pub(super) struct Prepared {
+    pub(super) base: Allowlist,
+    pub(super) overlay: Overlay,
+    pub(super) list: Allowlist,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) certificates: Option<Material>,
+    pub(super) file: Option<OverlayFile>,
+    pub(super) metrics: Option<metrics::Bound>,
+    /// TCP and UDP addresses.
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) guarded_ports: BTreeSet<u16>,
+    pub(super) locks: Vec<Lock>,
+}
+
+/// What a process that another program has run in holds of it already, and takes for granted.
+#[derive(Default)]
+pub(super) struct Held {
+    pub(super) locks: Vec<PathBuf>,
+    /// The overlay that has no file.
+    pub(super) overlay: Option<Overlay>,
+    /// The list of the configuration, which is not read again then.
+    pub(super) base: Option<Allowlist>,
+    /// Whether the serving process has passwords and certificates.
+    pub(super) secrets: bool,
 }
 
 async fn start(
@@ -96,42 +104,53 @@ async fn start(
         log::info!("{remark}");
     }
     let signals = Signals::new()?;
-    let prepared = prepare(config, identity)?;
+    privileges::raise_limits(config)?;
+    memory_limit::check(config)?;
+    let directory = std::env::current_dir().context("the working directory")?;
+    let claims = Claims::new(config, identity)?;
+    let mut prepared =
+        prepare(config, claims.all_addresses(), &claims.addresses(), Held::default())?;
+    let memory = memory_file(config, identity)?;
+    prepared.metrics = config.metrics.as_ref().map(metrics::bind).transpose()?;
     let control = control_socket(config, &prepared)?;
-    let guard = stand_guard(config, &prepared)?;
+    let guard = stand_guard(config, &prepared, None)?;
     let guarded = guard.is_some();
-    let outcome = serve(config, identity, detached, signals, prepared, control, guard).await;
+    let begin = Begin { directory, claims, memory, detached };
+    let outcome = serve(config, identity, begin, signals, prepared, control, guard).await;
     if guarded {
         log::info!("{GUARD_STAYS}");
     }
     outcome
 }
 
+/// What the first program of a process has that a later one has not.
+struct Begin {
+    directory: PathBuf,
+    claims: Claims,
+    memory: Option<Memory>,
+    detached: Option<Detached>,
+}
+
 /// From the attached guard to the end.
 async fn serve(
     config: &Config,
     identity: Option<Identity>,
-    detached: Option<Detached>,
+    begin: Begin,
     mut signals: Signals,
     prepared: Prepared,
     control: Option<(ControlSocket, UnixListener)>,
     mut guard: Option<Guard>,
 ) -> Result<u8> {
+    let Begin { directory, claims, memory, detached } = begin;
     let filter = guard.as_mut().and_then(socket_guard);
-    let mut listening = prepared.claims.listen(filter.as_ref())?;
+    let mut listening = claims.listen(filter.as_ref())?;
+    privileges::keep_over_upgrade(guard.is_some())?;
     privileges::clear_bounding()?;
-    let goods = Goods {
-        config,
-        list: &prepared.list,
-        credentials: prepared.credentials.as_ref(),
-        memory: prepared.memory,
-        metrics: prepared.metrics.as_ref(),
-        certificates: prepared.certificates.as_ref(),
-    };
-    let (mut child, mut end) = spawn(config, identity, detached.is_some())?;
+    let (child, mut end) = spawn(config, identity, detached.is_some())?;
     let started = tokio::select! {
-        started = start_child(&mut end, goods, &mut listening, guard.is_some()) =>
-            started.map(Some),
+        started = start_child(
+            &mut end, config, &prepared, memory, &mut listening, guard.is_some()
+        ) => started.map(Some),
         name = signals.stop() => {
             log::info!("{name}: stopping");
             Ok(None)
@@ -140,14 +159,45 @@ async fn serve(
     let pidfile = match started {
         Ok(Some(pidfile)) => pidfile,
         not_started => {
-            run::kill(&mut child);
+            child.kill();
             listening.remove();
             return not_started.map(|_| 0);
         }
     };
+    portfile::write(&listening.addresses);
+    let reign =
+        Reign { prepared, directory, signals, child, end, control, guard, pidfile, listening };
+    rule(config, reign, async || {
+        notify::notify("READY=1");
+        detached.map_or(Ok(()), Detached::serving)
+    })
+    .await
+}
 
+/// Everything that a parent has whose child serves.
+pub(super) struct Reign {
+    pub(super) prepared: Prepared,
+    pub(super) directory: PathBuf,
+    pub(super) signals: Signals,
+    pub(super) child: Serving,
+    pub(super) end: ParentEnd,
+    pub(super) control: Option<(ControlSocket, UnixListener)>,
+    pub(super) guard: Option<Guard>,
+    pub(super) pidfile: Option<Pidfile>,
+    pub(super) listening: Listening,
+}
+
+/// From the child that serves to the end; `begun` tells others that it serves.
+pub(super) async fn rule(
+    config: &Config,
+    reign: Reign,
+    begun: impl AsyncFnOnce() -> Result<()>,
+) -> Result<u8> {
+    let Reign { prepared, directory, signals, child, end, control, guard, pidfile, listening } =
+        reign;
     let link = Rc::new(Mutex::new(end));
     let guard: Option<SharedGuard> = guard.map(|guard| Rc::new(RefCell::new(guard)));
+    let overlay_is_nowhere = prepared.file.is_none();
     let keeper = Keeper::new(
         prepared.base,
         prepared.overlay,
@@ -162,70 +212,83 @@ async fn serve(
         addresses: listening.addresses.clone(),
         unix: listening.unix.clone(),
         state: prepared.file.map(|file| file.path().to_owned()),
-        child: child.id(),
+        child: child.pid(),
     };
-    let server = Control::new(keeper, guard.clone(), Rc::clone(&link), facts);
-    let (socket, listener) = control.unzip();
-    if let Some(listener) = listener {
-        let listener = tokio::net::UnixListener::from_std(listener)?;
-        tokio::task::spawn_local(server.clone().accept(listener));
-    }
-
-    portfile::write(&listening.addresses);
+    let (wishes, upgrades) = mpsc::channel(1);
+    let server = Control::new(keeper, guard.clone(), Rc::clone(&link), facts, wishes);
+    let socket = match control {
+        Some((socket, listener)) => {
+            let copy = listener.as_fd().try_clone_to_owned().context("the control socket")?;
+            let listener = tokio::net::UnixListener::from_std(listener)?;
+            tokio::task::spawn_local(server.clone().accept(listener));
+            Some((socket, copy))
+        }
+        None => None,
+    };
     announce(&listening, guard.as_ref());
-    notify::notify("READY=1");
-    if let Some(detached) = detached {
-        detached.serving()?;
-    }
-    let running = Running { child, link, guard, control: server, signals };
+    begun().await?;
+    let mut running = Running {
+        child,
+        link,
+        guard,
+        control: server,
+        signals,
+        upgrades,
+        directory,
+        locks: prepared.locks,
+        metrics: prepared.metrics,
+        socket,
+        listening,
+        overlay_is_nowhere,
+    };
     let ending = running.until_end(config).await;
     notify::notify("STOPPING=1");
-    drop((pidfile, socket));
-    listening.remove();
+    drop((pidfile, running.socket.take()));
+    running.listening.remove();
     match ending {
         Ending::Asked => Ok(0),
         Ending::Failed(error) => Err(error),
     }
 }
 
-/// Reads and checks everything, takes the locks and binds the first socket of each address.
-fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
-    privileges::raise_limits(config)?;
-    memory_limit::check(config)?;
-    let base = lists::configured(config)?;
-    let credentials = credentials::configured(config)?;
-    let certificates = certificates::configured(config)?;
-    let claims = Claims::new(config, identity)?;
-    let addresses = claims.all_addresses();
+/// Reads and checks everything, and takes the locks that are not held already.
+pub(super) fn prepare(
+    config: &Config,
+    addresses: Vec<SocketAddr>,
+    tcp: &[SocketAddr],
+    held: Held,
+) -> Result<Prepared> {
+    let base = held.base.map_or_else(|| lists::configured(config), Ok)?;
+    let credentials = if held.secrets { None } else { credentials::configured(config)? };
+    let certificates = if held.secrets { None } else { certificates::configured(config)? };
     let guarded = config.guard == GuardKind::Xdp && !only_loopback(&addresses);
     let outside = addresses.iter().filter(|address| !is_loopback(address.ip()));
     let guarded_ports: BTreeSet<u16> =
         if guarded { outside.map(SocketAddr::port).collect() } else { BTreeSet::new() };
     let mut locks = Vec::new();
     for port in &guarded_ports {
-        let lock = lock::endpoint(*port).context(NO_LOCK)?.ok_or_else(|| {
-            let tcp = claims.addresses().iter().any(|address| address.port() == *port);
-            let protocol = if tcp { "TCP" } else { "UDP" };
-            let text =
-                format!("failed to listen on {protocol} port {port}: Address already in use");
-            Refusal::new(EXIT_OS, text)
-        })?;
-        locks.push(lock);
+        match lock::endpoint(*port, &held.locks).context(NO_LOCK)? {
+            Locked::Now(lock) => locks.push(lock),
+            Locked::Before => {}
+            Locked::Elsewhere => {
+                let is_tcp = tcp.iter().any(|address| address.port() == *port);
+                let protocol = if is_tcp { "TCP" } else { "UDP" };
+                let text =
+                    format!("failed to listen on {protocol} port {port}: Address already in use");
+                return Err(Refusal::new(EXIT_OS, text).into());
+            }
+        }
     }
-    let file = overlay_file(config, addresses.first().map(SocketAddr::port), &mut locks)?;
-    let overlay = match &file {
-        Some(file) => file.read(Now::sample())?,
-        None => Overlay::default(),
+    let port = addresses.first().map(SocketAddr::port);
+    let file = overlay_file(config, port, &mut locks, &held.locks)?;
+    let overlay = match (&file, held.overlay) {
+        (Some(file), _) => file.read(Now::sample())?,
+        (None, overlay) => overlay.unwrap_or_default(),
     };
     let (overlay, taken_back) = overlay.settled(Now::sample());
     if let Some(command) = taken_back {
         log::warn!("a change ({command}) was not confirmed in time and is taken back");
     }
-    let memory = match &config.memory_file {
-        Some(path) => Some((memory::open(path, identity).context("-e")?, memory::boot_id()?)),
-        None => None,
-    };
-    let metrics = config.metrics.as_ref().map(metrics::bind).transpose()?;
     let list = overlay.over(&base);
     list.check_size()?;
     for prefix in overlay.taken_out().filter(|prefix| base.get(*prefix).is_some()) {
@@ -235,20 +298,25 @@ fn prepare(config: &Config, identity: Option<Identity>) -> Result<Prepared> {
         );
     }
     warn_of_guard(config, &list, &addresses);
-    let prepared = Prepared {
+    Ok(Prepared {
         base,
         overlay,
         list,
         credentials,
         certificates,
         file,
-        claims,
-        memory,
-        metrics,
+        metrics: None,
+        addresses,
         guarded_ports,
-        _locks: locks,
-    };
-    Ok(prepared)
+        locks,
+    })
+}
+
+/// The memory file, locked, and the number of this boot.
+fn memory_file(config: &Config, identity: Option<Identity>) -> Result<Option<Memory>> {
+    let Some(path) = &config.memory_file else { return Ok(None) };
+    let file = memory::open(path, identity).context("-e")?.into();
+    Ok(Some(Memory { file, boot_id: memory::boot_id()?, nameless: false }))
 }
 
 /// The overlay's place with its lock. None for a user without a place for it.
@@ -256,6 +324,7 @@ fn overlay_file(
     config: &Config,
     port: Option<u16>,
     locks: &mut Vec<Lock>,
+    held: &[PathBuf],
 ) -> Result<Option<OverlayFile>> {
     let Some(path) = config.state_path(port, privileges::is_root()) else {
         log::info!("no place for what sessionctl changes: it lasts until sessiond ends (--state)");
@@ -263,10 +332,13 @@ fn overlay_file(
     };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     directory(parent.unwrap_or(std::path::Path::new("."))).context("--state")?;
-    let lock = lock::overlay(&path)?.ok_or_else(|| {
-        anyhow!("{}: another daemon keeps it; give this one a --state of its own", path.display())
-    })?;
-    locks.push(lock);
+    match lock::overlay(&path, held)? {
+        Locked::Now(lock) => locks.push(lock),
+        Locked::Before => {}
+        Locked::Elsewhere => {
+            bail!("{}: another daemon keeps it; give this one a --state of its own", path.display())
+        }
+    }
     Ok(Some(OverlayFile::new(path)))
 }
 
@@ -300,7 +372,7 @@ fn control_socket(
     config: &Config,
     prepared: &Prepared,
 ) -> Result<Option<(ControlSocket, UnixListener)>> {
-    let port = prepared.claims.all_addresses().first().map(SocketAddr::port);
+    let port = prepared.addresses.first().map(SocketAddr::port);
     let Some(path) = config.control_path(port, privileges::is_root()) else {
         log::info!("no place for a control socket: sessionctl cannot be used (--control)");
         return Ok(None);
@@ -317,7 +389,11 @@ fn control_socket(
 }
 
 /// Attaches the guard; when this returns no packet of a stranger reaches the ports.
-fn stand_guard(config: &Config, prepared: &Prepared) -> Result<Option<Guard>> {
+pub(super) fn stand_guard(
+    config: &Config,
+    prepared: &Prepared,
+    lock: Option<OwnedFd>,
+) -> Result<Option<Guard>> {
     let Some(port) = prepared.guarded_ports.first() else { return Ok(None) };
     let protocols = [Protocol::Tcp, Protocol::Udp];
     let endpoints = prepared
@@ -344,7 +420,7 @@ fn stand_guard(config: &Config, prepared: &Prepared) -> Result<Option<Guard>> {
         audit: config.audit,
         list: format!("port-{port}"),
     };
-    let guard = Guard::attach(guard, &prepared.list).context(
+    let guard = Guard::attach_with(guard, &prepared.list, lock).context(
         "the guard cannot be attached, so nothing is served \
          (--guard=user serves with the check at accept alone)",
     )?;
@@ -352,7 +428,7 @@ fn stand_guard(config: &Config, prepared: &Prepared) -> Result<Option<Guard>> {
 }
 
 /// The second layer: what the kernel does not take is missed, but the first one stands.
-fn socket_guard(guard: &mut Guard) -> Option<SocketGuard> {
+pub(super) fn socket_guard(guard: &mut Guard) -> Option<SocketGuard> {
     match guard.for_sockets() {
         Ok(filter) => Some(filter),
         Err(error) => {
@@ -363,11 +439,11 @@ fn socket_guard(guard: &mut Guard) -> Option<SocketGuard> {
 }
 
 /// Starts the serving process from the running binary, with one end of the pair as its stdin.
-fn spawn(
+pub(super) fn spawn(
     config: &Config,
     identity: Option<Identity>,
     detached: bool,
-) -> Result<(Child, ParentEnd)> {
+) -> Result<(Serving, ParentEnd)> {
     let (ours, theirs) = UnixStream::pair().context("making the socket pair")?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("sessiond").arg(SERVE_MARKER).current_dir("/");
@@ -389,60 +465,73 @@ fn spawn(
             binary.display()
         )
     })?;
-    Ok((child, ParentEnd::new(ours).context("the socket pair")?))
+    let end = ParentEnd::new(ours).context("the socket pair")?;
+    Ok((Serving::new(child.id()), end))
 }
 
 /// Root is not named by the system's reason, and is what is missing most often.
 const NO_LOCK: &str = "a guarded port needs root; without it use -l 127.0.0.1 or --guard=user";
 
-const NOT_STARTED: &str = "the serving process did not start";
+pub(super) const NOT_STARTED: &str = "the serving process did not start";
 
-/// What the serving process needs beside the sockets.
-struct Goods<'a> {
-    config: &'a Config,
-    list: &'a Allowlist,
-    credentials: Option<&'a Credentials>,
-    /// The memory file and the boot's number.
-    memory: Option<(File, u128)>,
-    metrics: Option<&'a metrics::Bound>,
-    certificates: Option<&'a Material>,
+/// What a child keeps its store in, if not in memory of its own.
+pub(super) struct Memory {
+    pub(super) file: OwnedFd,
+    /// The boot's number.
+    pub(super) boot_id: u128,
+    /// Whether no name leads to it.
+    pub(super) nameless: bool,
 }
 
 /// Gives the serving process all that it needs, and has it serve.
 async fn start_child(
     end: &mut ParentEnd,
-    mut goods: Goods<'_>,
+    config: &Config,
+    prepared: &Prepared,
+    memory: Option<Memory>,
     listening: &mut Listening,
     guarded: bool,
 ) -> Result<Option<Pidfile>> {
-    hand_over(end, &goods, listening).await?;
-    // Its lock is held for as long as the serving process has it.
-    drop(goods.memory.take());
+    let metrics = prepared.metrics.as_ref().map(|metrics| (metrics.as_fd(), metrics.is_unix()));
+    hand_over(end, config, prepared, listening, metrics).await?;
+    if let Some(memory) = memory {
+        // Its lock is held for as long as the serving process has it.
+        lend_memory(end, &memory).await?;
+    }
     listening.close();
-    let pidfile = goods.config.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    let pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     // Before a client's first byte is read.
     privileges::lower_parent(guarded)?;
     end.done(&Request::Serve).await.context(NOT_STARTED)?;
     Ok(pidfile)
 }
 
-async fn hand_over(end: &mut ParentEnd, goods: &Goods<'_>, listening: &Listening) -> Result<()> {
+pub(super) async fn lend_memory(end: &mut ParentEnd, memory: &Memory) -> Result<()> {
+    let Memory { file, boot_id, nameless } = memory;
+    end.memory_file(file.as_fd(), *boot_id, *nameless).await.context(NOT_STARTED)
+}
+
+/// Everything but the store.
+pub(super) async fn hand_over(
+    end: &mut ParentEnd,
+    config: &Config,
+    prepared: &Prepared,
+    listening: &Listening,
+    metrics: Option<(BorrowedFd<'_>, bool)>,
+) -> Result<()> {
     let serve = async {
-        end.done(&Request::Configure(Box::new(goods.config.clone()))).await?;
+        end.done(&Request::Configure(Box::new(config.clone()))).await?;
         end.listeners(&listening.descriptors()).await?;
-        if let Some(credentials) = goods.credentials {
+        if let Some(credentials) = &prepared.credentials {
             end.done(&Request::Credentials(credentials.clone())).await?;
         }
-        if let Some(material) = goods.certificates {
+        if let Some(material) = &prepared.certificates {
             end.done(&Request::Tls(material.clone())).await?;
         }
-        if let Some((file, boot_id)) = &goods.memory {
-            end.memory_file(file.as_fd(), *boot_id).await?;
+        if let Some((socket, is_unix)) = metrics {
+            end.metrics(socket, is_unix).await?;
         }
-        if let Some(metrics) = goods.metrics {
-            end.metrics(metrics.as_fd(), metrics.is_unix()).await?;
-        }
-        let entries: Vec<Entry> = goods.list.entries().cloned().collect();
+        let entries: Vec<Entry> = prepared.list.entries().cloned().collect();
         end.replace(&entries).await
     };
     serve.await.context(NOT_STARTED)

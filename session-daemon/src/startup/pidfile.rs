@@ -21,8 +21,21 @@ impl Pidfile {
     /// Writes this process's pid. A symbolic link in the last place is refused, and so is
     /// anything but a regular file.
     pub(super) fn write(path: &Path) -> Result<Self> {
+        let mut pidfile = Self::open(path)?;
         let what = || format!("writing the pid file {}", path.display());
-        let mut file = OpenOptions::new()
+        pidfile.file.set_len(0).with_context(what)?;
+        writeln!(pidfile.file, "{}", std::process::id()).with_context(what)?;
+        Ok(pidfile)
+    }
+
+    /// The pid file that this process has written with another program: it says the same.
+    pub(super) fn written_before(path: &Path) -> Result<Self> {
+        Self::open(path)
+    }
+
+    fn open(path: &Path) -> Result<Self> {
+        let what = || format!("writing the pid file {}", path.display());
+        let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
@@ -33,8 +46,6 @@ impl Pidfile {
         if !file.metadata().with_context(what)?.is_file() {
             bail!("{}: not a regular file", what());
         }
-        file.set_len(0).with_context(what)?;
-        writeln!(file, "{}", std::process::id()).with_context(what)?;
         Ok(Self { path: path.to_owned(), file })
     }
 }

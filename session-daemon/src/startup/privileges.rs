@@ -16,9 +16,12 @@ const DESCRIPTORS_PER_WORKER: u64 = 16;
 
 /// Capabilities that the parent uses: load and attach the guard, follow the interfaces.
 const IN_USE: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
-/// Capabilities that the parent can take up again: to mount an unmounted bpffs, and to end a
-/// child of another user that does not answer.
-const IN_RESERVE: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_KILL];
+/// Capability that a parent with a guard can take up again: to mount an unmounted bpffs.
+const IN_RESERVE_WITH_GUARD: [Capability; 1] = [Capability::CAP_SYS_ADMIN];
+/// Capabilities that every parent can take up again: to end a child of another user that does not
+/// answer, and to start the child of the program that it is upgraded to as that user.
+const IN_RESERVE: [Capability; 3] =
+    [Capability::CAP_KILL, Capability::CAP_SETUID, Capability::CAP_SETGID];
 
 /// The user that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,20 +92,28 @@ fn raise(resource: Resource, need: u64) -> nix::Result<()> {
     setrlimit(resource, need, hard.max(need))
 }
 
-/// What the parent does without from now on: everything but the guard's two capabilities (none
-/// if there is no guard) in effect, and two in reserve.
-pub(super) fn lower_parent(guarded: bool) -> Result<()> {
+/// Capabilities that the parent may use, now or later.
+fn kept(guarded: bool) -> Result<CapsHashSet> {
     let held = caps::read(None, CapSet::Permitted).context("reading the capabilities")?;
-    let keep = |wanted: &[Capability]| -> CapsHashSet {
-        wanted.iter().copied().filter(|capability| held.contains(capability)).collect()
-    };
-    let in_use = if guarded { keep(&IN_USE) } else { CapsHashSet::new() };
-    let reserve = if guarded { keep(&IN_RESERVE) } else { keep(&[Capability::CAP_KILL]) };
+    let of_guard = IN_USE.iter().chain(&IN_RESERVE_WITH_GUARD).filter(|_| guarded);
+    Ok(of_guard.chain(&IN_RESERVE).copied().filter(|one| held.contains(one)).collect())
+}
+
+/// Has an exec of this process leave it what it keeps: the program that it is upgraded to is to
+/// do the same work. Before the bounding set is emptied, from which nothing can be taken.
+pub(super) fn keep_over_upgrade(guarded: bool) -> Result<()> {
+    caps::set(None, CapSet::Inheritable, &kept(guarded)?)
+        .context("setting the inheritable capabilities")
+}
+
+/// What the parent does without from now on: everything but the guard's two capabilities (none
+/// if there is no guard) in effect, and some in reserve.
+pub(super) fn lower_parent(guarded: bool) -> Result<()> {
+    let kept = kept(guarded)?;
+    let in_use = IN_USE.into_iter().filter(|one| guarded && kept.contains(one)).collect();
     caps::clear(None, CapSet::Ambient).context("clearing the ambient capabilities")?;
-    caps::clear(None, CapSet::Inheritable).context("clearing the inheritable capabilities")?;
     caps::set(None, CapSet::Effective, &in_use).context("lowering the capabilities in effect")?;
-    let permitted = in_use.union(&reserve).copied().collect();
-    caps::set(None, CapSet::Permitted, &permitted).context("lowering the capabilities")?;
+    caps::set(None, CapSet::Permitted, &kept).context("lowering the capabilities")?;
     rustix::thread::set_no_new_privs(true).context("setting no_new_privs")
 }
 

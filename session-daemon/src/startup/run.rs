@@ -1,23 +1,29 @@
 //! The parent's life: signals, the child's end, the guard's watch, deadlines.
 #![forbid(unsafe_code)]
 
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
-use caps::Capability;
+use anyhow::{Context, anyhow};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::config::Config;
-use crate::control::server::Control;
+use crate::control::server::{Control, Upgrade};
 use crate::control::sides::{SharedGuard, SharedLink};
+use crate::control::socket::ControlSocket;
 use crate::link::{LinkError, Request};
+use crate::startup::baton::{Facts, Thing};
+use crate::startup::lock::Lock;
 use crate::startup::parent::AUDITED;
-use crate::startup::{certificates, credentials, lists, privileges};
+use crate::startup::process::{End, Serving};
+use crate::startup::sockets::Listening;
+use crate::startup::upgrade::upgrade;
+use crate::startup::{certificates, credentials, lists, metrics};
 
 /// How often deadlines are looked at and watchers get counters.
 const SECOND: Duration = Duration::from_secs(1);
@@ -38,11 +44,23 @@ pub(super) enum Ending {
 
 /// A parent whose child serves.
 pub(super) struct Running {
-    pub(super) child: Child,
+    pub(super) child: Serving,
     pub(super) link: SharedLink,
     pub(super) guard: Option<SharedGuard>,
     pub(super) control: Control,
     pub(super) signals: Signals,
+    pub(super) upgrades: mpsc::Receiver<Upgrade>,
+    /// Where the words of the command line were said.
+    pub(super) directory: PathBuf,
+    pub(super) locks: Vec<Lock>,
+    /// Where the metrics are served.
+    pub(super) metrics: Option<metrics::Bound>,
+    /// The control socket and its listening end.
+    pub(super) socket: Option<(ControlSocket, OwnedFd)>,
+    /// What is served; the sockets themselves are the child's.
+    pub(super) listening: Listening,
+    /// Whether the overlay is in this process's memory only.
+    pub(super) overlay_is_nowhere: bool,
 }
 
 /// The signals that the parent acts on.
@@ -51,6 +69,7 @@ pub(super) struct Signals {
     interrupt: Signal,
     graceful: Signal,
     reload: Signal,
+    upgrade: Signal,
     child: Signal,
 }
 
@@ -58,7 +77,8 @@ pub(super) struct Signals {
 enum Wake {
     Stop { name: &'static str, graceful: bool },
     Reload,
-    ChildEnded(std::io::Result<ExitStatus>),
+    Upgrade(Upgrade),
+    ChildEnded(std::io::Result<End>),
     Failed(anyhow::Error),
 }
 
@@ -70,6 +90,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             graceful: signal(SignalKind::user_defined1())?,
             reload: signal(SignalKind::hangup())?,
+            upgrade: signal(SignalKind::user_defined2())?,
             child: signal(SignalKind::child())?,
         })
     }
@@ -85,8 +106,39 @@ impl Signals {
 }
 
 impl Running {
+    /// What a successor has to know.
+    pub(super) fn facts(&self) -> Facts {
+        let mut facts = Facts::new(self.directory.clone(), self.child.pid());
+        facts.addresses.clone_from(&self.listening.addresses);
+        facts.datagram_addresses.clone_from(&self.listening.datagram_addresses);
+        facts.unix.clone_from(&self.listening.unix);
+        facts.control = self.socket.as_ref().map(|(socket, _)| socket.path().to_owned());
+        facts
+    }
+
+    /// What a successor needs of this process beside the link.
+    pub(super) fn estate(&self) -> anyhow::Result<Vec<(Thing, OwnedFd)>> {
+        let mut things = Vec::new();
+        for lock in &self.locks {
+            let (path, file) = lock.copy().context("a lock")?;
+            things.push((Thing::Lock(path), file));
+        }
+        if let Some((_, listener)) = &self.socket {
+            things.push((Thing::Control, listener.try_clone().context("the control socket")?));
+        }
+        if let Some(metrics) = &self.metrics {
+            let socket = metrics.as_fd().try_clone_to_owned().context("the metrics socket")?;
+            things.push((Thing::Metrics { unix: metrics.is_unix() }, socket));
+        }
+        if let Some(guard) = &self.guard {
+            let lock = guard.borrow().copy_lock().context("the guard's lock")?;
+            things.push((Thing::GuardLock, lock));
+        }
+        Ok(things)
+    }
+
     /// Runs until a signal or the child's end; the child has ended when this returns.
-    pub(super) async fn until_end(mut self, config: &Config) -> Ending {
+    pub(super) async fn until_end(&mut self, config: &Config) -> Ending {
         let mut chores = JoinSet::new();
         if let Some(guard) = &self.guard {
             chores.spawn_local(watch(SharedGuard::clone(guard), self.control.clone()));
@@ -107,6 +159,7 @@ impl Running {
                     credentials::reload(config, &self.link).await;
                     certificates::reload(config, &self.link).await;
                 }
+                Wake::Upgrade(wish) => upgrade(self, wish).await,
                 Wake::Stop { name, graceful } => {
                     log::info!(
                         "{name}: {}",
@@ -119,7 +172,7 @@ impl Running {
                     self.stop(false).await;
                     return Ending::Failed(error);
                 }
-                Wake::ChildEnded(status) => return ended(status),
+                Wake::ChildEnded(end) => return ended(end),
             }
         }
     }
@@ -131,7 +184,9 @@ impl Running {
             _ = signals.interrupt.recv() => Wake::Stop { name: "SIGINT", graceful: false },
             _ = signals.graceful.recv() => Wake::Stop { name: "SIGUSR1", graceful: true },
             _ = signals.reload.recv() => Wake::Reload,
-            status = exit(&mut self.child, &mut signals.child) => Wake::ChildEnded(status),
+            _ = signals.upgrade.recv() => Wake::Upgrade(Upgrade { binary: None, asker: None }),
+            Some(wish) = self.upgrades.recv() => Wake::Upgrade(wish),
+            end = exit(&self.child, &mut signals.child) => Wake::ChildEnded(end),
         }
     }
 
@@ -153,55 +208,36 @@ impl Running {
             _ = signals.terminate.recv() => {}
             _ = signals.interrupt.recv() => {}
         }
-        let ended = timeout(STOP_TIMEOUT, exit(&mut self.child, &mut signals.child)).await;
-        if ended.is_err() {
-            log::warn!("the serving process does not stop; killing it");
-            kill(&mut self.child);
-        }
+        self.child.end_within(STOP_TIMEOUT).await;
     }
-}
-
-/// Ends the serving process, whatever it is doing, and waits for its end.
-pub(super) fn kill(child: &mut Child) {
-    let killed = privileges::with_capability(Capability::CAP_KILL, || child.kill());
-    if let Err(error) = killed {
-        log::error!("killing the serving process: {error}");
-        return;
-    }
-    // Killed for certain; a wait that fails has nothing left to wait for.
-    let _ = child.wait();
 }
 
 /// Waits for the child's end. May be dropped while it waits.
-async fn exit(child: &mut Child, sigchld: &mut Signal) -> std::io::Result<ExitStatus> {
+async fn exit(child: &Serving, sigchld: &mut Signal) -> std::io::Result<End> {
     loop {
         // Looked at first: the signal may have come before its receiver was there.
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
+        if let Some(end) = child.ended()? {
+            return Ok(end);
         }
         sigchld.recv().await;
     }
 }
 
-/// What the child's exit status means.
-fn ended(status: std::io::Result<ExitStatus>) -> Ending {
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => return Ending::Failed(anyhow!("waiting for the serving process: {error}")),
-    };
-    if status.success() {
-        log::info!("a client's shutdown command ended the serving process");
-        return Ending::Asked;
-    }
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("with status {code}"),
-        (None, Some(signal)) => {
-            let name = nix::sys::signal::Signal::try_from(signal).map(|signal| signal.as_str());
-            format!("by {}", name.unwrap_or("a signal"))
+/// What the child's end means.
+fn ended(end: std::io::Result<End>) -> Ending {
+    match end {
+        Ok(End::Status(0)) => {
+            log::info!("a client's shutdown command ended the serving process");
+            Ending::Asked
         }
-        (None, None) => "in an unknown way".to_owned(),
-    };
-    Ending::Failed(anyhow!("the serving process ended {how}"))
+        Ok(End::Status(status)) => {
+            Ending::Failed(anyhow!("the serving process ended with status {status}"))
+        }
+        Ok(End::Signal(signal)) => {
+            Ending::Failed(anyhow!("the serving process ended by {}", signal.as_str()))
+        }
+        Err(error) => Ending::Failed(anyhow!("waiting for the serving process: {error}")),
+    }
 }
 
 /// Looks at the guard and tells what it found and mended; returns only when it cannot look.

@@ -248,6 +248,28 @@ impl Claims {
 }
 
 impl Listening {
+    /// Sockets that another program in this process made listen, under these addresses.
+    pub(super) fn made_before(
+        sockets: Vec<(ListenerKind, OwnedFd)>,
+        addresses: Vec<SocketAddr>,
+        datagram_addresses: Vec<SocketAddr>,
+        unix: Option<PathBuf>,
+    ) -> Self {
+        let sockets = sockets.into_iter().map(|(kind, fd)| (kind, Socket::from(fd))).collect();
+        Self { sockets, addresses, datagram_addresses, unix }
+    }
+
+    /// Puts the guard's filter in the place of the one that the sockets may have.
+    pub(super) fn stand(&self, filter: &SocketGuard) -> io::Result<()> {
+        let guarded = self.sockets.iter().filter(|(kind, _)| *kind != ListenerKind::Unix);
+        guarded.map(|(_, socket)| socket).try_for_each(|socket| filter.stand_on(socket.as_fd()))
+    }
+
+    /// The TCP and the UDP addresses.
+    pub(super) fn all_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.iter().chain(&self.datagram_addresses).copied().collect()
+    }
+
     /// The sockets as the socket pair takes them.
     pub(super) fn descriptors(&self) -> Vec<(ListenerKind, BorrowedFd<'_>)> {
         self.sockets.iter().map(|(kind, socket)| (*kind, socket.as_fd())).collect()

@@ -4,11 +4,11 @@
 
 use crate::clock::Now;
 use crate::store::Store;
-use crate::store::backing::MemoryFile;
+use crate::store::backing::{MemoryFile, UNIT_LEAST};
 use crate::store::classes::Classes;
 use crate::store::hash::{HashSecret, SECRET_WORDS};
 use crate::store::layout::{
-    HEAD_LEN, LAYOUT_VERSION, Layout, MAGIC, Superblock, checksum, chunk_lens,
+    HEAD_LEN, LAYOUT_VERSION, Layout, MAGIC, PageState, Superblock, checksum, chunk_lens,
 };
 use crate::store::reader::second;
 use crate::store::recover::Kept;
@@ -16,6 +16,8 @@ use crate::store::region::{Access, Region};
 use crate::store::sync::Ordering;
 use crate::store::types::{StoreConfig, StoreError};
 use crate::store::validate::{Census, Violation};
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -93,7 +95,7 @@ struct Found {
     pages: u32,
 }
 
-fn unreadable(source: std::io::Error) -> StoreError {
+fn unreadable(source: io::Error) -> StoreError {
     StoreError::File { what: "reading", source }
 }
 
@@ -217,6 +219,31 @@ impl Store {
         self.memory = Some(memory);
         self.start = Some(start);
         (Arc::new(self), start)
+    }
+
+    /// Leaves a store in anonymous memory, which nobody else may have any more, in a nameless
+    /// file, for another process to open. Page for page, so that both together need no more
+    /// memory than the store does.
+    ///
+    /// # Errors
+    /// When somebody has the store, or the file cannot have the memory: then it is lost.
+    pub fn leave(self: Arc<Self>, file: File, boot_id: u128) -> io::Result<File> {
+        let mut store = Arc::into_inner(self).ok_or_else(|| io::Error::other("it is in use"))?;
+        let layout = store.layout;
+        let len = layout.region_len() as u64;
+        file.set_len(len.next_multiple_of(UNIT_LEAST))?;
+        let superblock = store.superblock();
+        superblock.set_boot_id(boot_id);
+        // Relaxed: nobody else has the store.
+        superblock.checksum.store(checksum(&store.region), Ordering::Relaxed);
+        let used = (0..layout.pages).filter(|page| store.page_state(*page) != PageState::Free);
+        for page in used.collect::<Vec<_>>() {
+            store.region.move_to(&file, layout.page(page), layout.page_len())?;
+        }
+        for part in layout.extents().into_iter().take(2) {
+            store.region.move_to(&file, part.start, (part.end - part.start) as usize)?;
+        }
+        Ok(file)
     }
 
     /// How a store in a file began; `None` for one in anonymous memory.

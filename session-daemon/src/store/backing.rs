@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 /// Bytes of a block in `st_blocks` (stat(2)).
 const BLOCK_LEN: u64 = 512;
 /// Least unit of allocation.
-const UNIT_LEAST: u64 = 4096;
+pub(super) const UNIT_LEAST: u64 = 4096;
 
 /// A file for a store, opened for reading and writing and locked by the caller: nobody else may
 /// write to it or cut it while the store lives.
@@ -23,6 +23,9 @@ pub struct MemoryFile {
     /// The kernel's number of this boot (`/proc/sys/kernel/random/boot_id`). What an earlier boot
     /// left is not kept.
     pub boot_id: u128,
+    /// Whether no name leads to it, so that it ends with its processes. It has memory for what it
+    /// holds alone, as anonymous memory has.
+    pub nameless: bool,
 }
 
 impl MemoryFile {
@@ -43,6 +46,9 @@ impl MemoryFile {
         let found = self.file.metadata()?;
         if found.len() != len {
             self.file.set_len(len)?;
+        }
+        if self.nameless {
+            return Ok(());
         }
         let parts = layout.extents().map(|part| {
             let start = part.start / unit * unit;

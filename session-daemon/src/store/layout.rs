@@ -20,7 +20,7 @@ use std::ops::Range;
 /// First word of the superblock: `session\0`, little-endian.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"session\0");
 /// Version of everything in this module, of items, of buckets and of the hash.
-pub(super) const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 4;
 /// Bytes of the superblock.
 const SUPERBLOCK_LEN: usize = 4096;
 /// Bytes of an entry of the class table and of the page table.

@@ -26,7 +26,7 @@ use crate::store::ghosts::Ghosts;
 use crate::store::hash::HashSecret;
 use crate::store::heat::Heat;
 use crate::store::layout::{
-    CHUNK_LEN_HALF, ClassMeta, LAYOUT_VERSION, Layout, MAGIC, NO_PAGE, PageState, checksum,
+    CHUNK_LEN_HALF, ClassMeta, Layout, MAGIC, NO_PAGE, PageState, checksum,
 };
 use crate::store::pages::{Magazines, TakenPage};
 use crate::store::pins::Pins;
@@ -86,6 +86,7 @@ mod worker;
 
 pub use attach::{Cold, Inspected, Start};
 pub use backing::MemoryFile;
+pub use layout::LAYOUT_VERSION;
 pub use lease::Leased;
 pub use outside::OutsideReader;
 pub use pins::PinnedValue;

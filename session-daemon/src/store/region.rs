@@ -2,9 +2,10 @@
 //! It owns the memory; it never knows what the bytes mean.
 
 use crate::store::sync::{AtomicU32, AtomicU64};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::ptr::{NonNull, null_mut};
 
 /// A cache line of words: the unit in which the mapping is addressed.
@@ -159,6 +160,18 @@ impl Region {
         let start = unsafe { base.add(offset as usize) };
         // SAFETY: the caller owns the target, and it does not overlap the source.
         unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Writes `len` bytes to a file, at the same offset, and gives their memory back where it is
+    /// anonymous: they read as zeros, or as the file has them, from then on.
+    pub(super) fn move_to(&mut self, file: &File, offset: u64, len: usize) -> io::Result<()> {
+        // SAFETY: nobody else has the region, which is borrowed mutably.
+        file.write_all_at(unsafe { self.bytes(offset, len) }, offset)?;
+        let base = self.base.as_ptr().cast::<u8>();
+        // SAFETY: inside the mapping, as `bytes` has asserted.
+        let start = unsafe { base.add(offset as usize) };
+        // SAFETY: the bytes are ours alone, and nobody expects anything of them.
+        Ok(unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) }?)
     }
 
     /// Sets `len` bytes to zero.

@@ -149,6 +149,12 @@ pub(super) enum Command {
     },
     /// Show changes of the list, events of the guard and counters, until interrupted
     Watch,
+    /// Go on with a new program file: the items, the connections and the guard stay
+    Upgrade {
+        /// The file; the one that runs, by its name, if absent
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
     /// Check a memory file that no daemon serves from: what a start would keep, every invariant
     Check {
         /// What `-e` named

@@ -125,6 +125,10 @@ fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
         }
         Command::Watch => return watch(arguments),
         Command::Status => Request::Status,
+        Command::Upgrade { binary } => {
+            let absolute = binary.as_ref().map(std::path::absolute).transpose()?;
+            Request::Upgrade { binary: absolute }
+        }
         Command::Admin { words } => Request::Admin { line: words.join(" ") },
         Command::Confirm => Request::Confirm,
         Command::Rollback => Request::Rollback,
@@ -152,6 +156,7 @@ fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
         Request::Status => render::status(&answer),
         Request::Audit { .. } => render::audited(&answer),
         Request::Confirm => "confirmed\n".to_owned(),
+        Request::Upgrade { .. } => render::upgraded(&answer),
         Request::Admin { .. } => answer["answer"].as_str().unwrap_or_default().to_owned(),
         _ => render::changed(&answer),
     };

@@ -347,6 +347,17 @@ fn span(seconds: u64) -> String {
     }
 }
 
+/// `upgrade`: who serves now, and for how long nobody did.
+pub(super) fn upgraded(answer: &Value) -> String {
+    let ms = answer["pause_us"].as_f64().unwrap_or_default() / 1000.0;
+    format!(
+        "sessiond {} serves, pid {}, serving process {}; requests waited for {ms:.1} ms\n",
+        answer["version"].as_str().unwrap_or_default(),
+        answer["pid"],
+        answer["child_pid"],
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -21,7 +21,7 @@ pub(super) fn file() -> File {
 }
 
 fn memory(file: &File) -> MemoryFile {
-    MemoryFile { file: file.try_clone().unwrap(), boot_id: BOOT }
+    MemoryFile { file: file.try_clone().unwrap(), boot_id: BOOT, nameless: false }
 }
 
 fn config(megabytes: usize) -> StoreConfig {

@@ -86,7 +86,7 @@ fn open(directory: &Path, name: &str) -> File {
 }
 
 fn attach(directory: &Path, megabytes: usize, round: u64) -> (Arc<Store>, Start) {
-    let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT };
+    let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: false };
     Store::open(&config(megabytes), memory, at(10 + round)).unwrap()
 }
 
@@ -237,7 +237,7 @@ fn copies(megabytes: usize, evicts: bool) {
     for round in 0..count(4).min(40) {
         let mut child = start_child(directory, megabytes, round, None);
         assert!(is_working(&mut child), "round {round}");
-        let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT };
+        let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: false };
         let reader = OutsideReader::open(&memory, at(10 + round)).unwrap().unwrap();
         let mut random = Random(round + 77);
         for _ in 0..3_000 {
