@@ -86,11 +86,11 @@ pub fn meta(bytes: &[u8]) {
         if let Ok(key) = meta::told(words, &mut buffer) {
             assert_key(key, false);
         }
-        // A key has one spelling.
-        if let Some(key) = base64::decode(one, &mut buffer) {
+        // The bits behind a key do not count, so what is spelled again may be another text.
+        if let Some(key) = base64::decode(one, &mut buffer).map(<[u8]>::to_vec) {
             let mut spelled = Vec::new();
-            base64::encode(&mut spelled, key);
-            assert_eq!(spelled, one);
+            base64::encode(&mut spelled, &key);
+            assert_eq!(base64::decode(&spelled, &mut buffer), Some(key.as_slice()));
         }
     }
 }
