@@ -7,7 +7,7 @@ use core::mem::size_of;
 
 /// Version of every layout in this module and of the pin directory that holds such maps.
 /// A change of any layout, map size or meaning raises it.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// First word of [`Meta`]: `sess` in ASCII.
 pub const MAGIC: u32 = 0x7365_7373;
@@ -52,6 +52,10 @@ pub mod settings {
     pub const DESTINATION_ANY: u32 = 1;
     /// Count what would be dropped, and pass it.
     pub const AUDIT: u32 = 2;
+    /// Refused sources are answered by a reset, unless the entry that decides says otherwise.
+    pub const REFUSE_RESET: u32 = 4;
+    /// Refused sources are answered by ICMP, unless the entry that decides says otherwise.
+    pub const REFUSE_ICMP: u32 = 8;
 }
 
 /// A guarded (protocol, port) pair.
@@ -157,14 +161,20 @@ pub struct Rule {
     pub deadline_ns: u64,
     /// Index of the entry's counter, below [`RULES_MAX`].
     pub counter: u32,
-    /// [`ACTION_DENY`] or [`ACTION_ALLOW`]; any other value refuses.
+    /// [`ACTION_ALLOW`]; every other value refuses.
     pub action: u32,
 }
 
-/// The entry refuses its sources.
+/// The entry refuses its sources, in the style that the settings name.
 pub const ACTION_DENY: u32 = 0;
 /// The entry lets its sources through.
 pub const ACTION_ALLOW: u32 = 1;
+/// The entry refuses its sources silently.
+pub const ACTION_DROP: u32 = 2;
+/// The entry refuses its sources by a TCP reset.
+pub const ACTION_RESET: u32 = 3;
+/// The entry refuses its sources by ICMP.
+pub const ACTION_ICMP: u32 = 4;
 
 /// One per-CPU counter.
 #[repr(C)]
@@ -297,6 +307,10 @@ mod pod {
     unsafe impl aya::Pod for Rule {}
     // SAFETY: as for `Meta`; asserted beside the type.
     unsafe impl aya::Pod for crate::flood::Flood {}
+    // SAFETY: as for `Meta`; asserted beside the type.
+    unsafe impl aya::Pod for crate::answer::Sample {}
+    // SAFETY: as for `Meta`; asserted beside the type.
+    unsafe impl aya::Pod for crate::answer::Sampling {}
     // SAFETY: as for `Meta`.
     unsafe impl aya::Pod for Counter {}
 }

@@ -3,5 +3,6 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+pub mod answer;
 pub mod flood;
 pub mod guard;

@@ -15,6 +15,23 @@ pub trait Frame {
     fn load_rare<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.load(offset)
     }
+
+    /// The same offset, where a program gains by its verifier not knowing what it can be: paths
+    /// that differ in nothing else are then walked once.
+    #[inline(always)]
+    fn forget(&self, offset: usize) -> usize {
+        offset
+    }
+
+    /// Copies words of four bytes that begin at `offset`; `None` as for `load`. For what has to
+    /// be in memory anyway: a program's stack is short.
+    #[inline(always)]
+    fn copy_words<const W: usize>(&self, offset: usize, into: &mut [u32; W]) -> Option<()> {
+        for (idx, word) in into.iter_mut().enumerate() {
+            *word = u32::from_ne_bytes(self.load_rare(offset + idx * 4)?);
+        }
+        Some(())
+    }
 }
 
 impl Frame for [u8] {

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use session_common::guard::{
-    ACTION_ALLOW, EndpointKey, LISTS_MAX, ListWord, Reason, Rule, settings,
+    ACTION_ALLOW, ACTION_DENY, EndpointKey, LISTS_MAX, ListWord, Reason, Rule, settings,
 };
 
 use crate::{Address, Addresses, Headers, Pair, Target};
@@ -35,19 +35,35 @@ pub trait Lookup<A> {
     fn is_forwarded(&self, pair: &Pair<A>) -> bool;
 }
 
+/// Port and protocol in one number.
+#[inline(always)]
+fn pack(key: EndpointKey) -> u32 {
+    u32::from(key.port) << 8 | u32::from(key.protocol)
+}
+
+/// In place of a counter where no entry decided.
+pub const NO_RULE: u32 = u32::MAX;
+
+/// Cleared in every number of a counter, none of which is so high.
+const NO_RULE_BIT: u32 = 1 << 31;
+
 /// The verdict over one packet. It passes unless [`Reason::drops`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Why.
     pub reason: Reason,
-    /// Counter of the entry that decided, when one did.
-    pub rule: Option<u32>,
+    /// Counter of the entry that decided, else [`NO_RULE`].
+    pub rule: u32,
+    /// Action of that entry, else [`ACTION_DENY`].
+    pub action: u32,
+    /// The guarded endpoint, port above protocol in the low byte; 0 when the packet led to none.
+    pub endpoint: u32,
 }
 
 impl Finding {
     #[inline(always)]
     const fn new(reason: Reason) -> Self {
-        Self { reason, rule: None }
+        Self { reason, rule: NO_RULE, action: ACTION_DENY, endpoint: 0 }
     }
 }
 
@@ -55,8 +71,8 @@ impl Finding {
 #[inline(always)]
 pub fn judge<T: Tables>(tables: &T, headers: &Headers) -> Finding {
     match &headers.addresses {
-        Addresses::V4(pair) => judge_pair(tables, pair, headers.target),
-        Addresses::V6(pair) => judge_pair(tables, pair, headers.target),
+        Addresses::V4(pair) => judge_pair(tables, pair, headers),
+        Addresses::V6(pair) => judge_pair(tables, pair, headers),
         Addresses::Unread => judge_unread(tables, headers.target),
     }
 }
@@ -65,11 +81,14 @@ pub fn judge<T: Tables>(tables: &T, headers: &Headers) -> Finding {
 fn judge_pair<A: Address, T: Tables + Lookup<A>>(
     tables: &T,
     pair: &Pair<A>,
-    target: Target,
+    headers: &Headers,
 ) -> Finding {
-    let finding = match target {
-        Target::Port(key) => match tables.endpoint(key) {
-            Some(list) => judge_source(tables, tables.list_word(list), pair.source),
+    let finding = match headers.target {
+        Target::Port(_) => match tables.endpoint(headers.endpoint) {
+            Some(list) => Finding {
+                endpoint: pack(headers.endpoint),
+                ..judge_source(tables, tables.list_word(list), pair.source)
+            },
             None => return Finding::new(Reason::NotGuarded),
         },
         Target::Unresolved(reason) => judge_by_every_list(tables, pair.source, reason),
@@ -144,7 +163,11 @@ fn judge_source<A: Address, T: Tables + Lookup<A>>(
             // The host talks to itself over the loopback device alone. Asked of allowed sources
             // only: the others are dropped anyway, and faster.
             Reason::Allowed if tables.is_own(source) => Finding::new(Reason::ForgedSource),
-            reason => Finding { reason, rule: Some(rule.counter) },
+            reason => Finding {
+                rule: rule.counter & !NO_RULE_BIT,
+                action: rule.action,
+                ..Finding::new(reason)
+            },
         },
         None => Finding::new(Reason::NotListed),
     }

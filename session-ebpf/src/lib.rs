@@ -6,13 +6,15 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod answer;
 mod frame;
 mod judge;
 mod parse;
 
+pub use answer::{Facts, Original, REPLY_WORDS, Reply, compose, may_answer};
 pub use frame::Frame;
-pub use judge::{Finding, Lookup, Tables, judge};
+pub use judge::{Finding, Lookup, NO_RULE, Tables, judge};
 pub use parse::{
-    Address, Addresses, ETHERNET_LEN, EXTENSION_HEADERS_MAX, Headers, Link, Pair, Target,
-    VLAN_TAGS_MAX, parse, parse_from,
+    Address, Addresses, ETHERNET_LEN, EXTENSION_HEADERS_MAX, Headers, Link, NO_ENDPOINT, Pair,
+    Target, VLAN_TAGS_MAX, parse, parse_from,
 };

@@ -62,7 +62,14 @@ pub struct Headers {
     pub addresses: Addresses,
     /// What the packet is headed for.
     pub target: Target,
+    /// The port of [`Target::Port`], else [`NO_ENDPOINT`]: set in every packet, because the
+    /// compiler reads what only some have ahead of the question whether they have it, and the
+    /// verifier refuses to read what was never set.
+    pub endpoint: EndpointKey,
 }
+
+/// In place of an endpoint where there is none.
+pub const NO_ENDPOINT: EndpointKey = EndpointKey { port: 0, protocol: 0, reserved: 0 };
 
 /// Source and destination of a packet, in its own family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +114,8 @@ pub trait Address: Copy {
     /// Whether the stack delivers this destination without it being an address of the host:
     /// multicast, limited broadcast, unspecified.
     fn is_group(&self) -> bool;
+    /// Whether this source is one host elsewhere: not unspecified, loopback, multicast or broadcast.
+    fn is_host(&self) -> bool;
 }
 
 impl Address for [u8; 4] {
@@ -120,6 +129,12 @@ impl Address for [u8; 4] {
         let address = u32::from_be_bytes(*self);
         address >> 28 == 0xe || address == u32::MAX || address == 0
     }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        // 0/8 and 127/8 (RFC 1122 section 3.2.1.3), 224/4 and 240/4.
+        self[0] != 0 && self[0] != 127 && self[0] < 224
+    }
 }
 
 impl Address for [u8; 16] {
@@ -131,6 +146,11 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn is_group(&self) -> bool {
         self[0] == 0xff
+    }
+
+    #[inline(always)]
+    fn is_host(&self) -> bool {
+        !self.is_group() && u128::from_be_bytes(*self) > 1
     }
 }
 
@@ -169,6 +189,7 @@ pub fn parse_from<F: Frame + ?Sized>(frame: &F, link: Link) -> Headers {
         ethertype = u16::from_be_bytes([tag[2], tag[3]]);
         at += TAG_LEN;
     }
+    at = frame.forget(at);
     match ethertype {
         ethertype::IPV4 => parse_ipv4(frame, at, before_len),
         ethertype::IPV6 => parse_ipv6(frame, at, before_len),
@@ -186,7 +207,7 @@ fn is_vlan_tag(ethertype: u16) -> bool {
 
 #[inline(always)]
 fn unread(target: Target, len: usize) -> Headers {
-    Headers { len: len as u32, addresses: Addresses::Unread, target }
+    Headers { len: len as u32, addresses: Addresses::Unread, target, endpoint: NO_ENDPOINT }
 }
 
 /// RFC 791 section 3.1.
@@ -198,10 +219,10 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Hea
     let header_len = usize::from(ip[0] & 0x0f) * 4;
     let total_len = u16::from_be_bytes([ip[2], ip[3]]);
     let fragment_offset = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff;
-    let target = if ip[0] >> 4 != 4 || header_len < IPV4_LEN {
-        Target::Unresolved(Reason::BadHeader)
+    let (target, endpoint) = if ip[0] >> 4 != 4 || header_len < IPV4_LEN {
+        (Target::Unresolved(Reason::BadHeader), NO_ENDPOINT)
     } else if fragment_offset != 0 {
-        Target::LaterFragment
+        (Target::LaterFragment, NO_ENDPOINT)
     } else {
         walk::<F, false>(frame, ip[9], at + header_len, end_of(at, total_len))
     };
@@ -212,6 +233,7 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Hea
             destination: [ip[16], ip[17], ip[18], ip[19]],
         }),
         target,
+        endpoint,
     }
 }
 
@@ -222,8 +244,8 @@ fn parse_ipv6<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Hea
         return unread(Target::Unresolved(Reason::Truncated), before_len + at);
     };
     let payload_len = u16::from_be_bytes([ip[4], ip[5]]);
-    let target = if ip[0] >> 4 != 6 {
-        Target::Unresolved(Reason::BadHeader)
+    let (target, endpoint) = if ip[0] >> 4 != 6 {
+        (Target::Unresolved(Reason::BadHeader), NO_ENDPOINT)
     } else {
         let payload = at + IPV6_LEN;
         walk::<F, true>(frame, ip[6], payload, end_of(payload, payload_len))
@@ -235,6 +257,7 @@ fn parse_ipv6<F: Frame + ?Sized>(frame: &F, at: usize, before_len: usize) -> Hea
         len: (before_len + at + IPV6_LEN) as u32 + u32::from(payload_len),
         addresses: Addresses::V6(pair),
         target,
+        endpoint,
     }
 }
 
@@ -262,14 +285,19 @@ fn within(offset: usize, len: usize, end: usize) -> usize {
 /// sides of one, and gives up if the walk over the headers has more of them.
 #[inline(always)]
 fn all_ones_if_negative(number: isize) -> usize {
-    core::hint::black_box(number >> (isize::BITS - 1)) as usize
+    (core::hint::black_box(number) >> (isize::BITS - 1)) as usize
 }
 
 /// Walks the chain of headers that begins with protocol `next` at `at`, to TCP or UDP. What is
 /// read beyond `end` on the way comes to nothing: each header lies before the next, so that the
 /// place where the walk stops tells of all.
 #[inline(always)]
-fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize, end: usize) -> Target {
+fn walk<F: Frame + ?Sized, const V6: bool>(
+    frame: &F,
+    next: u8,
+    at: usize,
+    end: usize,
+) -> (Target, EndpointKey) {
     let (mut next, mut at) = (usize::from(next), at);
     if F::HAS_USUAL_PLACES && (next == protocol::TCP || next == protocol::UDP) {
         return port(next, frame.load(within(at, PORTS_LEN, end)));
@@ -279,7 +307,7 @@ fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize, end: 
             break;
         }
         let Some(header) = frame.load_rare::<EXTENSION_LEN>(at) else {
-            return Target::Unresolved(Reason::Truncated);
+            return (Target::Unresolved(Reason::Truncated), NO_ENDPOINT);
         };
         let len = usize::from(header[1]);
         at += match next {
@@ -287,6 +315,7 @@ fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize, end: 
             protocol::AUTHENTICATION => (len + 2) * 4,
             _ => (len + 1) * 8,
         };
+        at = frame.forget(at);
         if next == protocol::FRAGMENT && u16::from_be_bytes([header[2], header[3]]) >> 3 != 0 {
             next = LATER_FRAGMENT;
             break;
@@ -299,9 +328,11 @@ fn walk<F: Frame + ?Sized, const V6: bool>(frame: &F, next: u8, at: usize, end: 
         next @ (protocol::TCP | protocol::UDP) => {
             port(next, frame.load_rare(within(at, PORTS_LEN, end)))
         }
-        LATER_FRAGMENT => Target::LaterFragment,
-        next if is_extension::<V6>(next) => Target::Unresolved(Reason::TooManyHeaders),
-        _ => Target::OtherProtocol,
+        LATER_FRAGMENT => (Target::LaterFragment, NO_ENDPOINT),
+        next if is_extension::<V6>(next) => {
+            (Target::Unresolved(Reason::TooManyHeaders), NO_ENDPOINT)
+        }
+        _ => (Target::OtherProtocol, NO_ENDPOINT),
     }
 }
 
@@ -324,13 +355,13 @@ fn is_extension<const V6: bool>(next: usize) -> bool {
 
 /// The destination port stands in bytes 2 and 3 of TCP and of UDP.
 #[inline(always)]
-fn port(protocol: usize, ports: Option<[u8; PORTS_LEN]>) -> Target {
+fn port(protocol: usize, ports: Option<[u8; PORTS_LEN]>) -> (Target, EndpointKey) {
     match ports {
-        Some(ports) => Target::Port(EndpointKey {
-            port: u16::from_be_bytes([ports[2], ports[3]]),
-            protocol: protocol as u8,
-            reserved: 0,
-        }),
-        None => Target::Unresolved(Reason::Truncated),
+        Some(ports) => {
+            let port = u16::from_be_bytes([ports[2], ports[3]]);
+            let key = EndpointKey { port, protocol: protocol as u8, reserved: 0 };
+            (Target::Port(key), key)
+        }
+        None => (Target::Unresolved(Reason::Truncated), NO_ENDPOINT),
     }
 }

@@ -14,7 +14,7 @@ use session_daemon::allowlist::{Action, Entry, Origin};
 use session_daemon::guard::interfaces::Interfaces;
 use session_daemon::guard::lists::Protocol;
 use session_daemon::guard::status::GuardStatus;
-use session_daemon::guard::{Destination, GuardConfig, ModeChoice};
+use session_daemon::guard::{Destination, GuardConfig, ModeChoice, Refuse};
 
 use crate::netns::Namespace;
 use crate::wait::PATIENCE;
@@ -38,6 +38,8 @@ pub struct Setup {
     pub audit: bool,
     /// Which destinations are judged.
     pub destination: Destination,
+    /// What refused sources are told.
+    pub refuse: Refuse,
 }
 
 impl Setup {
@@ -53,6 +55,7 @@ impl Setup {
             mode: ModeChoice::Auto,
             audit: false,
             destination: Destination::Local,
+            refuse: Refuse::Drop,
         }
     }
 
@@ -66,6 +69,7 @@ impl Setup {
             bpffs: self.bpffs.clone(),
             destination: self.destination,
             audit: self.audit,
+            refuse: self.refuse,
             list: self.list.clone(),
         }
     }

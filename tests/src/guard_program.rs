@@ -8,11 +8,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues};
 use aya::programs::{
     ProgramError, SchedClassifier, SocketFilter, TestRun as _, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
+use session_common::answer::{Answer, SAMPLES_MAX, Sample};
 use session_common::guard::{
     Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, LPM_LIST_BITS, ListWord, MAGIC, Meta,
     PrefixKey6, Reason, Rule, SCHEMA,
@@ -68,6 +69,15 @@ pub struct Outcome {
     pub reason: Reason,
     /// By how many bytes it grew.
     pub bytes: u64,
+}
+
+/// What was done about a packet beside its verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The frame that goes back.
+    pub reply: Option<Vec<u8>>,
+    /// The counter of answers that grew.
+    pub counted: Option<Answer>,
 }
 
 /// The loaded object, with maps small enough for a test.
@@ -239,6 +249,8 @@ impl GuardProgram {
         let passes = match (hook, action) {
             // XDP_DROP, TC_ACT_SHOT
             (Hook::Native | Hook::NativeFrags, 1) | (Hook::Tcx, 2) => false,
+            // XDP_TX, TCX_REDIRECT
+            (Hook::Native | Hook::NativeFrags, 3) | (Hook::Tcx, 7) => false,
             // XDP_PASS, TCX_NEXT
             (Hook::Native | Hook::NativeFrags, 2) | (Hook::Tcx, u32::MAX) => true,
             (_, other) => bail!("{hook:?} returned {other}"),
@@ -256,6 +268,78 @@ impl GuardProgram {
             (Some((reason, 1, bytes)), None) => Ok(Outcome { passes, reason, bytes }),
             other => bail!("{hook:?} counted {other:?}"),
         }
+    }
+
+    /// Runs one packet and returns what is sent back, if anything is, and what was counted of it.
+    ///
+    /// # Errors
+    /// As for [`GuardProgram::run`].
+    pub fn answer(&mut self, hook: Hook, frame: &[u8]) -> Result<Answered> {
+        let before = self.answers()?;
+        let mut reply = vec![0; frame.len() + 256];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut reply);
+        let program = self.ebpf.program(hook.program()).context("not in the object")?;
+        let result = match hook {
+            Hook::Native | Hook::NativeFrags => <&Xdp>::try_from(program)?.test_run(options)?,
+            Hook::Tcx => <&SchedClassifier>::try_from(program)?.test_run(options)?,
+        };
+        reply.truncate(result.data_size_out as usize);
+        let is_sent = match (hook, result.return_value) {
+            (Hook::Native | Hook::NativeFrags, 3) | (Hook::Tcx, 7) => true,
+            (Hook::Native | Hook::NativeFrags, 1 | 2) | (Hook::Tcx, 2 | u32::MAX) => false,
+            (_, other) => bail!("{hook:?} returned {other}"),
+        };
+        let after = self.answers()?;
+        let grown = Answer::ALL.iter().zip(before).zip(after);
+        let mut grown = grown.filter(|((_, before), after)| before != after);
+        let counted = match (grown.next(), grown.next()) {
+            (None, None) => None,
+            (Some(((answer, before), after)), None) if after == before + 1 => Some(*answer),
+            other => bail!("{hook:?} counted {other:?}"),
+        };
+        self.counted = Reason::ALL
+            .iter()
+            .map(|reason| read(&self.ebpf, "COUNTERS", *reason as u32))
+            .collect::<Result<_>>()?;
+        Ok(Answered { reply: is_sent.then_some(reply), counted })
+    }
+
+    /// Counters of answers.
+    fn answers(&self) -> Result<Vec<u64>> {
+        let count = |answer: &Answer| Ok(read(&self.ebpf, "ANSWERS", *answer as u32)?.packets);
+        Answer::ALL.iter().map(count).collect()
+    }
+
+    /// Fills all buckets: what was answered before does not count any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn refill(&mut self) -> Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let zeros = PerCpuValues::try_from(vec![0_u64; cpus])?;
+        PerCpuArray::<_, u64>::try_from(self.map("CPU_BUCKET")?)?.set(0, zeros, 0)?;
+        let mut sources = HashMap::<_, u64, u64>::try_from(self.map("SOURCES")?)?;
+        for key in sources.keys().collect::<Result<Vec<_>, _>>()? {
+            sources.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// All samples of all CPUs, oldest first on each.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn samples(&self) -> Result<Vec<Sample>> {
+        let map = self.ebpf.map("SAMPLES").context("no map SAMPLES")?;
+        let map = PerCpuArray::<_, Sample>::try_from(map)?;
+        let mut samples = Vec::new();
+        for place in 0..SAMPLES_MAX {
+            samples.extend(map.get(&place, 0)?.iter().filter(|sample| sample.number > 0));
+        }
+        samples.sort_by_key(|sample: &Sample| sample.at_ns);
+        Ok(samples)
     }
 
     /// Attaches the program of a hook, as [`attach::attach`] does.

@@ -96,7 +96,9 @@ fn the_object_has_the_documented_maps() -> Result<()> {
     let mut maps: Vec<&str> = ebpf.maps().map(|(name, _)| name).collect();
     maps.sort_unstable();
     let documented = [
+        "ANSWERS",
         "COUNTERS",
+        "CPU_BUCKET",
         "ENDPOINTS",
         "HEAD",
         "HOSTS4",
@@ -107,7 +109,12 @@ fn the_object_has_the_documented_maps() -> Result<()> {
         "META",
         "PREFIXES4",
         "PREFIXES6",
+        "REFUSAL",
+        "REPLY",
         "RULES",
+        "SAMPLES",
+        "SAMPLING",
+        "SOURCES",
     ];
     assert_eq!(maps, documented);
     Ok(())

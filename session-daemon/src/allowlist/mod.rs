@@ -29,8 +29,40 @@ pub const LIST_PREFIXES_MAX: usize = PREFIXES_MAX as usize / 2;
 pub enum Action {
     /// They may reach the guarded ports.
     Allow,
-    /// They may not.
+    /// They may not, in the style that `--refuse` names.
     Deny,
+    /// They may not, and are not answered.
+    Drop,
+    /// They may not: a TCP reset tells them.
+    Reset,
+    /// They may not: ICMP tells them.
+    Icmp,
+}
+
+impl Action {
+    /// The word before a prefix in a list.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Drop => "drop",
+            Self::Reset => "reset",
+            Self::Icmp => "icmp",
+        }
+    }
+
+    /// What was done to a prefix, for a message.
+    #[must_use]
+    pub const fn participle(self) -> &'static str {
+        match self {
+            Self::Allow => "allowed",
+            Self::Deny => "denied",
+            Self::Drop => "dropped",
+            Self::Reset => "reset",
+            Self::Icmp => "refused by icmp",
+        }
+    }
 }
 
 /// Where an entry came from.
@@ -102,7 +134,9 @@ impl Entry {
         let (allowed, reason) = match self.action {
             _ if self.is_over(boottime_ns) => (false, Reason::Deadline),
             Action::Allow => (true, Reason::Allowed),
-            Action::Deny => (false, Reason::DenyEntry),
+            Action::Deny | Action::Drop | Action::Reset | Action::Icmp => {
+                (false, Reason::DenyEntry)
+            }
         };
         Verdict { allowed, reason, entry: Some(self) }
     }

@@ -242,8 +242,8 @@ impl Sizes {
     }
 }
 
-/// An allow file's text: one entry a line, `allow` or `deny` before it (`allow` if neither),
-/// `name=NAME` behind it, a comment behind `#`; both are kept with the entry. All or nothing.
+/// An allow file's text: one entry a line, `allow`, `deny`, or `drop`,
+/// `reset` or `icmp` for a denial in that style before it (`allow` if none), `name=NAME` behind it, a comment behind `#`; both are kept with the entry. All or nothing.
 pub fn parse_file(text: &str, any: Any) -> Result<Vec<Entry>, FileError> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut sizes = Sizes::default();
@@ -264,8 +264,8 @@ pub fn parse_file(text: &str, any: Any) -> Result<Vec<Entry>, FileError> {
                 return Err(fault(ParseError::Contradiction {
                     prefix: entry.prefix,
                     line,
-                    was: participle(action),
-                    is: participle(entry.action),
+                    was: action.participle(),
+                    is: entry.action.participle(),
                 }));
             }
         }
@@ -331,6 +331,9 @@ fn parse_line(text: &str, line: usize) -> Result<Option<Entry>, FileError> {
     let (action, prefix) = match first.to_ascii_lowercase().as_str() {
         "allow" => (Action::Allow, words.next().unwrap_or_default()),
         "deny" => (Action::Deny, words.next().unwrap_or_default()),
+        "drop" => (Action::Drop, words.next().unwrap_or_default()),
+        "reset" => (Action::Reset, words.next().unwrap_or_default()),
+        "icmp" => (Action::Icmp, words.next().unwrap_or_default()),
         _ => (Action::Allow, first),
     };
     let prefix = parse_prefix(prefix).map_err(|error| FileError::Line { line, error })?;
@@ -346,13 +349,6 @@ fn parse_line(text: &str, line: usize) -> Result<Option<Entry>, FileError> {
     }
     let comment = comment.filter(|comment| !comment.is_empty()).map(str::to_owned);
     Ok(Some(Entry::new(prefix, action, Origin::File).noted(Note { name, comment })))
-}
-
-fn participle(action: Action) -> &'static str {
-    match action {
-        Action::Allow => "allowed",
-        Action::Deny => "denied",
-    }
 }
 
 /// The operator's text, short and free of control characters, for a message.
@@ -442,6 +438,16 @@ mod tests {
         let message = fault(&lines);
         let place = format!("line {}: it is one more than", LIST_PREFIXES_MAX + 1);
         assert!(message.starts_with(&place) && message.contains("IPv4 prefixes"), "{message}");
+    }
+
+    #[test]
+    fn a_denial_may_name_its_style() {
+        let text = "deny 198.18.0.1\ndrop 198.18.0.2\nRESET 198.18.0.0/16\nicmp 2001:db8::/32\n";
+        let actions = parse_file(text, Any::Refused).unwrap().into_iter().map(|one| one.action);
+        let styles = [Action::Deny, Action::Drop, Action::Reset, Action::Icmp];
+        assert_eq!(actions.collect::<Vec<_>>(), styles);
+        let message = fault("drop 198.18.0.1\nreset 198.18.0.1");
+        assert!(message.contains("is dropped on line 1 and reset here"), "{message}");
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub enum Flag {
     Guard,
     /// `--guard-mode`
     GuardMode,
+    /// `--refuse`
+    Refuse,
     /// `--control`
     Control,
     /// `--state`
@@ -204,6 +206,7 @@ const FLAGS: &[Row] = &[
     row('\0', "interface", Argument::Required, Flag::Interface),
     row('\0', "guard", Argument::Required, Flag::Guard),
     row('\0', "guard-mode", Argument::Required, Flag::GuardMode),
+    row('\0', "refuse", Argument::Required, Flag::Refuse),
     row('\0', "admin", Argument::Required, Flag::Admin),
     row('\0', "control", Argument::Required, Flag::Control),
     row('\0', "state", Argument::Required, Flag::State),

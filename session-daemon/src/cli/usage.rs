@@ -126,6 +126,8 @@ Who may reach the port (nobody but this host, until told otherwise):
     --guard=<kind>        xdp: drop in the driver (default); audit: count and let in;
                           user: refuse at accept only; off: serve everybody
     --guard-mode=<mode>   auto, native, tcx or generic (default: auto)
+    --refuse=<style>      drop, reset or icmp: what a refused source is told
+                          (default: drop)
     --admin=<where>       clients: administration commands are taken from every client
                           (default); control: only from sessionctl
     --control=<path>      socket of sessionctl (default: /run/sessiond/control.sock,

@@ -19,6 +19,7 @@ use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
 pub use crate::config::listen::{ListenAddress, TlsPrefix, split_listen};
 pub use crate::config::tls::TlsOptions;
+use crate::guard::Refuse;
 use crate::server::config::Binding;
 use crate::server::tuning::Tuning;
 
@@ -215,6 +216,8 @@ pub struct Config {
     pub audit: bool,
     /// `--guard-mode`.
     pub guard_mode: GuardMode,
+    /// `--refuse`.
+    pub refuse: Refuse,
     /// `--control`; none for the default, which [`Config::control_path`] knows.
     pub control: Option<PathBuf>,
     /// `--state`; none for the default, which [`Config::state_path`] knows.
@@ -279,6 +282,7 @@ impl Default for Config {
             guard: GuardKind::Xdp,
             audit: false,
             guard_mode: GuardMode::Auto,
+            refuse: Refuse::Drop,
             control: None,
             state: None,
             bpffs: PathBuf::from("/sys/fs/bpf"),
@@ -392,6 +396,7 @@ impl Config {
             Flag::Io => self.io = value::io(argument)?,
             Flag::Guard => (self.guard, self.audit) = value::guard(argument)?,
             Flag::GuardMode => self.guard_mode = value::guard_mode(argument)?,
+            Flag::Refuse => self.refuse = value::refuse(argument)?,
             Flag::Control => self.control = Some(value::path("--control", argument)?),
             Flag::State => self.state = Some(value::path("--state", argument)?),
             Flag::MetricsListen => self.metrics = Some(value::metrics(argument)?),

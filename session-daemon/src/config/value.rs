@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use crate::cli::Unserved;
 use crate::config::{EXIT_USAGE, GuardKind, GuardMode, Io, MetricsListen, Port, Refusal};
+use crate::guard::Refuse;
 use crate::server::config::Binding;
 
 /// memcached warns above this many threads.
@@ -201,6 +202,15 @@ pub(super) fn guard_mode(text: &str) -> Result<GuardMode, Refusal> {
         _ => Err(usage(format!(
             "--guard-mode={text}: should be one of auto, native, tcx, or generic"
         ))),
+    }
+}
+
+pub(super) fn refuse(text: &str) -> Result<Refuse, Refusal> {
+    match text {
+        "drop" => Ok(Refuse::Drop),
+        "reset" => Ok(Refuse::Reset),
+        "icmp" => Ok(Refuse::Icmp),
+        _ => Err(usage(format!("--refuse={text}: should be one of drop, reset, or icmp"))),
     }
 }
 

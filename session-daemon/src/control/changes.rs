@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::allowlist::parse::{Any, check_name, parse_prefix};
-use crate::allowlist::{Action, Allowlist, Diff, Entry, Note};
+use crate::allowlist::{Allowlist, Diff, Entry, Note};
 use crate::clock::Now;
 use crate::config::GuardKind;
 use crate::control::keeper::{Changed, Trial};
@@ -330,10 +330,7 @@ pub(crate) fn diff_lines(diff: &Diff) -> impl Iterator<Item = String> {
 
 /// An entry as an allow file has it.
 pub(crate) fn entry_line(entry: &Entry) -> String {
-    let action = match entry.action {
-        Action::Allow => "allow",
-        Action::Deny => "deny",
-    };
+    let action = entry.action.word();
     let name = entry.name.as_deref().map(|name| format!(" name={name}")).unwrap_or_default();
     let comment = entry.comment.as_deref().map(|text| format!(" # {text}")).unwrap_or_default();
     format!("{action} {}{name}{comment}", entry.prefix)

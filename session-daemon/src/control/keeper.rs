@@ -138,7 +138,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         let mut order = Order::Opening;
         for entry in entries {
             check_any(entry.prefix, entry.action, any)?;
-            if entry.action == Action::Deny {
+            if entry.action != Action::Allow {
                 order = Order::Closing;
             }
             if !self.says_already(&entry) {

@@ -355,6 +355,9 @@ fn guard_counters(status: &GuardStatus) -> Vec<(String, String)> {
         counters.push((name("packets"), count.packets.to_string()));
         counters.push((name("bytes"), count.bytes.to_string()));
     }
+    for count in &status.answers {
+        counters.push((format!("answer:{}:packets", count.answer), count.packets.to_string()));
+    }
     counters
 }
 

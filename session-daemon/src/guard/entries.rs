@@ -13,8 +13,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{IterableMap, LpmTrie, MapData, MapError, PerCpuValues};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use session_common::guard::{
-    ACTION_ALLOW, ACTION_DENY, Counter, HostKey4, HostKey6, LISTS_MAX, LPM_LIST_BITS, ListWord,
-    PrefixKey6, RULES_MAX, Rule,
+    ACTION_ALLOW, ACTION_DENY, ACTION_DROP, ACTION_ICMP, ACTION_RESET, Counter, HostKey4, HostKey6,
+    LISTS_MAX, LPM_LIST_BITS, ListWord, PrefixKey6, RULES_MAX, Rule,
 };
 
 use crate::allowlist::{Action, Allowlist, Entry};
@@ -345,6 +345,9 @@ fn rule(entry: &Entry, counters: &RuleCounters) -> Rule {
         action: match entry.action {
             Action::Allow => ACTION_ALLOW,
             Action::Deny => ACTION_DENY,
+            Action::Drop => ACTION_DROP,
+            Action::Reset => ACTION_RESET,
+            Action::Icmp => ACTION_ICMP,
         },
     }
 }

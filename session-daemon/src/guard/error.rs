@@ -113,7 +113,7 @@ pub enum GuardError {
     },
     /// Another live daemon runs the guard with other settings.
     #[error(
-        "the guard runs for other daemons ({others}) with other settings (audit, destination); start this one with the same"
+        "the guard runs for other daemons ({others}) with other settings (audit, destination, refuse); start this one with the same"
     )]
     Settings {
         /// Names of live lists.

@@ -14,6 +14,7 @@ use aya::maps::{
     Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
 };
 use aya::{Ebpf, Pod};
+use session_common::answer::{ANSWERS, SAMPLES_MAX, Sample, Sampling};
 use session_common::guard::{
     Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6, LISTS_MAX,
     LOCAL_MAX, ListWord, MAGIC, Meta, PREFIXES_MAX, PrefixKey6, REASONS, RULES_MAX, Rule, SCHEMA,
@@ -41,7 +42,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, entries_max: u32, flags: 
 }
 
 /// All maps of the object.
-pub(super) const SPECS: [Spec; 11] = [
+pub(super) const SPECS: [Spec; 14] = [
     spec::<u32, Meta>("META", MapType::Array, 1, 0),
     spec::<EndpointKey, EndpointValue>("ENDPOINTS", MapType::Hash, ENDPOINTS_MAX, 0),
     spec::<u32, ListWord>("LISTS", MapType::Array, LISTS_MAX, 0),
@@ -53,6 +54,9 @@ pub(super) const SPECS: [Spec; 11] = [
     spec::<[u8; 16], u32>("LOCAL6", MapType::Hash, LOCAL_MAX, NO_PREALLOC),
     spec::<u32, Counter>("COUNTERS", MapType::PerCpuArray, REASONS as u32, 0),
     spec::<u32, Counter>("RULES", MapType::PerCpuArray, RULES_MAX, 0),
+    spec::<u32, Counter>("ANSWERS", MapType::PerCpuArray, ANSWERS as u32, 0),
+    spec::<u32, Sampling>("SAMPLING", MapType::PerCpuArray, 1, 0),
+    spec::<u32, Sample>("SAMPLES", MapType::PerCpuArray, SAMPLES_MAX, 0),
 ];
 
 impl Spec {
@@ -134,6 +138,9 @@ pub(super) struct Maps {
     pub(super) local6: HashMap<MapData, [u8; 16], u32>,
     pub(super) counters: PerCpuArray<MapData, Counter>,
     pub(super) rules: PerCpuArray<MapData, Counter>,
+    pub(super) answers: PerCpuArray<MapData, Counter>,
+    pub(super) sampling: PerCpuArray<MapData, Sampling>,
+    pub(super) samples: PerCpuArray<MapData, Sample>,
     /// A second descriptor of each map with its number, for pinning, in the order of [`SPECS`].
     handles: Vec<(u32, std::os::fd::OwnedFd)>,
 }
@@ -172,6 +179,9 @@ impl Maps {
             local6: take(object, "LOCAL6")?,
             counters: take(object, "COUNTERS")?,
             rules: take(object, "RULES")?,
+            answers: take(object, "ANSWERS")?,
+            sampling: take(object, "SAMPLING")?,
+            samples: take(object, "SAMPLES")?,
             handles,
         })
     }

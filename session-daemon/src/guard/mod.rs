@@ -13,6 +13,7 @@ mod maps;
 mod netlink;
 mod object;
 mod pins;
+pub mod samples;
 mod start;
 pub mod status;
 pub(crate) mod survey;
@@ -40,6 +41,7 @@ use crate::guard::maps::Maps;
 use crate::guard::netlink::Netlink;
 use crate::guard::object::Programs;
 use crate::guard::pins::Pins;
+use crate::guard::samples::Samples;
 use crate::sys;
 
 /// How the guard stands on an interface.
@@ -93,6 +95,19 @@ pub enum Destination {
     Any,
 }
 
+/// `--refuse`: what a refused source is told, unless the entry that refuses it says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Refuse {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// A TCP reset.
+    Reset,
+    /// ICMP: administratively prohibited.
+    Icmp,
+}
+
 /// What to guard and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardConfig {
@@ -108,6 +123,8 @@ pub struct GuardConfig {
     pub destination: Destination,
     /// Count what would be dropped, and pass it.
     pub audit: bool,
+    /// What refused sources are told.
+    pub refuse: Refuse,
     /// Name of this daemon's list, the same over restarts; one daemon a name and namespace.
     pub list: String,
 }
@@ -126,6 +143,7 @@ pub struct Guard {
     netlink: Netlink,
     list: Allowlist,
     counters: RuleCounters,
+    samples: Samples,
     /// Own addresses as they stand in the maps.
     addresses: BTreeSet<IpAddr>,
     /// Devices as they were listed last.

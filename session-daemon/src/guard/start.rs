@@ -20,7 +20,8 @@ use crate::guard::maps::{self, Pinned, write_error};
 use crate::guard::netlink::Netlink;
 use crate::guard::object;
 use crate::guard::pins::{Lock, MAPS, PROGRAMS, Pins, mounts_are_private};
-use crate::guard::{Destination, Guard, GuardConfig};
+use crate::guard::samples::Samples;
+use crate::guard::{Destination, Guard, GuardConfig, Refuse};
 use crate::sys;
 
 const PRIVATE_MOUNT: &str = "the bpffs was mounted in a mount namespace of this process's own: the pins end with it; mount it before sessiond starts";
@@ -69,6 +70,7 @@ impl Guard {
         let netlink = Netlink::open().map_err(|error| GuardError::io("opening netlink", error))?;
         let mut guard = Self {
             counters: RuleCounters::new(slot.number),
+            samples: Samples::default(),
             config,
             pins,
             slot,
@@ -154,7 +156,12 @@ impl Guard {
             Destination::Local => 0,
             Destination::Any => settings::DESTINATION_ANY,
         };
-        destination | if self.config.audit { settings::AUDIT } else { 0 }
+        let refuse = match self.config.refuse {
+            Refuse::Drop => 0,
+            Refuse::Reset => settings::REFUSE_RESET,
+            Refuse::Icmp => settings::REFUSE_ICMP,
+        };
+        destination | refuse | if self.config.audit { settings::AUDIT } else { 0 }
     }
 
     /// Counts what would be dropped and passes it, from now on; or drops it again.

@@ -5,11 +5,13 @@ use std::os::fd::AsFd;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use session_common::answer::Answer;
 use session_common::guard::Reason;
 
 use crate::allowlist::Action;
 use crate::guard::interfaces::{Interface, Interfaces, Plan, plan};
-use crate::guard::{Destination, Guard, Mode, attach, maps};
+use crate::guard::samples::TopSource;
+use crate::guard::{Destination, Guard, Mode, Refuse, attach, maps};
 
 /// The whole state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,12 +28,18 @@ pub struct GuardStatus {
     pub destination: Destination,
     /// Whether dropped packets are only counted.
     pub audit: bool,
+    /// What refused sources are told, unless an entry says otherwise.
+    pub refuse: Refuse,
     /// Whether every selected interface is guarded.
     pub complete: bool,
     /// Every interface of the namespace.
     pub interfaces: Vec<InterfaceStatus>,
     /// Packets by what became of them, over all daemons of this guard.
     pub reasons: Vec<ReasonCount>,
+    /// What became of refused packets that were to be answered.
+    pub answers: Vec<AnswerCount>,
+    /// Sources that were refused most lately, estimated from samples.
+    pub top_sources: Vec<TopSource>,
     /// Packets by entry, of the entries with a counter of their own.
     pub counts: Vec<EntryCount>,
     /// What the operator should see to.
@@ -86,6 +94,15 @@ pub struct ReasonCount {
     pub bytes: u64,
 }
 
+/// Packets that were to be answered and met one fate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerCount {
+    /// As [`Answer::name`] has it.
+    pub answer: String,
+    /// How many.
+    pub packets: u64,
+}
+
 /// Packets that one entry decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryCount {
@@ -127,9 +144,12 @@ impl Guard {
             pins: self.pins.root().display().to_string(),
             destination: self.config.destination,
             audit: self.config.audit,
+            refuse: self.config.refuse,
             complete: interfaces.iter().all(|one| one.state != InterfaceState::Open),
             interfaces,
             reasons: self.reasons(),
+            answers: self.answers(),
+            top_sources: self.samples.top(),
             counts: self.counts(),
             warnings,
         }
@@ -193,6 +213,15 @@ impl Guard {
                 packets: counter.packets,
                 bytes: counter.bytes,
             })
+        });
+        counts.collect()
+    }
+
+    fn answers(&self) -> Vec<AnswerCount> {
+        let counts = Answer::ALL.iter().filter_map(|answer| {
+            let values = self.maps.answers.get(&(*answer as u32), 0).ok()?;
+            let packets = maps::sum(&values).packets;
+            Some(AnswerCount { answer: answer.name().to_owned(), packets })
         });
         counts.collect()
     }

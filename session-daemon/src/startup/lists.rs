@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::allowlist::parse::read_file;
-use crate::allowlist::{Action, Allowlist, Entry};
+use crate::allowlist::{Allowlist, Entry};
 use crate::config::Config;
 
 /// Reads the configured list, all of it or none.
@@ -36,17 +36,10 @@ fn add(list: &mut Allowlist, entry: Entry, source: &str) -> Result<()> {
         before.action == entry.action,
         "{source}: {} is {} there and {} elsewhere in the configuration; keep one of the two",
         entry.prefix,
-        participle(entry.action),
-        participle(before.action),
+        entry.action.participle(),
+        before.action.participle(),
     );
     Ok(())
-}
-
-fn participle(action: Action) -> &'static str {
-    match action {
-        Action::Allow => "allowed",
-        Action::Deny => "denied",
-    }
 }
 
 #[cfg(test)]

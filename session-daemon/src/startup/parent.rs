@@ -418,6 +418,7 @@ pub(super) fn stand_guard(
         bpffs: config.bpffs.clone(),
         destination: Destination::Local,
         audit: config.audit,
+        refuse: config.refuse,
         list: format!("port-{port}"),
     };
     let guard = Guard::attach_with(guard, &prepared.list, lock).context(

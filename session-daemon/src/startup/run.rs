@@ -255,6 +255,10 @@ async fn watch(guard: SharedGuard, control: Control) -> anyhow::Error {
             log::log!(level, "guard: {event}");
             control.event(json!({"event": "guard", "text": event.to_string()}));
         }
+        let drops = guard.borrow_mut().drops();
+        for drop in drops {
+            control.event(json!({"event": "drop", "drop": drop}));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use core::{arch::asm, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET},
-    helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_load_bytes},
+    helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
     programs::{XdpContext, sk_buff::SkBuff},
 };
 use session_ebpf::{ETHERNET_LEN, Frame, Link};
@@ -68,7 +68,26 @@ impl HeadCopy {
             len += 1;
         }
         // Or the verifier walks all that follows once for each length.
-        Some(Self { head, len: forget(head, len) })
+        let len = forget(head, len);
+        // SAFETY: as there.
+        unsafe { (*head).len = len };
+        Some(Self { head, len })
+    }
+}
+
+impl HeadCopy {
+    /// The copy that this run of the program has made before.
+    #[inline(always)]
+    pub(super) fn again() -> Option<Self> {
+        let head = HEAD.get_ptr_mut(0)?;
+        // SAFETY: `head` is a valid map value that this program run has for itself.
+        Some(Self { head, len: unsafe { (*head).len } })
+    }
+
+    /// Bytes of the packet; `None` if it may be longer than the copy.
+    #[inline(always)]
+    pub(super) fn packet_len(&self) -> Option<usize> {
+        (self.len < HEAD_LEN).then_some(self.len)
     }
 }
 
@@ -84,6 +103,11 @@ fn forget(head: *mut Head, number: usize) -> usize {
 
 impl Frame for HeadCopy {
     #[inline(always)]
+    fn forget(&self, offset: usize) -> usize {
+        forget(self.head, offset)
+    }
+
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         // The verifier masks the sum below against speculation, by one mask for all paths that
         // lead here; offsets that it knew on some of them would ask for several.
@@ -93,6 +117,25 @@ impl Frame for HeadCopy {
         }
         // SAFETY: `offset + N <= HEAD_LEN` by the first check; a byte array has no alignment.
         Some(unsafe { *self.head.cast::<u8>().add(offset).cast::<[u8; N]>() })
+    }
+
+    #[inline(always)]
+    fn copy_words<const W: usize>(&self, offset: usize, into: &mut [u32; W]) -> Option<()> {
+        let len = size_of::<[u32; W]>();
+        let offset = forget(self.head, offset);
+        if offset > HEAD_LEN - len || offset + len > self.len {
+            return None;
+        }
+        for (idx, word) in into.iter_mut().enumerate() {
+            // SAFETY: `offset + len <= HEAD_LEN` by the first check; a byte array has no
+            // alignment. Volatile, because the compiler would call memcpy for them all, whose
+            // pointer arithmetic needs CAP_PERFMON.
+            *word = u32::from_ne_bytes(unsafe {
+                let at = self.head.cast::<u8>().add(offset).add(idx * size_of::<u32>());
+                ptr::read_volatile(at.cast())
+            });
+        }
+        Some(())
     }
 }
 
@@ -115,6 +158,13 @@ impl<'a> XdpBuffer<'a> {
     #[inline(always)]
     pub(super) fn new(context: &'a XdpContext) -> Self {
         Self { context }
+    }
+
+    /// Bytes of the packet, all of its pieces together.
+    #[inline(always)]
+    pub(super) fn packet_len(&self) -> usize {
+        // SAFETY: the program's own context.
+        unsafe { bpf_xdp_get_buff_len(self.context.ctx) as usize }
     }
 
     #[inline(always)]
@@ -162,12 +212,22 @@ impl Frame for XdpBuffer<'_> {
         // SAFETY: on success the helper has written all `N` bytes.
         (status == 0).then(|| unsafe { bytes.assume_init() })
     }
+
+    #[inline(always)]
+    fn copy_words<const W: usize>(&self, offset: usize, into: &mut [u32; W]) -> Option<()> {
+        let len = size_of::<[u32; W]>() as u32;
+        // SAFETY: the helper writes at most as many bytes as the words have.
+        let status = unsafe {
+            bpf_xdp_load_bytes(self.context.ctx, offset as u32, into.as_mut_ptr().cast(), len)
+        };
+        (status == 0).then_some(())
+    }
 }
 
 /// A socket buffer at tcx or at a socket, read from its network header on, so that devices without
 /// a link-layer header and tags that the device or the stack has stripped make no difference.
 pub(super) struct SocketBuffer {
-    skb: *const __sk_buff,
+    skb: *mut __sk_buff,
 }
 
 impl SocketBuffer {
@@ -181,6 +241,19 @@ impl SocketBuffer {
     pub(super) fn ifindex(&self) -> u32 {
         // SAFETY: the kernel hands a valid context to the program.
         unsafe { (*self.skb).ifindex }
+    }
+
+    /// The kernel's name for it, for helpers.
+    #[inline(always)]
+    pub(super) fn skb(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Bytes of the packet, with the link-layer header if the device has one.
+    #[inline(always)]
+    pub(super) fn len(&self) -> u32 {
+        // SAFETY: as for `ifindex`.
+        unsafe { (*self.skb).len }
     }
 
     /// The ethertype as the stack has it. The link-layer header counts as Ethernet.
@@ -208,5 +281,21 @@ impl Frame for SocketBuffer {
         };
         // SAFETY: on success the helper has written all `N` bytes.
         (status == 0).then(|| unsafe { bytes.assume_init() })
+    }
+
+    #[inline(always)]
+    fn copy_words<const W: usize>(&self, offset: usize, into: &mut [u32; W]) -> Option<()> {
+        let len = size_of::<[u32; W]>() as u32;
+        // SAFETY: the helper writes at most as many bytes as the words have.
+        let status = unsafe {
+            bpf_skb_load_bytes_relative(
+                self.skb.cast(),
+                offset as u32,
+                into.as_mut_ptr().cast(),
+                len,
+                BPF_HDR_START_NET,
+            )
+        };
+        (status == 0).then_some(())
     }
 }

@@ -7,15 +7,20 @@ use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_boot_ns},
     macros::btf_map,
+};
+use session_common::answer::{
+    ANSWERS as ANSWERS_COUNT, Bucket, SAMPLES_MAX, SOURCES_MAX, Sample, Sampling, SourceKey,
 };
 use session_common::guard::{
     Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6, LISTS_MAX,
     LOCAL_MAX, LPM_LIST_BITS, ListWord, Meta, PREFIXES_MAX, PrefixKey6, REASONS, RULES_MAX, Rule,
 };
 use session_ebpf::{Lookup, Pair, Tables};
+
+use super::{Refusal, answers::ReplyBuffer};
 
 /// Memory is taken as entries are written, not for the largest list there may be.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -43,6 +48,27 @@ pub(super) static COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
 #[btf_map]
 pub(super) static RULES: PerCpuArray<Counter, { RULES_MAX as usize }> = PerCpuArray::new();
 
+/// What became of packets that should be answered.
+#[btf_map]
+pub(super) static ANSWERS: PerCpuArray<Counter, ANSWERS_COUNT> = PerCpuArray::new();
+/// Tokens for answers: of each CPU, of each source.
+#[btf_map]
+pub(super) static CPU_BUCKET: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map]
+pub(super) static SOURCES: LruHashMap<SourceKey, Bucket, { SOURCES_MAX as usize }> =
+    LruHashMap::new();
+/// Samples of dropped packets: a ring for each CPU that any number of daemons read.
+#[btf_map]
+pub(super) static SAMPLING: PerCpuArray<Sampling, 1> = PerCpuArray::new();
+#[btf_map]
+pub(super) static SAMPLES: PerCpuArray<Sample, { SAMPLES_MAX as usize }> = PerCpuArray::new();
+/// What is known of the packet that a CPU is refusing.
+#[btf_map]
+pub(super) static REFUSAL: PerCpuArray<Refusal, 1> = PerCpuArray::new();
+/// Scratch space for one answer a CPU.
+#[btf_map]
+pub(super) static REPLY: PerCpuArray<ReplyBuffer, 1> = PerCpuArray::new();
+
 /// Bytes of a packet that `guard` copies; a multiple of eight.
 pub(super) const HEAD_LEN: usize = 512;
 
@@ -52,6 +78,8 @@ pub(super) struct Head {
     bytes: [u8; HEAD_LEN],
     /// A number on its way past the verifier.
     pub(super) number: usize,
+    /// Bytes of the packet that are here.
+    pub(super) len: usize,
 }
 
 /// Scratch space for one packet a CPU: programs of one hook do not interrupt each other.
@@ -68,6 +96,16 @@ pub(super) fn add<const N: usize>(counters: &PerCpuArray<Counter, N>, index: u32
         counter.packets += 1;
         counter.bytes += u64::from(len);
     }
+}
+
+/// Zero, which the compiler must not see: for many of them it calls memset, whose pointer
+/// arithmetic needs CAP_PERFMON.
+#[inline(always)]
+pub(super) fn zero() -> u64 {
+    let zero: u64;
+    // SAFETY: sets a register.
+    unsafe { asm!("{zero} = 0", zero = out(reg) zero) };
+    zero
 }
 
 /// The routing lookup's question and answer.
@@ -87,14 +125,16 @@ impl<const ROUTES: bool> Maps<ROUTES> {
         Self { context, ifindex }
     }
 
+    /// The device that received the packet.
+    #[inline(always)]
+    pub(super) fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
     /// `bpf_fib_lookup` with everything zero but the family and the device.
     #[inline(always)]
     fn route(&self, family: u8) -> Route {
-        let zero: u64;
-        // The compiler must not see the number, or it calls memset, whose pointer arithmetic
-        // needs CAP_PERFMON.
-        // SAFETY: sets a register.
-        unsafe { asm!("{zero} = 0", zero = out(reg) zero) };
+        let zero = zero();
         let mut route = MaybeUninit::<Route>::uninit();
         for word in 0..size_of::<Route>() / size_of::<u64>() {
             // SAFETY: inside the structure, which is aligned to eight and a multiple of it.

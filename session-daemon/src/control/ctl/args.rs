@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::default_control;
 
@@ -148,7 +148,13 @@ pub(super) enum Command {
         memcached_expiry: Duration,
     },
     /// Show changes of the list, events of the guard and counters, until interrupted
-    Watch,
+    Watch {
+        /// What: everything but dropped packets, or samples of those alone
+        #[arg(value_enum, default_value_t = Watched::Events)]
+        what: Watched,
+    },
+    /// Show the sources that the guard refuses most, estimated from samples
+    TopSources,
     /// Go on with a new program file: the items, the connections and the guard stay
     Upgrade {
         /// The file; the one that runs, by its name, if absent
@@ -188,6 +194,15 @@ pub(super) enum Generated {
     Zsh,
     /// A completion of fish.
     Fish,
+}
+
+/// What `watch` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Watched {
+    /// Changes, the guard's events, counters
+    Events,
+    /// Dropped packets: source, port, reason, interface
+    Drops,
 }
 
 /// What a list is made from.

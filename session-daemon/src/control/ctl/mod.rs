@@ -5,6 +5,7 @@
 mod args;
 mod client;
 mod doctor;
+mod drops;
 mod generate;
 mod import;
 mod locks;
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::allowlist::parse::{Any, read_file};
 use crate::config::PORT;
-use crate::control::ctl::args::{Arguments, Command, Import};
+use crate::control::ctl::args::{Arguments, Command, Import, Watched};
 use crate::control::ctl::client::Client;
 use crate::control::protocol::{Request, SyncLine};
 use crate::guard::detach_all;
@@ -123,7 +124,12 @@ fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
             let held = locks::held(&answer, terms)?;
             return print(arguments, &locks::to_json(&held), &locks::render(&held, terms));
         }
-        Command::Watch => return watch(arguments),
+        Command::Watch { what } => return watch(arguments, *what),
+        Command::TopSources => {
+            let status = connect(arguments)?.ask([&Request::Status])?;
+            let answer = drops::top_answer(&status)?;
+            return print(arguments, &answer, &drops::top(&answer));
+        }
         Command::Status => Request::Status,
         Command::Upgrade { binary } => {
             let absolute = binary.as_ref().map(std::path::absolute).transpose()?;
@@ -229,12 +235,19 @@ fn sync(
     print(arguments, &answer, &render::changed(&answer))
 }
 
-fn watch(arguments: &Arguments) -> Result<()> {
+fn watch(arguments: &Arguments, what: Watched) -> Result<()> {
     let mut client = connect(arguments)?;
     client.ask([&Request::Watch])?;
     client.wait_for_ever()?;
     while let Some(event) = client.line()? {
-        print(arguments, &event, &render::event(&event))?;
+        match (what, event["event"] == "drop") {
+            (Watched::Drops, true) => print(arguments, &event, &drops::line(&event["drop"]))?,
+            (Watched::Drops, false) if event["event"] == "missed" => {
+                print(arguments, &event, &render::event(&event))?;
+            }
+            (Watched::Events, false) => print(arguments, &event, &render::event(&event))?,
+            _ => {}
+        }
     }
     bail!("the daemon has ended")
 }

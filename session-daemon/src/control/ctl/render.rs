@@ -281,6 +281,26 @@ fn guard(text: &mut String, guard: &Value) {
             let _ = writeln!(text, "  {fate:8} {packets:>12} packets: {reason}");
         }
     }
+    if let Some(style @ ("reset" | "icmp")) = guard["refuse"].as_str() {
+        let _ = writeln!(text, "  refused sources are answered: {style}");
+    }
+    for count in items("answers") {
+        let packets = count["packets"].as_u64().unwrap_or(0);
+        if packets > 0 {
+            let what = match count["answer"].as_str().unwrap_or_default() {
+                "reset" => "by a TCP reset",
+                "icmp" => "by ICMP",
+                "cpu_limit" => "not: enough answers from this CPU",
+                "source_limit" => "not: enough answers to this source",
+                _ => "not: of a kind that is never answered",
+            };
+            let _ = writeln!(text, "  answered {packets:>12} packets: {what}");
+        }
+    }
+    if let Some(source) = items("top_sources").first() {
+        let address = source["source"].as_str().unwrap_or_default();
+        let _ = writeln!(text, "  refused most lately: {address} (sessionctl top-sources)");
+    }
     for warning in words(&guard["warnings"]) {
         let _ = writeln!(text, "  warning: {warning}");
     }

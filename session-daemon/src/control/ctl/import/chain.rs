@@ -190,6 +190,6 @@ fn says(list: &Allowlist, family: Family) -> Ranges {
     let of = |net: IpNet| Ranges::of(net);
     entries.into_iter().fold(Ranges::default(), |all, entry| match entry.action {
         Action::Allow => all.union(&of(entry.prefix)),
-        Action::Deny => all.without(&of(entry.prefix), family),
+        _ => all.without(&of(entry.prefix), family),
     })
 }
