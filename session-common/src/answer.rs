@@ -1,6 +1,7 @@
 //! How a refused packet is answered, and what is told of packets that were dropped.
 //!
 //! It owns styles, limits and the layouts of the maps that hold them.
+#![forbid(unsafe_code)]
 
 use core::mem::size_of;
 

@@ -4,6 +4,7 @@
 
 pub mod file;
 mod listen;
+mod refusal;
 mod suboptions;
 mod tls;
 mod value;
@@ -18,6 +19,7 @@ use crate::allowlist::parse::{Any, check_any, parse_prefixes};
 use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
 pub use crate::config::listen::{ListenAddress, TlsPrefix, split_listen};
+pub use crate::config::refusal::Refusal;
 pub use crate::config::tls::TlsOptions;
 use crate::guard::Refuse;
 use crate::server::config::Binding;
@@ -41,24 +43,6 @@ pub const PORT: u16 = 11211;
 const ITEM_SIZE_LIMIT: u64 = 1 << 30;
 /// Smallest `-I`.
 const ITEM_SIZE_MIN: u64 = 1024;
-
-/// Why the command line is refused, and the exit status that says so.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct Refusal {
-    /// For stderr, one or more lines.
-    pub text: String,
-    /// Exit status.
-    pub status: u8,
-}
-
-impl Refusal {
-    /// A refusal with an exit status.
-    #[must_use]
-    pub fn new(status: u8, text: impl Into<String>) -> Self {
-        Self { text: text.into(), status }
-    }
-}
 
 /// Who keeps strangers from the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
