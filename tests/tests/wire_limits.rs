@@ -257,8 +257,12 @@ fn all_connections_together_keep_no_more_than_the_limit() -> Result<()> {
         stream.write_all(half.as_bytes())?;
         halves.push(stream);
     }
+    // All that is on its way has come when no more are refused.
+    let mut before = 0;
     wait::until("clients that were refused", || {
-        (observer.stats("").ok()?["read_buf_oom"].parse::<u64>().ok()? >= 40).then_some(())
+        std::thread::sleep(Duration::from_millis(200));
+        let refused = observer.stats("").ok()?["read_buf_oom"].parse::<u64>().ok()?;
+        (refused >= 40 && refused == std::mem::replace(&mut before, refused)).then_some(())
     });
     let stats = observer.stats("")?;
     let refused: usize = stats["read_buf_oom"].parse()?;

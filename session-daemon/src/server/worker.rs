@@ -158,6 +158,9 @@ impl Local {
         if self.drives.get() == 0 {
             self.now.set(self.shared.sample());
             self.drives.set(1);
+        } else if self.shared.config.debug_commands {
+            // What `debugtime` has moved is asked for at once, within the turn.
+            self.now.set(self.shared.sample());
         }
         self.now.get()
     }

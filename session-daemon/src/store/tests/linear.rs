@@ -91,13 +91,17 @@ fn apply(state: &State, command: &Command, answer: &Answer) -> Option<State> {
         }
         (Command::Increment, answer) => {
             let text = state.as_ref().map(|state| std::str::from_utf8(&state.0).unwrap());
-            let number = text.map(str::parse::<u64>);
+            // A sum keeps the length that the number had, padded with blanks, and what stands
+            // behind a blank does not count, as in memcached.
+            let first = |text: &str| text.split(' ').next().unwrap_or_default().parse::<u64>();
+            let number = text.map(first);
             match (number, answer) {
                 (None, Answer::Counted(None)) => Some(None),
                 (Some(Err(_)), Answer::NotANumber) => Some(state.clone()),
                 (Some(Ok(number)), Answer::Counted(Some((sum, cas)))) => {
                     let right = number + 1 == *sum && version < Some(*cas);
-                    right.then(|| Some((sum.to_string().into_bytes(), *cas)))
+                    let len = text.map_or(0, str::len);
+                    right.then(|| Some((format!("{sum:<len$}").into_bytes(), *cas)))
                 }
                 _ => None,
             }
