@@ -160,6 +160,8 @@ pub struct Guard {
     generation: u32,
     listed_at: Instant,
     ticked_at: Instant,
+    /// Since when a stranger's program may stand on a device, for all that is known.
+    suspected_at: Option<Instant>,
 }
 
 /// The guard on the listening sockets themselves: a second layer, which needs no interface.

@@ -87,6 +87,7 @@ impl Guard {
             generation: 0,
             listed_at: Instant::now(),
             ticked_at: Instant::now(),
+            suspected_at: None,
         };
         if mounted && mounts_are_private() {
             guard.troubles.insert("bpffs", PRIVATE_MOUNT.to_owned());
@@ -133,8 +134,9 @@ impl Guard {
         if reused {
             self.commit(staged.take(), list)?;
         }
-        entries::sweep(&mut self.maps, &before);
+        // Soon: until its program is pinned, other daemons of this guard take it for a stranger's.
         self.pin_everything()?;
+        entries::sweep(&mut self.maps, &before);
         self.slot.mark_known(&self.pins);
         Ok(())
     }

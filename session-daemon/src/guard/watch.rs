@@ -34,6 +34,9 @@ const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a listing of devices is believed without news.
 const LISTING_AGE_MAX: Duration = Duration::from_millis(500);
 
+/// How long a daemon that holds the lock may take to pin the program that it put on a device.
+const PIN_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What happened to the guard, and what was done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuardEvent {
@@ -216,24 +219,38 @@ impl Guard {
     fn check_links(&mut self, events: &mut Vec<GuardEvent>) -> bool {
         let mut all_stand = true;
         let ours: HashSet<u32> = self.programs.loaded().map(|(_, program)| program.id).collect();
-        let mut pinned: Option<HashSet<u32>> = None;
+        let mut suspects = Vec::new();
         for ifindex in self.links.keys().copied().collect::<Vec<_>>() {
             match self.program_on(ifindex) {
                 Some(id) if ours.contains(&id) => {}
-                Some(id) => {
-                    // Another daemon of this guard may have put its own there.
-                    let pinned = pinned.get_or_insert_with(|| {
-                        attach::pinned_programs(&self.pins).into_keys().collect()
-                    });
-                    if !pinned.contains(&id) {
-                        self.restore_program(ifindex, id, events);
-                    }
-                }
+                Some(id) => suspects.push((ifindex, id)),
                 // The device is gone, or the link was detached: the listing says which.
                 None => all_stand = false,
             }
         }
+        self.check_suspects(&suspects, events);
         all_stand
+    }
+
+    /// Puts the guard back where the program of a stranger stands: one that no daemon of this
+    /// guard has pinned.
+    fn check_suspects(&mut self, suspects: &[(u32, u32)], events: &mut Vec<GuardEvent>) {
+        if suspects.is_empty() {
+            self.suspected_at = None;
+            return;
+        }
+        // A daemon that starts puts its program there before it pins it, under the lock. Whoever
+        // keeps the lock for longer than that does not keep the guard off.
+        let lock = self.pins.try_lock();
+        let since = self.suspected_at.get_or_insert_with(Instant::now);
+        if lock.is_none() && self.pins.root().exists() && since.elapsed() < PIN_PATIENCE {
+            return;
+        }
+        let pinned = attach::pinned_programs(&self.pins);
+        for (ifindex, id) in suspects.iter().filter(|(_, id)| !pinned.contains_key(id)) {
+            self.restore_program(*ifindex, *id, events);
+        }
+        self.suspected_at = None;
     }
 
     fn restore_program(&mut self, ifindex: u32, program_id: u32, events: &mut Vec<GuardEvent>) {
