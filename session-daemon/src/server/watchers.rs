@@ -1,22 +1,19 @@
 //! Events for those who watch (`watch`): a bounded buffer for each watcher, filled by the workers
 //! as things happen, emptied by the watcher's connection. It owns the buffers, the counters of
-//! what was written and dropped, and the head of every line. A worker never waits here: what does
-//! not fit, or meets a buffer that is being emptied, is left out and counted.
+//! what was written and left out, and the head of every line. A worker never waits here: buffers
+//! are queues without a lock, and what does not fit is left out and counted.
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
 use arc_swap::ArcSwap;
+use crossbeam_queue::SegQueue;
 use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// Most watchers at a time, as memcached.
 const WATCHERS_MAX: usize = 20;
-
-/// Tries to get at a buffer before the line is dropped: whoever has it copies a line or takes the
-/// buffer away, which is over in less.
-const TRIES_MAX: u32 = 64;
 
 /// All watchers.
 #[derive(Debug)]
@@ -35,13 +32,11 @@ pub struct Watchers {
 /// What became of events, in memcached's words.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Events that reached the watchers' buffers.
+    /// Events that were told to the watchers.
     pub worker_written: AtomicU64,
-    /// Events that met a busy buffer.
-    pub worker_dropped: AtomicU64,
-    /// Lines that found no room in a watcher's buffer.
+    /// Lines that found no room with a watcher.
     pub watcher_skipped: AtomicU64,
-    /// Lines put into a watcher's buffer.
+    /// Lines put where a watcher's connection takes them.
     pub watcher_sent: AtomicU64,
 }
 
@@ -49,15 +44,37 @@ pub struct Counts {
 #[derive(Debug)]
 struct Watcher {
     kinds: u32,
-    buffer: Mutex<Buffer>,
+    /// Filled by the workers, who never wait for each other there, emptied by the connection.
+    lines: SegQueue<Arc<str>>,
+    /// Bytes of the lines, and of those that are about to be put there.
+    len: AtomicUsize,
+    /// Lines left out since the last that fitted.
+    skipped: AtomicU64,
     filled: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Buffer {
-    lines: Vec<u8>,
-    /// Lines left out since the last that fitted.
-    skipped: u64,
+impl Watcher {
+    fn new(kinds: u32) -> Self {
+        Self {
+            kinds,
+            lines: SegQueue::new(),
+            len: AtomicUsize::new(0),
+            skipped: AtomicU64::new(0),
+            filled: Notify::default(),
+        }
+    }
+
+    /// Takes room for a line. False when there is none, which is counted.
+    ///
+    /// All is relaxed: the queue orders the lines, these only count them.
+    fn make_room(&self, len: usize, buffer_len: usize) -> bool {
+        if self.len.fetch_add(len, Ordering::Relaxed) + len <= buffer_len {
+            return true;
+        }
+        self.len.fetch_sub(len, Ordering::Relaxed);
+        self.skipped.fetch_add(1, Ordering::Relaxed);
+        false
+    }
 }
 
 impl Watchers {
@@ -96,8 +113,7 @@ impl Watchers {
     /// Begins to collect events of these kinds; none when too many watch.
     #[must_use]
     pub fn begin(self: &Arc<Self>, kinds: u32) -> Option<Watching> {
-        let watcher =
-            Arc::new(Watcher { kinds, buffer: Mutex::default(), filled: Notify::default() });
+        let watcher = Arc::new(Watcher::new(kinds));
         let changes = self.changes();
         let mut list = Vec::clone(&self.list.load());
         if list.len() >= WATCHERS_MAX {
@@ -136,50 +152,33 @@ impl Watchers {
         let mut line = String::with_capacity(LINE_LEN_USUAL);
         // Writing to a string does not fail.
         let _ = writeln!(line, "ts={s}.{us:06} gid={gid} {event}");
-        let mut written = true;
+        let line: Arc<str> = line.into();
         for watcher in self.list.load().iter().filter(|watcher| watcher.kinds & kind != 0) {
-            written &= self.append(watcher, &line);
+            self.append(watcher, &line);
         }
-        let count = if written { &self.counts.worker_written } else { &self.counts.worker_dropped };
-        count.fetch_add(1, Ordering::Relaxed);
+        self.counts.worker_written.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// False when the buffer was busy.
-    fn append(&self, watcher: &Watcher, line: &str) -> bool {
-        let Some(mut buffer) = try_hard(&watcher.buffer) else { return false };
-        let room = self.buffer_len.saturating_sub(buffer.lines.len());
-        if line.len() + SKIPPED_LEN_MAX > room {
-            buffer.skipped += 1;
+    fn append(&self, watcher: &Watcher, line: &Arc<str>) {
+        if !watcher.make_room(line.len(), self.buffer_len) {
             self.counts.watcher_skipped.fetch_add(1, Ordering::Relaxed);
-            return true;
+            return;
         }
-        if buffer.skipped > 0 {
-            let skipped = std::mem::take(&mut buffer.skipped);
-            buffer.lines.extend_from_slice(format!("skipped={skipped}\n").as_bytes());
+        if watcher.skipped.load(Ordering::Relaxed) > 0 {
+            let skipped = watcher.skipped.swap(0, Ordering::Relaxed);
+            let line: Arc<str> = format!("skipped={skipped}\n").into();
+            // A line of the limit's own, so it may go beyond it.
+            watcher.len.fetch_add(line.len(), Ordering::Relaxed);
+            watcher.lines.push(line);
         }
-        buffer.lines.extend_from_slice(line.as_bytes());
-        drop(buffer);
+        watcher.lines.push(Arc::clone(line));
         self.counts.watcher_sent.fetch_add(1, Ordering::Relaxed);
         watcher.filled.notify_one();
-        true
     }
 }
 
 /// What most lines fit into.
 const LINE_LEN_USUAL: usize = 160;
-/// Longest line that says how many were left out.
-const SKIPPED_LEN_MAX: usize = 32;
-
-fn try_hard(buffer: &Mutex<Buffer>) -> Option<MutexGuard<'_, Buffer>> {
-    for _ in 0..TRIES_MAX {
-        match buffer.try_lock() {
-            Ok(guard) => return Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
-        }
-    }
-    None
-}
 
 /// A connection that watches; it stops when this is dropped.
 #[derive(Debug)]
@@ -191,11 +190,12 @@ pub struct Watching {
 impl Watching {
     /// Moves what has been collected to the end of `out`.
     pub fn take(&self, out: &mut Vec<u8>) {
-        let lines = {
-            let mut buffer = self.watcher.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut buffer.lines)
-        };
-        out.extend_from_slice(&lines);
+        // Those that come meanwhile are for the next time: the connection has others to serve.
+        for _ in 0..self.watcher.lines.len() {
+            let Some(line) = self.watcher.lines.pop() else { break };
+            self.watcher.len.fetch_sub(line.len(), Ordering::Relaxed);
+            out.extend_from_slice(line.as_bytes());
+        }
     }
 
     /// Tells when something has been collected.
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_left_out_and_counted() {
-        let watchers = Arc::new(Watchers::new(120));
+        let watchers = Arc::new(Watchers::new(100));
         let slow = watchers.begin(watch::FETCHERS).expect("the first");
         for _ in 0..5 {
             watchers.tell(watch::FETCHERS, NOW, format_args!("type=a"));
@@ -283,6 +283,35 @@ mod tests {
         assert!(lines.starts_with("skipped=3\n") && lines.ends_with("gid=6 type=b\n"), "{lines}");
         let skipped = &watchers.counts().watcher_skipped;
         assert_eq!(skipped.load(std::sync::atomic::Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn lines_of_many_threads_are_all_there() {
+        const LINES: usize = 2000;
+        let watchers = Arc::new(Watchers::new(1 << 20));
+        let watching = watchers.begin(watch::FETCHERS).expect("the first");
+        let mut lines = String::new();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let watchers = &watchers;
+                scope.spawn(move || {
+                    for line in 0..LINES {
+                        watchers.tell(watch::FETCHERS, NOW, format_args!("{thread} {line}"));
+                    }
+                });
+            }
+            while lines.lines().count() < LINES {
+                lines += &taken(&watching);
+            }
+        });
+        lines += &taken(&watching);
+        assert_eq!(lines.lines().count(), 4 * LINES);
+        for thread in 0..4 {
+            let of_thread = format!(" {thread} ");
+            let own = lines.lines().filter(|line| line.contains(&of_thread));
+            let numbers = own.map(|line| line.rsplit(' ').next().and_then(|n| n.parse().ok()));
+            assert!(numbers.eq((0..LINES).map(Some)), "thread {thread}'s lines are not in order");
+        }
     }
 
     #[test]
