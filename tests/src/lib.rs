@@ -12,6 +12,7 @@ pub mod client;
 #[cfg(feature = "daemon")]
 pub mod conversation;
 pub mod datagram;
+pub mod evasions;
 pub mod flood;
 pub mod frame;
 pub mod fuzz;
@@ -36,3 +37,4 @@ pub mod targets;
 pub mod tls;
 pub mod topology;
 pub mod wait;
+pub mod wire;
