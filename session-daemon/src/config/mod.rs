@@ -22,7 +22,7 @@ pub use crate::config::listen::{ListenAddress, TlsPrefix, split_listen};
 pub use crate::config::refusal::Refusal;
 pub use crate::config::tls::TlsOptions;
 use crate::guard::Refuse;
-use crate::server::config::Binding;
+use crate::server::binding::Binding;
 use crate::server::tuning::Tuning;
 
 /// `EX_USAGE` of sysexits.h.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::cli::Unserved;
 use crate::config::{EXIT_USAGE, GuardKind, GuardMode, Io, MetricsListen, Port, Refusal};
 use crate::guard::Refuse;
-use crate::server::config::Binding;
+use crate::server::binding::Binding;
 
 /// memcached warns above this many threads.
 const THREADS_MAX: u16 = 1024;

@@ -45,7 +45,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
-    use crate::server::handover::Talk;
+    use crate::server::talk::Talk;
 
     #[test]
     fn connections_cross_with_what_was_said_and_a_cut_loses_the_rest_only() {

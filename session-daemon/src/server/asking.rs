@@ -2,7 +2,7 @@
 //! with the right to steer the server. It owns the bounds of such an answer.
 #![forbid(unsafe_code)]
 
-use crate::server::config::Binding;
+use crate::server::binding::Binding;
 use crate::server::connection::{Connection, Step};
 use crate::server::socket::yield_turn;
 use crate::server::worker::Local;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::command::request::Shutdown;
+use crate::server::binding::Binding;
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Tls, Verify};
 use crate::server::tuning::Tuning;
@@ -44,30 +45,6 @@ pub struct ShutdownHook(pub Arc<dyn Fn(Shutdown) + Send + Sync>);
 impl fmt::Debug for ShutdownHook {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("ShutdownHook")
-    }
-}
-
-/// Which protocol a connection speaks (`-B`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Binding {
-    /// The one that its first byte is of.
-    #[default]
-    Auto,
-    /// Text, whatever comes.
-    Ascii,
-    /// Binary; a connection that begins otherwise is closed.
-    Binary,
-}
-
-impl Binding {
-    /// memcached's word for it in `stats settings`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto-negotiate",
-            Self::Ascii => "ascii",
-            Self::Binary => "binary",
-        }
     }
 }
 

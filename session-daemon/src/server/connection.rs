@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+// Where it stands is said because another crate takes this file by its path.
+#[path = "connection/parking.rs"]
 mod parking;
 use crate::command::admin::{AdminOutcome, DumpKind};
 use crate::command::execute::Executor;
@@ -21,8 +23,8 @@ use crate::protocol::meta::parse::Verb;
 use crate::protocol::text::parse::{After, Line, LineError};
 use crate::protocol::text::{CRLF, LINE_LEN_MAX, admin, encode, parse};
 use crate::server::administration::{Administration, administer};
+use crate::server::binding::Binding;
 use crate::server::buffers::{Input, Output, Pool, Wire};
-use crate::server::config::Binding;
 use crate::server::dump::Dump;
 use crate::server::fetch::{self, List};
 use crate::server::incoming::{Incoming, Swallow};

@@ -5,6 +5,7 @@
 use crate::server::connection::Connection;
 use crate::server::listener::Accepted;
 use crate::server::shared::{ConnectionInfo, Peer};
+use crate::server::talk::Talk;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, getpeername};
 use serde::{Deserialize, Serialize};
@@ -19,25 +20,6 @@ const PARKED_PER_MESSAGE_MAX: usize = 64;
 /// Bytes under way in one message and of one connection. One that keeps more, an answer that its
 /// client does not read, is closed.
 const TALK_LEN_MAX: usize = 2 << 20;
-
-/// A conversation between two requests, or in the middle of a line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Talk {
-    /// Whether it is binary; none before the first byte.
-    pub binary: Option<bool>,
-    /// Whether the client has said who it is.
-    pub known: bool,
-    /// Received and not yet answered.
-    pub unread: Vec<u8>,
-    /// Answered and not yet sent.
-    pub unsent: Vec<u8>,
-}
-
-impl Talk {
-    fn len(&self) -> usize {
-        self.unread.len().saturating_add(self.unsent.len())
-    }
-}
 
 /// What is told of a connection beside its socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +44,7 @@ impl Parked {
     /// it cannot be told in bytes.
     #[must_use]
     pub fn new(fd: OwnedFd, info: &ConnectionInfo, connection: &mut Connection) -> Option<Self> {
-        let talk = connection.talk().filter(|talk| talk.len() <= TALK_LEN_MAX)?;
+        let talk = connection.talk().filter(|talk| talk.under_way_len() <= TALK_LEN_MAX)?;
         if info.is_reset() || info.is_idle_closed() {
             return None;
         }
@@ -102,7 +84,7 @@ pub fn messages(parked: &[Parked]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let (mut count, mut len) = (0, 0_usize);
         for one in rest.iter().take(PARKED_PER_MESSAGE_MAX) {
-            len = len.saturating_add(one.told.talk.len());
+            len = len.saturating_add(one.told.talk.under_way_len());
             if count > 0 && len > TALK_LEN_MAX {
                 break;
             }

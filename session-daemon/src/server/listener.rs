@@ -5,9 +5,9 @@
 use crate::command::counters::Counter;
 use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
 use crate::server::client;
-use crate::server::handover::Talk;
 use crate::server::shared::{Peer, Shared};
 use crate::server::socket::{watch, yield_turn};
+use crate::server::talk::Talk;
 use crate::server::tls::Verify;
 use crate::server::worker::{Local, Message};
 use rustix::io::Errno;

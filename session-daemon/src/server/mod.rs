@@ -6,6 +6,7 @@ pub mod admin;
 pub mod administration;
 pub mod asking;
 pub mod binary;
+pub mod binding;
 pub mod buffers;
 pub mod client;
 pub mod config;
@@ -26,6 +27,7 @@ pub mod shared;
 pub mod socket;
 pub mod statistics;
 pub mod stream;
+pub mod talk;
 #[cfg(test)]
 mod tests;
 pub mod tls;

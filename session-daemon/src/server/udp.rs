@@ -6,7 +6,7 @@
 use crate::command::counters::Counter;
 use crate::protocol::udp::scope::{self, Refusal, Scope};
 use crate::protocol::udp::{self, AMPLIFICATION_MAX, RequestId};
-use crate::server::config::Binding;
+use crate::server::binding::Binding;
 use crate::server::connection::{Connection, Step};
 use crate::server::shared::{ConnectionInfo, Peer};
 use crate::server::socket::{watch, yield_turn};

@@ -5,7 +5,7 @@
     clippy::arithmetic_side_effects,
     reason = "a test that is wrong about a length fails"
 )]
-use crate::server::config::Binding;
+use crate::server::binding::Binding;
 use crate::server::tests::converse_as;
 use proptest::prelude::{any, prop, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::{Just, Strategy};

@@ -5,7 +5,7 @@
 use crate::server::binary;
 use crate::server::buffers::Pool;
 use crate::server::connection::{Connection, State};
-use crate::server::handover::Talk;
+use crate::server::talk::Talk;
 
 impl Connection {
     /// Whether a request or an answer is under way.
