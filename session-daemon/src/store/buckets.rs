@@ -84,6 +84,11 @@ pub(super) trait Buckets {
         })
     }
 
+    /// The slots of a line: their offsets and words.
+    fn slots(&self, line: u64) -> impl Iterator<Item = (u64, &AtomicU64)> {
+        slots_of(line).map(|slot| (slot, self.word(slot)))
+    }
+
     /// The item that a key has, or had when this began. Writes nothing, unless the item was
     /// published this very moment.
     fn lookup(&self, hash: u64, key: &[u8]) -> Option<u64> {
@@ -97,20 +102,22 @@ pub(super) trait Buckets {
                 continue;
             }
             let mut stable = true;
-            for slot in self.lines(bucket, header).flat_map(slots_of) {
-                // Acquire: the item's bytes are visible; pairs with the Release that stored it.
-                let word = self.word(slot).load(Ordering::Acquire);
-                if !has_tag(word, hash) {
-                    continue;
-                }
-                if is_pending(word) && !self.is_named(bucket, header, slot, &mut stable) {
-                    continue;
-                }
-                let item = slot_item(word);
-                if self.has_key(item, key)
-                    && let Some(item) = self.current(item)
-                {
-                    return Some(item);
+            for line in self.lines(bucket, header) {
+                for (slot, word) in self.slots(line) {
+                    // Acquire: the item's bytes are visible; pairs with the Release that stored it.
+                    let word = word.load(Ordering::Acquire);
+                    if !has_tag(word, hash) {
+                        continue;
+                    }
+                    if is_pending(word) && !self.is_named(bucket, header, slot, &mut stable) {
+                        continue;
+                    }
+                    let item = slot_item(word);
+                    if self.has_key(item, key)
+                        && let Some(item) = self.current(item)
+                    {
+                        return Some(item);
+                    }
                 }
             }
             // Relaxed is enough behind the Acquire loads of the slots: who saw a slot emptied by

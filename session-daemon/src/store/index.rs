@@ -64,6 +64,10 @@ impl Buckets for Store {
         number >= self.bucket_count()
     }
 
+    fn slots(&self, line: u64) -> impl Iterator<Item = (u64, &AtomicU64)> {
+        slots_of(line).zip(&self.region.line_words(line)[1..])
+    }
+
     fn bring_near(&self, item: u64) {
         self.region.prefetch(item);
     }

@@ -28,6 +28,8 @@ struct Found {
     offset: u64,
     state: State,
     times: Times,
+    /// This lookup has not changed them.
+    is_unchanged: bool,
     won: bool,
 }
 
@@ -39,14 +41,10 @@ impl Worker {
         let hash = self.shared().secret.hash(key.bytes());
         loop {
             if let Some(found) = self.lease_present(hash, key, terms, now) {
-                let Found { offset, state, times, won } = found;
-                let leased = Leased {
-                    item: Item { worker: self, offset, state, times },
-                    created: false,
-                    won,
-                };
-                self.note_lease(&leased, terms, now);
-                return Some(leased);
+                let Found { offset, state, times, is_unchanged, won } = found;
+                let item = Item { worker: self, offset, state, times };
+                self.note_lease(&item, is_unchanged, terms, now);
+                return Some(Leased { item, created: false, won });
             }
             match self.vivify(hash, key, terms, now)? {
                 None => {}
@@ -86,20 +84,23 @@ impl Worker {
             if touched.is_some() {
                 self.note_deadline(offset, new);
             }
-            return Some(Found { offset, state, times, won });
+            return Some(Found { offset, state, times, is_unchanged: new == times, won });
         }
     }
 
     /// Counts and marks the access. The item that is returned shows the state before.
-    fn note_lease(&self, leased: &Leased<'_>, terms: &LeaseTerms, now: Now) {
-        let item = &leased.item;
+    fn note_lease(&self, item: &Item<'_>, is_unchanged: bool, terms: &LeaseTerms, now: Now) {
         let count = if terms.touch.is_some() { Count::TouchHits } else { Count::GetHits };
         self.count(item.state.class(), count, 1);
-        if !terms.unmarked {
-            let times = self.shared().item_times(item.offset);
-            if times.successor().is_none() {
-                self.mark_access(&Item { times, ..item.clone() }, now);
-            }
+        if terms.unmarked {
+            return;
+        }
+        if is_unchanged {
+            return self.mark_access(item, now);
+        }
+        let times = self.shared().item_times(item.offset);
+        if times.successor().is_none() {
+            self.mark_access(&Item { times, ..item.clone() }, now);
         }
     }
 

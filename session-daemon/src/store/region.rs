@@ -86,9 +86,12 @@ impl Region {
     /// The word at an 8-byte aligned offset.
     pub(super) fn word(&self, offset: u64) -> &AtomicU64 {
         debug_assert!(offset.is_multiple_of(8), "words are aligned");
-        // SAFETY: `line` is inside the mapping, which lives as long as `self`, and is atomics.
-        let line = unsafe { self.line(offset).as_ref() };
-        &line.0[(offset % 64 / 8) as usize]
+        assert!(offset < self.len(), "offset is inside the region");
+        let words = self.base.cast::<AtomicU64>();
+        // SAFETY: the word starts inside the mapping, as asserted, which is a number of pages.
+        let word = unsafe { words.add((offset / 8) as usize) };
+        // SAFETY: inside the mapping, aligned to 8, lives as long as `self`, only used atomically.
+        unsafe { word.as_ref() }
     }
 
     /// The words of the line at a 64-byte aligned offset.
@@ -100,9 +103,10 @@ impl Region {
 
     /// The half word at a 4-byte aligned offset.
     pub(super) fn half(&self, offset: u64) -> &AtomicU32 {
-        let start = self.line(offset).cast::<AtomicU32>();
-        // SAFETY: `offset % 64 / 4` is below the 16 half words of the line.
-        let half = unsafe { start.add((offset % 64 / 4) as usize) };
+        assert!(offset < self.len(), "offset is inside the region");
+        let halves = self.base.cast::<AtomicU32>();
+        // SAFETY: the half word starts inside the mapping, as asserted.
+        let half = unsafe { halves.add((offset / 4) as usize) };
         // SAFETY: inside the mapping, aligned to 4, lives as long as `self`, only used atomically.
         unsafe { half.as_ref() }
     }

@@ -78,7 +78,7 @@ pub fn hit(out: &mut Vec<u8>, echo: &Echo<'_>, hit: &Hit) {
     let mut left = hit.ttl;
     let binary = hit.key_is_binary || (echo.key_is_binary && !is_printable(echo.key.bytes()));
     let echo = Echo { key_is_binary: binary, ..*echo };
-    echoed(out, &echo, |out, letter| match letter {
+    let mut told = |out: &mut Vec<u8>, letter| match letter {
         b'T' => left = hit.ttl_touched.unwrap_or(left),
         b'N' => left = hit.ttl_vivified.unwrap_or(left),
         b's' => flag(out, letter, hit.value_len as u64),
@@ -88,7 +88,11 @@ pub fn hit(out: &mut Vec<u8>, echo: &Echo<'_>, hit: &Hit) {
         b'l' => flag(out, letter, hit.idle_s.into()),
         b'h' => flag(out, letter, hit.fetched.into()),
         _ => {}
-    });
+    };
+    // The commonest flags show nothing.
+    if echo.words.0 != b" v" {
+        echoed(out, &echo, &mut told);
+    }
     for (is_set, word) in [(hit.sent, b" Z"), (hit.stale, b" X"), (hit.won, b" W")] {
         if is_set {
             out.extend_from_slice(word);

@@ -120,6 +120,10 @@ pub fn key_list(input: &[u8]) -> KeyList {
     if input.starts_with(b"get ") {
         return KeyList::Start { fetch: GET, error: None, consumed_len: 4 };
     }
+    // Every verb that follows is told by its first byte.
+    if input.first().is_some_and(|byte| !b"g ".contains(byte)) {
+        return KeyList::No;
+    }
     let blank_len = input.iter().take_while(|byte| **byte == b' ').count();
     let from_verb = input.get(blank_len..).unwrap_or_default();
     let Some(verb_len) = from_verb.iter().position(|byte| is_end(*byte)) else {
