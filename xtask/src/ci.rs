@@ -21,6 +21,7 @@ const STEPS: &[Step] = &[
     ("lints", || {
         cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])
     }),
+    ("instructions a request", || this(&["bench", "instructions"])),
     ("eBPF object from source", rebuild_object),
     ("guard tests on that object", test_object),
 ];

@@ -4,9 +4,11 @@
 //! written of it. The load itself is `session-load`; docs/benchmarks.md is the method in words.
 #![forbid(unsafe_code)]
 
+mod callgrind;
 mod compare;
 mod generator;
 mod hit_ratio;
+mod instructions;
 mod machine;
 mod markdown;
 mod memory;
@@ -42,6 +44,8 @@ enum What {
     Guard(bench_guard::Options),
     /// The share of hits of traces, beside memcached at the same -m
     HitRatio(hit_ratio::Options),
+    /// Instructions a request, beside those that were recorded
+    Instructions(instructions::Options),
     /// Items held, and memory used, beside memcached at the same -m
     Memory(memory::Options),
 }
@@ -51,6 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     match &options.what {
         None => compare::run(&options.compare),
         Some(What::HitRatio(traces)) => hit_ratio::run(traces).map(|()| ExitCode::SUCCESS),
+        Some(What::Instructions(options)) => instructions::run(options),
         Some(What::Memory(memory)) => memory::run(memory).map(|()| ExitCode::SUCCESS),
         Some(What::Guard(guard)) => bench_guard::run(guard).map(|()| ExitCode::SUCCESS),
     }
