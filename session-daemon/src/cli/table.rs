@@ -86,6 +86,8 @@ pub enum Flag {
     WriteTimeout,
     /// `--buffer-limit`
     BufferLimit,
+    /// `--protect`
+    Protect,
     /// `--io`
     Io,
     /// `--admin`
@@ -199,6 +201,7 @@ const FLAGS: &[Row] = &[
     row('\0', "read-timeout", Argument::Required, Flag::ReadTimeout),
     row('\0', "write-timeout", Argument::Required, Flag::WriteTimeout),
     row('\0', "buffer-limit", Argument::Required, Flag::BufferLimit),
+    row('\0', "protect", Argument::Required, Flag::Protect),
     row('\0', "io", Argument::Required, Flag::Io),
     row('\0', "allow", Argument::Required, Flag::Allow),
     row('\0', "allow-file", Argument::Required, Flag::AllowFile),

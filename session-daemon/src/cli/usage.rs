@@ -115,6 +115,9 @@ const FLAGS: &str = "\
                           connections together may keep (default: 128)
     --udp-writes          serve what changes items by datagram too: whoever can
                           forge an allowed address can then change items
+    --protect=<prefix>[=<share>] evict items whose keys begin so only after all others,
+                          while they hold no more than <share> percent of -m
+                          (default: 50); repeatable, the shares are one together
     --io=<engine>         tokio: epoll; uring: io_uring, which needs Linux 6.1, for
                           many busy connections; auto: tokio (default: auto)
 

@@ -4,6 +4,7 @@
 
 pub mod file;
 mod listen;
+mod protect;
 mod refusal;
 mod suboptions;
 mod tls;
@@ -19,6 +20,7 @@ use crate::allowlist::parse::{Any, check_any, parse_prefixes};
 use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
 pub use crate::config::listen::{ListenAddress, TlsPrefix, split_listen};
+pub use crate::config::protect::Protect;
 pub use crate::config::refusal::Refusal;
 pub use crate::config::tls::TlsOptions;
 use crate::guard::Refuse;
@@ -128,6 +130,8 @@ pub struct Config {
     pub memory_file: Option<PathBuf>,
     /// Not `-M`.
     pub evictions: bool,
+    /// `--protect`.
+    pub protect: Vec<Protect>,
     /// `-c`.
     pub connections_max: u32,
     /// `-k`.
@@ -230,6 +234,7 @@ impl Default for Config {
             memory_limit: 64 << 20,
             memory_file: None,
             evictions: true,
+            protect: Vec::new(),
             connections_max: 1024,
             lock_memory: false,
             verbosity: 0,
@@ -325,6 +330,7 @@ impl Config {
             Flag::MemoryLimit => self.memory_limit = value::megabytes(argument)?,
             Flag::MemoryFile => self.memory_file = Some(value::path("-e", argument)?),
             Flag::DisableEvictions => self.evictions = false,
+            Flag::Protect => self.protect.push(protect::protect(argument)?),
             Flag::ConnLimit => {
                 let text = "Maximum connections must be greater than 0";
                 self.connections_max = value::positive(argument, text)?;
@@ -472,6 +478,7 @@ impl Config {
             ));
         }
         suboptions::check(self)?;
+        protect::check(&self.protect, self.evictions)?;
         let asks = |tls: TlsPrefix| self.listen.iter().any(|address| address.tls == tls);
         self.tls.check(asks(TlsPrefix::Mutual))?;
         if !self.tls.enabled && (asks(TlsPrefix::Basic) || asks(TlsPrefix::Mutual)) {
@@ -496,6 +503,12 @@ impl Config {
     /// The entries of `--allow`.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         self.allow.iter().map(|prefix| Entry::new(*prefix, Action::Allow, Origin::Config))
+    }
+
+    /// The share of `-m` that all of `--protect` have together, in percent.
+    #[must_use]
+    pub fn protected_percent(&self) -> u8 {
+        u8::try_from(protect::percent(&self.protect)).unwrap_or(u8::MAX)
     }
 
     /// `-p` as a number; none if TCP is off or any port will do.

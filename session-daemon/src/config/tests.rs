@@ -55,6 +55,31 @@ fn refusals_have_the_texts_and_statuses_of_memcached() {
 }
 
 #[test]
+fn what_is_protected_has_a_share_of_the_memory() {
+    let protected = |words: &str| {
+        let config = read(words).unwrap();
+        let prefixes: Vec<_> = config.protect.iter().map(|one| one.prefix.clone()).collect();
+        (prefixes.join(" "), config.protected_percent())
+    };
+    assert_eq!(protected("--protect memc.sess.key."), ("memc.sess.key.".to_owned(), 50));
+    assert_eq!(protected("--protect a=30 --protect=b:=40%"), ("a b:".to_owned(), 70));
+    assert_eq!(protected("--protect k=v"), ("k=v".to_owned(), 50));
+    assert_eq!(protected("-m 64"), (String::new(), 0));
+    for (words, text) in [
+        ("--protect =30", "--protect==30: no key begins so; write 1 to 250 bytes without blanks"),
+        ("--protect a=0", "--protect=a=0: the share is a number from 1 to 90, percent of -m"),
+        ("--protect a=91", "--protect=a=91: the share is a number from 1 to 90, percent of -m"),
+        (
+            "--protect a --protect b",
+            "--protect: the shares add up to 100 percent of -m; name shares that leave 10",
+        ),
+        ("-M --protect a", "--protect: with -M nothing is evicted; leave one of the two out"),
+    ] {
+        assert_eq!(refusal(words), (64, text.to_owned()), "{words}");
+    }
+}
+
+#[test]
 fn what_is_not_served_is_refused_by_name() {
     for words in ["-o ext_path=/x:1G", "-o proxy_config=/x", "-l proto[binary]:127.0.0.1:5"] {
         assert!(refusal(words).1.contains("not served"), "{words}: {}", refusal(words).1);

@@ -82,6 +82,7 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     items(&totals, &tuning, sink);
     tls(shared, now, sink);
     memory_file(shared, sink);
+    protected(shared, sink);
 }
 
 /// How the store in the memory file began; nothing without one.
@@ -96,6 +97,15 @@ fn memory_file(shared: &Shared, sink: &mut Sink<'_>) {
     sink("memory_file_ended", &kept.dead);
     sink("memory_file_lost", &kept.lost);
     sink("memory_file_start_us", &shared.config.store_start.as_micros());
+}
+
+/// What `--protect` keeps; nothing without it.
+fn protected(shared: &Shared, sink: &mut Sink<'_>) {
+    let Some(protected) = shared.store.protected() else { return };
+    sink("protected_items", &protected.items);
+    sink("protected_bytes", &protected.bytes);
+    sink("protected_limit_bytes", &protected.bytes_max);
+    sink("protected_lost", &protected.lost);
 }
 
 /// In memcached's order.

@@ -302,6 +302,7 @@ impl Child {
             }
             None => Store::create(&store_config(config)?)?,
         };
+        protect(config, &store);
         let store_start = begun.elapsed();
         let audit = config.audit;
         let listeners = std::mem::take(&mut self.listeners);
@@ -394,6 +395,22 @@ fn tell(start: Start, taken: Duration) {
     if kept.lost > 0 {
         log::warn!("memory file: {} items were damaged or beyond -m, and are lost", kept.lost);
     }
+}
+
+/// Protects the keys of `--protect`, of which a memory file may have items already.
+fn protect(config: &Config, store: &Store) {
+    if config.protect.is_empty() {
+        return;
+    }
+    let prefixes: Vec<_> = config.protect.iter().map(|one| one.prefix.as_bytes().into()).collect();
+    store.protect(&prefixes, config.protected_percent());
+    let protected = store.protected().unwrap_or_default();
+    log::info!(
+        "--protect: {} items of {} bytes are evicted last, while they hold at most {} bytes",
+        protected.items,
+        protected.bytes,
+        protected.bytes_max,
+    );
 }
 
 fn store_config(config: &Config) -> Result<StoreConfig> {

@@ -16,6 +16,10 @@ pub(super) enum Count {
     Unlinked,
     BytesLinked,
     BytesUnlinked,
+    /// Protected items: up and down, so that a worker's own may be below 0.
+    ProtectedItems,
+    /// Bytes of protected items of all classes: in the row of [`LINE_CLASS`], up and down.
+    ProtectedBytes,
     Evicted,
     EvictedNonzero,
     EvictedUnfetched,
@@ -36,11 +40,13 @@ pub(super) enum Count {
     PagesMoved,
     /// Items that moved when their page drained.
     Moved,
+    /// Protected items evicted.
+    ProtectedLost,
 }
 
-const COUNTS: usize = Count::Moved as usize + 1;
-/// Counts up to here are gauges' halves, which `stats reset` leaves alone.
-const GAUGES: usize = Count::BytesUnlinked as usize + 1;
+const COUNTS: usize = Count::ProtectedLost as usize + 1;
+/// Counts up to here are gauges or halves of them, which `stats reset` leaves alone.
+const GAUGES: usize = Count::ProtectedBytes as usize + 1;
 
 /// One worker's counters.
 #[derive(Debug)]
@@ -83,10 +89,20 @@ impl Store {
 
     /// Gets that found an item of a class, since the start.
     pub(super) fn class_hits(&self, class: u32) -> u64 {
-        let cell = class as usize * COUNTS + Count::GetHits as usize;
+        self.class_sum(class, Count::GetHits)
+    }
+
+    /// A count of a class since the start, of all workers.
+    pub(super) fn class_sum(&self, class: u32, count: Count) -> u64 {
+        let cell = class as usize * COUNTS + count as usize;
         let counts = self.workers.iter().map(|shared| &shared.counters.rows[cell]);
         // Relaxed: as in `Counters::add`.
         counts.fold(0, |sum, count| sum.wrapping_add(count.load(Ordering::Relaxed)))
+    }
+
+    /// A count of all classes since the statistics were reset.
+    pub(super) fn sum_of(&self, count: Count) -> u64 {
+        self.sums().0.total(count)
     }
 
     fn raw_sums(&self) -> Vec<u64> {

@@ -50,6 +50,21 @@ impl Worker {
         if !self.shared().config.evictions {
             return self.reclaim_dead(now);
         }
+        self.look_at_share();
+        if self.make_room_for(class, now) {
+            return true;
+        }
+        // What was evicted before this may still have to wait for turns, and what drains too.
+        if !self.sparing.get() || self.is_waiting() || self.shared().drains() {
+            return false;
+        }
+        self.unprotected(|worker| {
+            worker.look_at_share();
+            worker.make_room_for(class, now)
+        })
+    }
+
+    fn make_room_for(&mut self, class: Option<u32>, now: Now) -> bool {
         let Some(class) = class.filter(|class| *class != LINE_CLASS) else {
             return self.take_page_from_others(now);
         };
@@ -62,6 +77,10 @@ impl Worker {
     /// less.
     fn evict_and_grow(&mut self, class: u32, now: Now) -> u32 {
         self.learn_if_due(now);
+        if self.spares_most_of(class) {
+            let is_coming = self.is_waiting() || !self.shared().draining.lock().is_empty();
+            return u32::from(!is_coming && self.take_page_from_others(now));
+        }
         self.know_margin(class, now);
         let evictions = &self.shared().class_meta(class).evictions;
         // Relaxed: a rate, not a count that must be exact.
@@ -104,6 +123,7 @@ impl Worker {
         // Relaxed: a hint.
         let free = store.class_meta(class).free.load(Ordering::Relaxed);
         if free < ahead && store.pool_len() == 0 {
+            self.look_at_share();
             self.evict_and_grow(class, now);
         }
     }
@@ -153,7 +173,7 @@ impl Worker {
         evicted
     }
 
-    /// The worth of a linked item; removes it if it is dead, which is the error.
+    /// The worth of a linked item, if it may go; removes it if it is dead, which is the error.
     fn worth_or_remove(&self, chunk: u64, now: Now) -> Result<Option<Worth>, ()> {
         let state = self.shared().item_state(chunk);
         if !state.is_linked() {
@@ -165,6 +185,9 @@ impl Worker {
         }
         if self.shared().is_over(chunk, times, now) && self.remove_item(chunk, Reason::Dead, now) {
             return Err(());
+        }
+        if self.spares(chunk) {
+            return Ok(None);
         }
         Ok(Some(self.worth(state, times, now)))
     }
@@ -212,6 +235,7 @@ impl Worker {
             }
         };
         step("delete: decided");
+        let lost = self.protects && reason == Reason::Room && !dead && store.is_protected(item);
         let hash = store.item_hash(item);
         let state = self.bury(hash, item, 0);
         if self.evicted_noted && reason == Reason::Room && !dead {
@@ -221,6 +245,9 @@ impl Worker {
             self.remember(hash, state, times, now);
         }
         let reason = if dead && reason == Reason::Room { Reason::Dead } else { reason };
+        if lost {
+            self.count(state.class(), Count::ProtectedLost, 1);
+        }
         self.count_removal(state, times, reason, now);
         true
     }

@@ -30,6 +30,7 @@ use crate::store::layout::{
 };
 use crate::store::pages::{Magazines, TakenPage};
 use crate::store::pins::Pins;
+use crate::store::protect::Protection;
 use crate::store::reader::second;
 use crate::store::rebalance::Drain;
 use crate::store::region::Region;
@@ -38,7 +39,7 @@ use crate::store::sync::{
     AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, Padded, SpinMutex,
 };
 use crate::store::types::{ClientFlags, StoreConfig, StoreError};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 mod admin;
 mod arithmetic;
@@ -66,6 +67,7 @@ mod moves;
 mod outside;
 mod pages;
 mod pins;
+mod protect;
 mod publish;
 mod reader;
 mod rebalance;
@@ -90,6 +92,7 @@ pub use layout::LAYOUT_VERSION;
 pub use lease::Leased;
 pub use outside::OutsideReader;
 pub use pins::PinnedValue;
+pub use protect::{PROTECTED_PREFIXES_MAX, Protected};
 pub use reader::{Item, ValueSlices};
 pub use recover::Kept;
 pub use upload::Upload;
@@ -156,6 +159,8 @@ pub struct Store {
     flush_noted_s: AtomicU64,
     /// How much of the region may be used now.
     limit: Limit,
+    /// Keys that are evicted last; empty when none are.
+    protection: OnceLock<Protection>,
     /// Counts at the last reset of statistics.
     baseline: SpinMutex<Vec<u64>>,
 }
@@ -213,6 +218,7 @@ impl Store {
             epochs: Epochs::new(config.workers),
             pins: Pins::default(),
             limit: Limit::new(config.memory_limit, layout.pages),
+            protection: OnceLock::new(),
             region,
             memory: None,
             start: None,

@@ -80,6 +80,7 @@ impl Worker {
     /// state.
     pub(super) fn bury(&self, hash: u64, item: u64, successor: u64) -> State {
         let (state, line) = self.shared().finish(hash, item, successor);
+        self.protected_unlinked(item, state);
         self.count(state.class(), Count::Unlinked, 1);
         self.count(state.class(), Count::BytesUnlinked, state.item_len() as u64);
         if let Some(line) = line {
@@ -141,7 +142,7 @@ impl Worker {
             match old {
                 Some((old, seen)) if store.supersede(old, seen, draft.head) => {
                     step("replace: decided");
-                    self.count_linked(state);
+                    self.count_linked(draft.head, state);
                     self.bury(hash, old, draft.head);
                 }
                 Some(_) => continue,
@@ -153,7 +154,7 @@ impl Worker {
                         Inserted::Done => {}
                     }
                     self.keys_added.set(self.keys_added.get() + 1);
-                    self.count_linked(state);
+                    self.count_linked(draft.head, state);
                 }
             }
             self.note_deadline(draft.head, times);
@@ -161,7 +162,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn count_linked(&self, state: State) {
+    pub(super) fn count_linked(&self, item: u64, state: State) {
+        self.protected_linked(item, state);
         self.count(state.class(), Count::Linked, 1);
         self.count(state.class(), Count::BytesLinked, state.item_len() as u64);
     }

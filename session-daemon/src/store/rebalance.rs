@@ -48,6 +48,8 @@ struct Offer {
     margin: f32,
     /// Of its own items on average.
     mean: f32,
+    /// Protected items have to move for it.
+    moves: bool,
 }
 
 /// A page that drains.
@@ -178,21 +180,28 @@ impl Worker {
         let sampled = (0..PAGE_SAMPLES).map(|_| self.random(pages));
         let offers = sampled.filter_map(|page| self.page_offer(page, asking, now));
         let best = offers.min_by(|a, b| {
-            let (a, b) = (price(a), price(b));
-            a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+            (a.moves.cmp(&b.moves))
+                .then(price(a).0.total_cmp(&price(b).0))
+                .then(price(a).1.total_cmp(&price(b).1))
         });
-        if best.is_some() || asking.is_some() {
+        if best.is_some_and(|best| !best.moves) || asking.is_some() {
             return best;
         }
         let start = self.random(pages);
-        (0..pages).find_map(|idx| self.page_offer((start + idx) % pages, None, now))
+        let all = || (0..pages).filter_map(|idx| self.page_offer((start + idx) % pages, None, now));
+        all().find(|offer| !offer.moves).or(best).or_else(|| {
+            // None at all, unless pages were found from which items have to move.
+            self.sparing.get().then(|| all().next()).flatten()
+        })
     }
 
     /// A page that could be given up, and what it is worth. The sample also tells of its class.
     fn page_offer(&self, page: u32, asking: Option<u32>, now: Now) -> Option<Offer> {
         let state = self.shared().page_state(page);
+        let mut moves = false;
         let (margin, mean) = match state {
             PageState::Slab(class) if class != LINE_CLASS && Some(class) != asking => {
+                moves = self.may_give_up(page, class, asking.is_some())?;
                 let (least, mean) = self.sample_page(page, class, now);
                 let size = self.shared().classes.size(class) as f32;
                 self.shared().note_margin(class, Worth::new(least * size));
@@ -205,7 +214,7 @@ impl Worker {
             }
             _ => return None,
         };
-        Some(Offer { page, state, margin, mean })
+        Some(Offer { page, state, margin, mean, moves })
     }
 
     /// What a byte is worth of the least items of a page, and of all that were sampled.
@@ -230,7 +239,8 @@ impl Worker {
         (mean(&values[..len.min(LEAST_SAMPLES)]), mean(values) * len as f32 / CHUNK_SAMPLES as f32)
     }
 
-    /// What a byte of the item in a chunk is worth: 0 for a dead item, nothing for a free chunk.
+    /// What a byte of the item in a chunk is worth: 0 for a dead item, nothing for a free chunk
+    /// and for one that does not go.
     fn chunk_value(&self, chunk: u64, now: Now) -> Option<f32> {
         let state = self.shared().item_state(chunk);
         // An upload's piece has no owner: its page cannot be had before the upload ends.
@@ -245,6 +255,9 @@ impl Worker {
         }
         if self.shared().is_over(item, times, now) {
             return Some(0.0);
+        }
+        if self.spares(item) {
+            return None;
         }
         let worth = self.worth(state, times, now);
         let len = if state.is_extent() {
@@ -265,6 +278,7 @@ impl Worker {
     fn evict_owner(&self, piece: u64, now: Now) -> bool {
         self.owner(piece).is_some_and(|owner| {
             self.shared().item_state(owner).is_linked()
+                && (!self.spares(owner) || self.shared().is_dead(owner, now))
                 && self.remove_item(owner, Reason::Room, now)
         })
     }
@@ -300,6 +314,7 @@ impl Worker {
     /// A slice of the work on draining pages: at most [`DRAIN_CHUNKS`] chunks of one page.
     pub(super) fn drain_some(&self, now: Now) -> bool {
         let Some(mut drain) = self.shared().draining.lock().pop() else { return false };
+        self.look_at_share();
         let PageState::Draining(class) = self.shared().page_state(drain.page) else { return false };
         let removed = self.drain_slice(&mut drain, class, DRAIN_CHUNKS, now);
         // The others come first next time.
@@ -312,6 +327,7 @@ impl Worker {
     /// Empties all draining pages without regard to what is in them: an allocation waits.
     pub(super) fn drain_all(&self, now: Now) -> bool {
         let drains = std::mem::take(&mut *self.shared().draining.lock());
+        self.look_at_share();
         let mut removed = false;
         for mut drain in drains {
             let PageState::Draining(class) = self.shared().page_state(drain.page) else { continue };
@@ -362,17 +378,22 @@ impl Worker {
         if times.successor().is_some() {
             return Some(false);
         }
+        let spared = self.spares(chunk) && !self.shared().is_over(chunk, times, now);
+        if spared && state.is_extent() {
+            return Some(false);
+        }
         let moves = drain.waits < WAITS_MAX
             && !state.is_extent()
             && self.worth(state, times, now) >= drain.least
             && !self.shared().is_over(chunk, times, now);
-        if !moves {
+        if !moves && !spared {
             return Some(self.remove_item(chunk, Reason::Room, now));
         }
         let Some(target) = self.spare_chunk(class) else {
             drain.waits += 1;
             self.evict(class, 1, now);
-            return None;
+            // What is spared stays where it is until a chunk is free; the others do not wait.
+            return (spared && drain.waits >= WAITS_MAX).then_some(false);
         };
         if !self.move_item(chunk, target) {
             self.give_chunk(target);
@@ -400,7 +421,7 @@ impl Worker {
             return false;
         }
         step("replace: decided");
-        self.count_linked(state);
+        self.count_linked(target, state);
         let hash = store.item_hash(item);
         // A reader outside the reclamation scheme must not take the place for what stood there
         // before the item had moved twice: the stamp is the same.

@@ -237,7 +237,7 @@ impl Store {
 }
 
 /// Threads for the work at a start.
-fn threads() -> usize {
+pub(super) fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
 }
 

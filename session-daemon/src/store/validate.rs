@@ -75,6 +75,7 @@ impl Store {
         walk.pages()?;
         walk.classes()?;
         walk.counts()?;
+        self.protected_miscounted().map_or(Ok(()), |what| Err(Violation(what)))?;
         Ok(walk.census)
     }
 }

@@ -49,6 +49,12 @@ pub struct Worker {
     /// Whether evictions are noted, and those that were.
     pub(super) evicted_noted: bool,
     pub(super) evicted: RefCell<Vec<Evicted>>,
+    /// Whether any key is protected.
+    pub(super) protects: bool,
+    /// Whether items with such keys are spared now.
+    pub(super) sparing: Cell<bool>,
+    /// Whether nothing but them was found to make room.
+    pub(super) desperate: Cell<bool>,
 }
 
 /// How long an allocation has waited for other workers' turns.
@@ -113,6 +119,9 @@ impl Worker {
             swept_ns: 0,
             evicted_noted: false,
             evicted: RefCell::new(Vec::new()),
+            protects: store.protection.get().is_some(),
+            sparing: Cell::new(false),
+            desperate: Cell::new(false),
         }
     }
 
@@ -307,7 +316,7 @@ impl Worker {
     }
 
     /// Whether anything waits for turns to end.
-    fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         (0..self.store.epochs.workers()).any(|worker| self.store.epochs.limbo_len(worker) > 0)
     }
 

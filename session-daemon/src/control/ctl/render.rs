@@ -206,6 +206,16 @@ pub(super) fn status(answer: &Value) -> String {
         figure("limit_maxbytes"),
         figure("evictions"),
     );
+    if !statistics["protected_items"].is_null() {
+        let _ = writeln!(
+            text,
+            "protected    {} items in {} of {} bytes, {} lost",
+            figure("protected_items"),
+            figure("protected_bytes"),
+            figure("protected_limit_bytes"),
+            figure("protected_lost"),
+        );
+    }
     if let Some(start) = statistics["memory_file_start"].as_str() {
         let us = figure("memory_file_start_us").parse::<f64>().unwrap_or(0.0);
         let _ = match start {

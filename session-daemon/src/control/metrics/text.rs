@@ -113,6 +113,20 @@ const GENERAL: &[Row] = &[
         "memory_file_lost",
         "Items that the start could not keep.",
     ),
+    ("session_protected_items", Gauge, "protected_items", "Items whose keys are protected."),
+    ("session_protected_bytes", Gauge, "protected_bytes", "Memory of items with protected keys."),
+    (
+        "session_protected_limit_bytes",
+        Gauge,
+        "protected_limit_bytes",
+        "Memory up to which such items are evicted last.",
+    ),
+    (
+        "session_protected_items_lost",
+        Counter,
+        "protected_lost",
+        "Items with protected keys evicted before their end.",
+    ),
 ];
 
 /// Of `stats guard`.

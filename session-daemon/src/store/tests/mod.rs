@@ -7,6 +7,7 @@ mod eviction;
 mod linear;
 mod model;
 mod pressure;
+mod protect;
 mod races;
 mod stress;
 

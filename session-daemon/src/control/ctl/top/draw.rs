@@ -96,11 +96,21 @@ fn memory(frame: &mut Frame<'_>, area: Rect, now: &Sample) {
     let ratio = if limit > 0.0 { (bytes / limit).clamp(0.0, 1.0) } else { 0.0 };
     let label =
         format!("{:.0} items, {} of {}", now.figure("curr_items"), size(bytes), size(limit));
+    let protected = match now.figure("protected_limit_bytes") {
+        0.0 => String::new(),
+        most => format!(
+            "; protected {:.0} items, {} of {}, {:.0} lost",
+            now.figure("protected_items"),
+            size(now.figure("protected_bytes")),
+            size(most),
+            now.figure("protected_lost"),
+        ),
+    };
     let gauge = Gauge::default()
         .block(boxed("memory"))
         .gauge_style(Style::default().fg(Color::Green))
         .ratio(ratio)
-        .label(label);
+        .label(label + &protected);
     frame.render_widget(gauge, area);
 }
 
