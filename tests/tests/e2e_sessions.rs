@@ -20,6 +20,7 @@ const SHOWN: &[&str] = &[
     "`sessionctl remove 198.18.0.14`: its connection is reset",
     "kill -9: served again",
     "SIGTERM: served again",
+    "sessionctl upgrade: ",
     "memcache,  text ",
     "memcache,  binary",
     "memcached, text ",
