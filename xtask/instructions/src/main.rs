@@ -4,13 +4,16 @@
 //! instructions` counts what [`measured`] executes, so nothing here may depend on time, chance or
 //! addresses. The modules below are the daemon's, file for file: of a program the compiler makes
 //! only what is called, so that it is made in seconds.
+// The modules' own tests run in their crate.
+#![cfg(not(test))]
 #![deny(unsafe_code)]
 #![allow(
     dead_code,
     unreachable_pub,
     unused_imports,
-    reason = "the modules serve a whole daemon elsewhere"
+    reason = "they serve a whole daemon elsewhere"
 )]
+#![allow(clippy::enum_variant_names, reason = "the names are exported there")]
 
 #[path = "../../../session-daemon/src/clock.rs"]
 mod clock;
