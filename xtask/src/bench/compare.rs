@@ -14,7 +14,7 @@ use super::points::{PEAK, Point};
 use super::results::{PointResult, Results, Run};
 use super::servers::{Program, Server, Setup, Side};
 use super::statistics::{Spread, Verdict};
-use super::{build, directory, generator, markdown, plot, points};
+use super::{build, directory, document, generator, markdown, plot, points};
 use crate::packages;
 
 /// `-m` of both servers: everything that a point stores fits.
@@ -52,6 +52,9 @@ pub(super) struct Options {
     /// Measure nothing, and write table and plots again from the JSON of an earlier run
     #[arg(long, value_name = "JSON", conflicts_with_all = ["points", "quick", "baseline", "null"])]
     render: Option<PathBuf>,
+    /// Write the tables into docs/benchmarks.md too, in the place of those of the run before
+    #[arg(long)]
+    document: bool,
 }
 
 /// Both programs, and how long each run takes.
@@ -67,7 +70,7 @@ struct Comparison {
 pub(super) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(path) = &options.render {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        return finish(&serde_json::from_str(&text)?);
+        return finish(&serde_json::from_str(&text)?, options.document);
     }
     let (rounds, seconds) =
         if options.quick { (3, 0.3) } else { (options.rounds, options.seconds) };
@@ -82,7 +85,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         comparison.peak = Some(comparison.find_peak()?);
     }
     let points = comparison.measure(&chosen)?;
-    finish(&Results {
+    let results = Results {
         machine: Machine::here()?,
         ours: comparison.ours.version,
         other: comparison.other.version,
@@ -90,7 +93,8 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         seconds,
         peak: comparison.peak,
         points,
-    })
+    };
+    finish(&results, options.document)
 }
 
 impl Comparison {
@@ -205,7 +209,7 @@ fn summary(report: &Report) -> String {
 }
 
 /// Writes and prints the results.
-fn finish(results: &Results) -> Result<ExitCode> {
+fn finish(results: &Results, with_document: bool) -> Result<ExitCode> {
     let directory = directory()?;
     let json = directory.join("results.json");
     fs::write(&json, serde_json::to_string_pretty(results)?)?;
@@ -214,6 +218,9 @@ fn finish(results: &Results) -> Result<ExitCode> {
     plot::write(results, &directory)?;
     println!("\n{table}");
     println!("written to {}", directory.display());
+    if with_document {
+        document::write(&table)?;
+    }
     let faults = results.points.iter().filter(|point| {
         [Side::Ours, Side::Other].into_iter().any(|side| point.fault(side).is_some())
     });

@@ -6,6 +6,7 @@
 
 mod callgrind;
 mod compare;
+mod document;
 mod generator;
 mod hit_ratio;
 mod instructions;
