@@ -132,7 +132,8 @@ impl Stage {
 
     /// Does on the cache host what a page takes for granted.
     fn on_cache(&self, script: &str) {
-        let output = self.sandbox.shell(&self.topology.cache.namespace, script).unwrap();
+        let script = format!("cd /root\n{script}");
+        let output = self.sandbox.shell(&self.topology.cache.namespace, &script).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -157,8 +158,8 @@ iptables -A INPUT -p tcp --dport 11211 -s 198.18.0.11 -j ACCEPT
 iptables -A INPUT -p tcp --dport 11211 -j DROP
 mkdir -p /etc/sysconfig
 iptables-save > /etc/sysconfig/iptables
-printf '%s\n' 'create webs hash:ip family inet' 'add webs 198.18.0.12' > /root/sets.txt
-cp /usr/sbin/sessiond /root/sessiond
+printf '%s\n' 'create webs hash:ip family inet' 'add webs 198.18.0.12' > sets.txt
+cp /usr/sbin/sessiond sessiond
 ";
 
 #[test]
@@ -177,7 +178,7 @@ fn the_other_pages_do_what_they_say() {
         fs::copy(&program, release.join(program.file_name().unwrap())).unwrap();
     }
     let mut ran = stage.run("README.md");
-    stage.on_cache("rm /usr/local/bin/session*; dpkg -i /root/session_*.deb");
+    stage.on_cache("rm /usr/local/bin/session*; dpkg -i session_*.deb");
     stage.on_cache(BEFORE_OPERATIONS);
     for page in DOCUMENTS.iter().filter(|page| !OWN_TEST.contains(page)) {
         ran += stage.run(page);

@@ -505,12 +505,6 @@ impl Config {
         self.allow.iter().map(|prefix| Entry::new(*prefix, Action::Allow, Origin::Config))
     }
 
-    /// The share of `-m` that all of `--protect` have together, in percent.
-    #[must_use]
-    pub fn protected_percent(&self) -> u8 {
-        u8::try_from(protect::percent(&self.protect)).unwrap_or(u8::MAX)
-    }
-
     /// `-p` as a number; none if TCP is off or any port will do.
     #[must_use]
     pub fn port_number(&self) -> Option<u16> {

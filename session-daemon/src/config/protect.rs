@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Refusal;
 use crate::config::value::usage;
+use crate::config::{Config, Refusal};
 use crate::store::PROTECTED_PREFIXES_MAX;
 use crate::store::types::KEY_LEN_MAX;
 
@@ -63,7 +63,14 @@ pub(super) fn check(all: &[Protect], evictions: bool) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The share that all prefixes have together.
-pub(super) fn percent(all: &[Protect]) -> u32 {
+fn percent(all: &[Protect]) -> u32 {
     all.iter().map(|one| u32::from(one.percent)).sum()
+}
+
+impl Config {
+    /// The share of `-m` that all of `--protect` have together, in percent.
+    #[must_use]
+    pub fn protected_percent(&self) -> u8 {
+        u8::try_from(percent(&self.protect)).unwrap_or(u8::MAX)
+    }
 }
