@@ -17,7 +17,7 @@ use session_daemon::guard::status::GuardStatus;
 use session_daemon::guard::{Destination, GuardConfig, ModeChoice, Refuse};
 
 use crate::netns::Namespace;
-use crate::wait::PATIENCE;
+use crate::wait::patience;
 
 /// What the process is to hold: its only argument, as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -197,7 +197,7 @@ impl Holder {
                 self.events.remove(idx);
                 return start.elapsed();
             }
-            match self.replies.recv_timeout(PATIENCE) {
+            match self.replies.recv_timeout(patience()) {
                 Ok(Reply::Event(event)) => self.events.push(event),
                 other => panic!("no event `{words}` but {other:?}; events: {:?}", self.events),
             }
@@ -222,7 +222,7 @@ impl Holder {
 
     fn answer(&mut self) -> Result<GuardStatus> {
         loop {
-            match self.replies.recv_timeout(PATIENCE) {
+            match self.replies.recv_timeout(patience()) {
                 Ok(Reply::Status(status)) => return Ok(*status),
                 Ok(Reply::Error(message)) => bail!("{message}"),
                 Ok(Reply::Event(event)) => self.events.push(event),

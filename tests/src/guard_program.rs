@@ -20,6 +20,7 @@ use session_common::guard::{
 };
 
 use crate::attach::{self, Attachment, Mode};
+use crate::kernel;
 use crate::packet::{IPV4, IPV6};
 
 /// Where a packet meets the guard.
@@ -85,6 +86,7 @@ pub struct Answered {
 pub struct GuardProgram {
     ebpf: Ebpf,
     counted: Vec<Counter>,
+    hooks: Vec<Hook>,
 }
 
 /// Where the object under test stands: `SESSION_GUARD_OBJECT`, else the kept one.
@@ -111,7 +113,10 @@ impl GuardProgram {
             loader.map_max_entries(map, 4096);
         }
         let mut ebpf = loader.load_file(&path).with_context(|| path.display().to_string())?;
-        for hook in Hook::ALL {
+        let has_frags = !kernel::is_before(5, 18);
+        let hooks = Hook::ALL.into_iter().filter(|hook| *hook != Hook::NativeFrags || has_frags);
+        let hooks: Vec<Hook> = hooks.collect();
+        for hook in &hooks {
             let program = ebpf.program_mut(hook.program()).context("not in the object")?;
             match hook {
                 Hook::Native | Hook::NativeFrags => <&mut Xdp>::try_from(program)?.load()?,
@@ -120,9 +125,16 @@ impl GuardProgram {
         }
         let program = ebpf.program_mut("guard_socket").context("not in the object")?;
         <&mut SocketFilter>::try_from(program)?.load()?;
-        let mut guard = Self { ebpf, counted: vec![Counter::default(); Reason::ALL.len()] };
+        let counted = vec![Counter::default(); Reason::ALL.len()];
+        let mut guard = Self { ebpf, counted, hooks };
         guard.settings(0)?;
         Ok(guard)
+    }
+
+    /// Hooks whose programs this kernel loads.
+    #[must_use]
+    pub fn hooks(&self) -> &[Hook] {
+        &self.hooks
     }
 
     /// Writes bits of `session_common::guard::settings`.

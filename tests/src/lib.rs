@@ -21,6 +21,7 @@ pub mod guard_bed;
 #[cfg(feature = "daemon")]
 pub mod guard_holder;
 pub mod guard_program;
+pub mod kernel;
 pub mod leftovers;
 pub mod memcached;
 pub mod netns;

@@ -10,17 +10,27 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// How long an event that must come may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How many times longer everything may take, for machines that are emulated.
+pub const FACTOR_VARIABLE: &str = "SESSION_TEST_PATIENCE";
+
+/// [`PATIENCE`], as often as the environment says.
+#[must_use]
+pub fn patience() -> Duration {
+    let factor = std::env::var(FACTOR_VARIABLE).ok().and_then(|factor| factor.parse().ok());
+    PATIENCE * factor.unwrap_or(1)
+}
+
 /// Pause between two looks at a condition that has no file descriptor to wait on.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Looks until `condition` gives a value.
 ///
 /// # Panics
-/// If that takes longer than [`PATIENCE`]; `what` names the event in the message.
+/// If that takes longer than [`patience`]; `what` names the event in the message.
 pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
-    match within(PATIENCE, condition) {
+    match within(patience(), condition) {
         Some(value) => value,
-        None => panic!("waited {PATIENCE:?} in vain for {what}"),
+        None => panic!("waited {:?} in vain for {what}", patience()),
     }
 }
 

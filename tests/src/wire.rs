@@ -194,7 +194,7 @@ impl<'a> Ears<'a> {
     /// When one of `awaited` does not come, or the sockets fail.
     pub fn heard(&self, awaited: &[Arrival]) -> Result<BTreeSet<Arrival>> {
         let mut heard = BTreeSet::new();
-        let all = wait::within(wait::PATIENCE, || {
+        let all = wait::within(wait::patience(), || {
             self.hear(&mut heard)
                 .err()
                 .map(Err)

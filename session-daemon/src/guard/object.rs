@@ -6,16 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use caps::Capability;
 use rustix::io::Errno;
 
 use crate::guard::Mode;
 use crate::guard::error::GuardError;
 use crate::guard::maps::{Maps, SPECS};
-use crate::guard::pins::{MAPS, Pins};
+use crate::guard::pins::{MAPS, Pins, with_capability};
 use crate::sys;
 
 /// The object kept in the repository, or the one that the build was told to use.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SESSION_GUARD_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SESSION_GUARD_OBJECT"));
 
 /// A program in the kernel.
 #[derive(Debug)]
@@ -36,11 +37,13 @@ pub(super) struct Refusal {
     pub(super) text: String,
     /// It takes a capability more. (What the verifier refuses is EACCES, not EPERM.)
     pub(super) not_permitted: bool,
+    /// The verifier refuses it: an older one may take it from a loader with CAP_PERFMON.
+    not_verified: bool,
 }
 
 impl From<&str> for Refusal {
     fn from(text: &str) -> Self {
-        Self { text: text.to_owned(), not_permitted: false }
+        Self { text: text.to_owned(), not_permitted: false, not_verified: false }
     }
 }
 
@@ -107,7 +110,22 @@ pub(super) const fn program_name(mode: Mode) -> &'static str {
     }
 }
 
-fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
+/// Without CAP_PERFMON where that will do. Without it Linux 5.10 lets nobody compare packet
+/// pointers, and 6.1 is stricter about the stack than 6.12.
+pub(super) fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
+    match load_as_is(object, name) {
+        Err(refusal) if refusal.not_verified => {
+            let again = with_capability(Capability::CAP_PERFMON, || load_as_is(object, name));
+            again.map_err(|refusal| Refusal {
+                text: format!("{}; Linux before 6.12 wants CAP_PERFMON as well", refusal.text),
+                ..refusal
+            })
+        }
+        outcome => outcome,
+    }
+}
+
+fn load_as_is(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
     let program = object.program_mut(name).ok_or("not in the object")?;
     let fd = match program {
         Program::Xdp(program) => program.load().and_then(|()| clone(program.fd()?)),
@@ -117,7 +135,7 @@ fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
     };
     let fd = fd.map_err(|error| program_error(&error))?;
     let (id, _) = sys::program_facts(fd.as_fd())
-        .map_err(|error| Refusal { text: error.to_string(), not_permitted: false })?;
+        .map_err(|error| Refusal::from(error.to_string().as_str()))?;
     Ok(Loaded { id, fd })
 }
 
@@ -128,7 +146,7 @@ fn clone(fd: &aya::programs::ProgramFd) -> Result<OwnedFd, ProgramError> {
 /// The end of the verifier's log says why.
 fn program_error(error: &ProgramError) -> Refusal {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
-        return Refusal { text: format!("load: {error}"), not_permitted: false };
+        return Refusal::from(format!("load: {error}").as_str());
     };
     let log = verifier_log.to_string();
     let statistics = ["processed ", "stack depth ", "verification time "];
@@ -137,6 +155,7 @@ fn program_error(error: &ProgramError) -> Refusal {
     Refusal {
         text: format!("load: {io_error} {last}").trim_end().to_owned(),
         not_permitted: io_error.raw_os_error() == Some(Errno::PERM.raw_os_error()),
+        not_verified: io_error.raw_os_error() == Some(Errno::ACCESS.raw_os_error()),
     }
 }
 

@@ -251,15 +251,20 @@ pub(super) fn unescape(name: &str) -> String {
 
 /// Runs `work` with CAP_SYS_ADMIN in force, if this thread may have it, and puts it away again.
 pub(super) fn with_mount_capability<T>(work: impl FnOnce() -> T) -> T {
-    let has = |set| caps::has_cap(None, set, Capability::CAP_SYS_ADMIN).unwrap_or(false);
+    with_capability(Capability::CAP_SYS_ADMIN, work)
+}
+
+/// The same with another capability.
+pub(super) fn with_capability<T>(capability: Capability, work: impl FnOnce() -> T) -> T {
+    let has = |set| caps::has_cap(None, set, capability).unwrap_or(false);
     let raise = !has(CapSet::Effective) && has(CapSet::Permitted);
     if raise {
         // A failure shows as EPERM in `work`, which says what is missing.
-        let _ = caps::raise(None, CapSet::Effective, Capability::CAP_SYS_ADMIN);
+        let _ = caps::raise(None, CapSet::Effective, capability);
     }
     let outcome = work();
     if raise {
-        let _ = caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN);
+        let _ = caps::drop(None, CapSet::Effective, capability);
     }
     outcome
 }

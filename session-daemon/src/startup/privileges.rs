@@ -18,6 +18,8 @@ const DESCRIPTORS_PER_WORKER: u64 = 16;
 const IN_USE: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 /// Capability that a parent with a guard can take up again: to mount an unmounted bpffs.
 const IN_RESERVE_WITH_GUARD: [Capability; 1] = [Capability::CAP_SYS_ADMIN];
+/// And where an older kernel asks for it, to load a program for an interface that comes later.
+const IN_RESERVE_BEFORE_LINUX_6_12: [Capability; 1] = [Capability::CAP_PERFMON];
 /// Capabilities that every parent can take up again: to end a child of another user that does not
 /// answer, and to start the child of the program that it is upgraded to as that user.
 const IN_RESERVE: [Capability; 3] =
@@ -95,8 +97,22 @@ fn raise(resource: Resource, need: u64) -> nix::Result<()> {
 /// Capabilities that the parent may use, now or later.
 fn kept(guarded: bool) -> Result<CapsHashSet> {
     let held = caps::read(None, CapSet::Permitted).context("reading the capabilities")?;
-    let of_guard = IN_USE.iter().chain(&IN_RESERVE_WITH_GUARD).filter(|_| guarded);
+    let of_old_kernel = IN_RESERVE_BEFORE_LINUX_6_12.iter().filter(|_| kernel_is_before((6, 12)));
+    let of_guard =
+        IN_USE.iter().chain(&IN_RESERVE_WITH_GUARD).chain(of_old_kernel).filter(|_| guarded);
     Ok(of_guard.chain(&IN_RESERVE).copied().filter(|one| held.contains(one)).collect())
+}
+
+/// Whether the running kernel is older than this version; not if it does not say.
+fn kernel_is_before(version: (u32, u32)) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release_of(&release).is_some_and(|release| release < version)
+}
+
+/// Major and minor version of a kernel's release.
+fn release_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Has an exec of this process leave it what it keeps: the program that it is upgraded to is to
