@@ -99,6 +99,7 @@ impl Connection {
                 }
             }
             Request::Status => control.status().await,
+            Request::Test { address, port } => control.test(address, port).await,
             Request::Locks => control.locks().await,
             Request::Admin { line } => control.admin(line, self.peer).await,
             Request::Allow { prefixes, for_s, name, comment, any, confirm_s } => {

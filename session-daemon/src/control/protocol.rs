@@ -1,6 +1,7 @@
 //! What goes over the control socket: one JSON object a line, described in docs/operations.md.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,14 @@ pub(crate) enum Request {
     List,
     /// One line that says how the daemon is.
     Status,
+    /// What would become of a source's packets.
+    Test {
+        /// Its address.
+        address: IpAddr,
+        /// A port; each guarded one if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+    },
     /// Locks of PHP sessions that are held.
     Locks,
     /// A command of memcached's, one line without its end.

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -178,6 +178,31 @@ impl Control {
         }))
     }
 
+    /// `test`: what the list says of a source, and what the guard's program does with its packets.
+    pub(crate) async fn test(&self, address: IpAddr, port: Option<u16>) -> Result<Value> {
+        let keeper = self.shared.keeper.lock().await;
+        let now = Now::sample();
+        let verdict = keeper.list().verdict(address, now.boottime_ns);
+        let guard = self.shared.guard.as_ref();
+        let is_own = guard.is_some_and(|guard| guard.borrow().is_own(address));
+        // What the host sends to itself meets no interface, and a wire carries no such source.
+        let packets = match guard {
+            Some(guard) if !is_own && !address.is_loopback() => {
+                Some(guard.borrow().test(address, port)?)
+            }
+            _ => None,
+        };
+        Ok(json!({
+            "ok": true,
+            "address": address,
+            "is_own": is_own || address.is_loopback(),
+            "enforced": self.enforced(),
+            "allowed": verdict.allowed,
+            "reason": verdict.reason.name(),
+            "entry": verdict.entry.map(|entry| entry_json(entry, now)),
+            "packets": packets,
+        }))
+    }
     /// `locks`: those that are held, and the connections that one may be held by.
     pub(crate) async fn locks(&self) -> Result<Value> {
         let mut link = self.shared.link.lock().await;

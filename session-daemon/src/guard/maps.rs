@@ -207,7 +207,7 @@ where
     T::try_from(map).map_err(|error| fault(error.to_string()))
 }
 
-fn data_of(map: &Map) -> Option<&MapData> {
+pub(super) fn data_of(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => {
             Some(data)

@@ -13,6 +13,7 @@ mod maps;
 mod netlink;
 mod object;
 mod pins;
+pub mod probe;
 pub mod samples;
 mod start;
 pub mod status;

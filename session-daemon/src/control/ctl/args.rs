@@ -1,6 +1,7 @@
 //! The command line of `sessionctl`.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +99,15 @@ pub(super) enum Command {
     },
     /// Show what is served, how it is guarded, and what was refused
     Status,
+    /// Say what would become of a source's packets, asked of the guard's own program
+    Test {
+        /// The source, such as 198.18.0.7 or 2001:db8::7
+        #[arg(value_name = "ADDRESS")]
+        address: IpAddr,
+        /// To this port, guarded or not [default: each guarded one]
+        #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+        to: Option<u16>,
+    },
     /// Make the list say exactly what a file says, at one instant
     Sync {
         /// One entry a line: allow or deny (allow if neither), a prefix, name=NAME, # and a comment

@@ -10,6 +10,7 @@ mod generate;
 mod import;
 mod locks;
 mod render;
+mod tested;
 mod top;
 
 use std::ffi::OsString;
@@ -131,6 +132,7 @@ fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
             return print(arguments, &answer, &drops::top(&answer));
         }
         Command::Status => Request::Status,
+        Command::Test { address, to } => Request::Test { address: *address, port: *to },
         Command::Upgrade { binary } => {
             let absolute = binary.as_ref().map(std::path::absolute).transpose()?;
             Request::Upgrade { binary: absolute }
@@ -160,6 +162,7 @@ fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
     let answer = connect(arguments)?.ask([&request])?;
     let text = match &request {
         Request::Status => render::status(&answer),
+        Request::Test { .. } => tested::render(&answer),
         Request::Audit { .. } => render::audited(&answer),
         Request::Confirm => "confirmed\n".to_owned(),
         Request::Upgrade { .. } => render::upgraded(&answer),
