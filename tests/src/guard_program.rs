@@ -107,10 +107,18 @@ impl GuardProgram {
     /// # Errors
     /// Without CAP_BPF and CAP_NET_ADMIN, or when the kernel refuses a program.
     pub fn load() -> Result<Self> {
+        Self::load_for(4096)
+    }
+
+    /// The same with room for so many entries in each of the lists' maps.
+    ///
+    /// # Errors
+    /// As for [`GuardProgram::load`].
+    pub fn load_for(entries: u32) -> Result<Self> {
         let path = object_path();
         let mut loader = EbpfLoader::new();
         for map in ["HOSTS4", "HOSTS6", "PREFIXES4", "PREFIXES6", "LOCAL4", "LOCAL6"] {
-            loader.map_max_entries(map, 4096);
+            loader.map_max_entries(map, entries);
         }
         let mut ebpf = loader.load_file(&path).with_context(|| path.display().to_string())?;
         let has_frags = !kernel::is_before(5, 18);

@@ -18,7 +18,7 @@ mod points;
 mod results;
 mod servers;
 mod statistics;
-mod svg;
+pub(crate) mod svg;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -3,16 +3,16 @@
 
 use std::fmt::Write;
 
-pub(super) const INK: &str = "#1f2933";
-pub(super) const PALE: &str = "#7b8794";
-pub(super) const GRID: &str = "#e4e7eb";
-pub(super) const OURS: &str = "#0b7285";
-pub(super) const OTHER: &str = "#e8590c";
-pub(super) const NOISE: &str = "#cbd2d9";
+pub(crate) const INK: &str = "#1f2933";
+pub(crate) const PALE: &str = "#7b8794";
+pub(crate) const GRID: &str = "#e4e7eb";
+pub(crate) const OURS: &str = "#0b7285";
+pub(crate) const OTHER: &str = "#e8590c";
+pub(crate) const NOISE: &str = "#cbd2d9";
 
 /// A drawing of a fixed size in pixels.
 #[derive(Debug)]
-pub(super) struct Drawing {
+pub(crate) struct Drawing {
     body: String,
     width: f64,
     height: f64,
@@ -20,25 +20,25 @@ pub(super) struct Drawing {
 
 /// Where a word stands to its point.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     Start,
     Middle,
     End,
 }
 
 impl Drawing {
-    pub(super) fn new(width: f64, height: f64) -> Self {
+    pub(crate) fn new(width: f64, height: f64) -> Self {
         Self { body: String::new(), width, height }
     }
 
-    pub(super) fn rectangle(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str) {
+    pub(crate) fn rectangle(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str) {
         let _ = writeln!(
             self.body,
             r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" rx="2" fill="{fill}"/>"#
         );
     }
 
-    pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), colour: &str, width: f64) {
+    pub(crate) fn line(&mut self, from: (f64, f64), to: (f64, f64), colour: &str, width: f64) {
         let _ = writeln!(
             self.body,
             r#"<line x1="{:.1}" y1="{:.1}" x2="{:.1}" y2="{:.1}" stroke="{colour}" stroke-width="{width}"/>"#,
@@ -46,11 +46,11 @@ impl Drawing {
         );
     }
 
-    pub(super) fn dot(&mut self, x: f64, y: f64, colour: &str) {
+    pub(crate) fn dot(&mut self, x: f64, y: f64, colour: &str) {
         let _ = writeln!(self.body, r#"<circle cx="{x:.1}" cy="{y:.1}" r="4.5" fill="{colour}"/>"#);
     }
 
-    pub(super) fn word(
+    pub(crate) fn word(
         &mut self,
         at: (f64, f64),
         anchor: Anchor,
@@ -73,7 +73,7 @@ impl Drawing {
     }
 
     /// The whole file.
-    pub(super) fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         let Self { body, width, height } = self;
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
@@ -90,7 +90,7 @@ fn escape(text: &str) -> String {
 
 /// A logarithmic axis from `low` to `high` over some pixels.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LogAxis {
+pub(crate) struct LogAxis {
     low: f64,
     high: f64,
     from: f64,
@@ -99,17 +99,17 @@ pub(super) struct LogAxis {
 
 impl LogAxis {
     /// Both ends are more than 0 and apart.
-    pub(super) fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
+    pub(crate) fn new((low, high): (f64, f64), (from, to): (f64, f64)) -> Self {
         Self { low: low.ln(), high: high.ln(), from, to }
     }
 
-    pub(super) fn at(&self, value: f64) -> f64 {
+    pub(crate) fn at(&self, value: f64) -> f64 {
         let share = (value.ln() - self.low) / (self.high - self.low);
         self.from + (self.to - self.from) * share.clamp(0.0, 1.0)
     }
 
     /// Round numbers on the axis: 1, 2 and 5 of each decade.
-    pub(super) fn marks(&self) -> Vec<f64> {
+    pub(crate) fn marks(&self) -> Vec<f64> {
         let decades =
             (self.low / 10_f64.ln()).floor() as i32..=(self.high / 10_f64.ln()).ceil() as i32;
         let all =
