@@ -137,6 +137,44 @@ fn the_kernel_refuses_to_take_it_off() -> Result<()> {
     Ok(())
 }
 
+/// Whatever asks for the interface, by netlink with and without force, by another link, in another mode.
+#[test]
+fn no_other_loader_takes_its_place() -> Result<()> {
+    require_root!();
+    require_program!("bpftool");
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let ours = bed.program_on("eth0")?;
+    let mut object = EbpfLoader::new().load_file(flood::object_path())?;
+    let pass: &mut Xdp = object.program_mut("bare_pass").context("no program")?.try_into()?;
+    pass.load()?;
+    let pin = bed.bpffs.join("pass");
+    sys::object_pin(pass.fd()?.as_fd(), &pin)?;
+    let pin = pin.to_str().context("a path of ours")?;
+    let host = &bed.topology.cache.namespace;
+    for hook in ["xdp", "xdpdrv", "xdpgeneric"] {
+        let attach = ["net", "attach", hook, "pinned", pin, "dev", "eth0"];
+        for words in [&attach[..], &[&attach[..], &["overwrite"]].concat()] {
+            assert!(bed.on_cache("bpftool", words).is_err(), "{words:?}");
+        }
+        for force in ["", "-force "] {
+            let words = ["-n", host.name()].into_iter().chain(force.split_whitespace());
+            let words = words.chain(["link", "set", "dev", "eth0", hook, "pinned", pin]);
+            assert!(run(Command::new("ip").args(words)).is_err(), "{force}{hook}");
+        }
+    }
+    for mode in [XdpMode::Driver, XdpMode::Skb] {
+        assert!(host.run(|| pass.attach("eth0", mode)).is_err(), "{mode:?}");
+    }
+    host.ip("link set dev eth0 mtu 9000")?;
+    assert_eq!(bed.program_on("eth0")?, ours);
+    bed.assert_guarded(&sockets);
+    assert_eq!(id(&holder.status(), "eth0"), id(&status, "eth0"));
+    assert_eq!(holder.events(), Vec::<String>::new(), "nothing had to be mended");
+    Ok(())
+}
+
 #[test]
 fn a_foreign_program_in_the_link_is_put_out() -> Result<()> {
     require_root!();

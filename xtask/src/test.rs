@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use session_tests::{binaries, leftovers, skip};
 
+use crate::kernels;
 use crate::packages;
 use crate::shell;
 use crate::tally::Tally;
@@ -56,6 +57,9 @@ pub(crate) struct Options {
     /// Run the guard's tests alone, on this eBPF object instead of the kept one
     #[arg(long, value_name = "PATH")]
     object: Option<PathBuf>,
+    /// Run the guard's on Debian's kernels instead, in emulated machines, or on those of a version
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "")]
+    kernels: Option<String>,
 }
 
 /// One test executable that cargo built.
@@ -71,6 +75,9 @@ struct Program {
 
 /// Runs everything and prints the closing line last.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if let Some(version) = &options.kernels {
+        return kernels::run(version);
+    }
     let total = total(options);
     println!("{total}");
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,0 +1,372 @@
+//! `cargo xtask test --kernels`: the guard on Debian's kernels, each in a machine of its own.
+//!
+//! It owns which kernels those are and how they are fetched and started: qemu, in software, without
+//! any network device, from an initial ramdisk that holds the guard's tests. Which instructions
+//! the verifier walked is compared with what was recorded.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ramdisk::Ramdisk;
+use crate::{packages, shell};
+
+/// Debian's releases, whose own kernels are 5.10, 6.1, 6.12 and a newer one.
+const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
+
+/// What the machines are made of.
+const PACKAGES: &[&str] = &["bpftool", "busybox-static", "iproute2", "qemu-system-x86", "xz-utils"];
+
+/// Debian's keys, by which the packages are trusted.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Test programs that run there, and which of their tests; all if none is named.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("packet_load", ""),
+    ("packet_evasion", ""),
+    ("guard_stands", "strangers_reach_nothing"),
+    ("guard_stands", "a_killed_daemon"),
+];
+
+/// Kernel modules that the tests need, in the order of their dependence.
+const MODULES: [&str; 5] = ["llc", "stp", "bridge", "veth", "tun"];
+
+/// Longest that one machine may take: an emulated one is slow, and a busy host slower.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+/// How many times longer the tests wait there.
+const PATIENCE: &str = "15";
+
+/// How much more than recorded the verifier may walk, in percent.
+const GROWTH_MAX: u64 = 20;
+
+/// A kernel and the modules of it.
+struct Kernel {
+    version: String,
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+/// Runs the guard's tests on every kernel, or on those whose version begins with `only`.
+pub(crate) fn run(only: &str) -> Result<ExitCode> {
+    packages::ensure(PACKAGES);
+    let mut build = shell::cargo();
+    build.args(["build", "--package", "session-tests", "--bin", "guard_holder"]);
+    shell::run(build.args(PROGRAMS.iter().flat_map(|(name, _)| ["--test", name])))?;
+    let mut report = String::new();
+    let mut counts = BTreeMap::new();
+    let mut all_well = true;
+    for suite in SUITES {
+        let kernel = fetch(suite).with_context(|| format!("the kernel of Debian {suite}"))?;
+        if !kernel.version.starts_with(only) {
+            continue;
+        }
+        let start = Instant::now();
+        let output = boot(&kernel)?;
+        let (is_well, summary) = read(&kernel.version, &output, &mut counts);
+        if !is_well {
+            println!("{output}");
+        }
+        all_well &= is_well;
+        let line =
+            format!("{}: {summary} ({:.0} s)", kernel.version, start.elapsed().as_secs_f64());
+        println!("{line}");
+        report.push_str(&line);
+        report.push('\n');
+    }
+    ensure!(!report.is_empty(), "no kernel's version begins with {only}");
+    println!("\n{report}");
+    let grown = compare(&counts)?;
+    grown.iter().for_each(|line| println!("{line}"));
+    Ok(if all_well && grown.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Fetches a release's kernel by apt, in a state of its own: the machine's stays as it is.
+fn fetch(suite: &str) -> Result<Kernel> {
+    let directory = shell::target_directory().join("kernels").join(suite);
+    let root = directory.join("root");
+    if !root.exists() {
+        for name in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(directory.join(name))?;
+        }
+        let line = format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n");
+        fs::write(directory.join("sources.list"), line)?;
+        shell::run(apt("apt-get", &directory).args(["-qq", "update"]))?;
+        let image = depends(&directory, "linux-image-cloud-amd64")?;
+        let image = image.iter().find(|name| name.starts_with("linux-image-"));
+        let image = image.context("the metapackage names no kernel")?.clone();
+        let parts = depends(&directory, &image)?
+            .into_iter()
+            .filter(|name| name.starts_with("linux-modules-") || name.starts_with("linux-binary-"));
+        let wanted: Vec<String> = parts.chain([image]).collect();
+        shell::run(
+            apt("apt-get", &directory)
+                .args(["-qq", "download"])
+                .args(wanted)
+                .current_dir(&directory),
+        )?;
+        let unpacked = directory.join("unpacked");
+        for package in files(&directory, |name| name.ends_with(".deb"))? {
+            shell::run(Command::new("dpkg-deb").arg("--extract").args([&package, &unpacked]))?;
+        }
+        fs::rename(unpacked, &root)?;
+    }
+    let modules = [root.join("lib/modules"), root.join("usr/lib/modules")];
+    let modules = modules.iter().find(|path| path.exists()).context("no modules")?;
+    let modules = files(modules, |_| true)?.pop().context("no modules")?;
+    let version = modules.file_name().and_then(|name| name.to_str()).context("no version")?;
+    let images = [root.join(format!("boot/vmlinuz-{version}")), modules.join("vmlinuz")];
+    let image = images.into_iter().find(|path| path.exists()).context("no image")?;
+    Ok(Kernel { version: version.to_owned(), image, modules })
+}
+
+fn apt(program: &str, directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (option, value) in [
+        ("Dir::Etc::sourcelist", "sources.list"),
+        ("Dir::State::lists", "lists"),
+        ("Dir::Cache", "cache"),
+    ] {
+        command.arg("-o").arg(format!("{option}={}", directory.join(value).display()));
+    }
+    command.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Sandbox::User=root"]);
+    command.args(["-o", "Acquire::Languages=none"]);
+    command
+}
+
+/// Names of the packages that a package depends on.
+fn depends(directory: &Path, package: &str) -> Result<Vec<String>> {
+    let mut show = apt("apt-cache", directory);
+    let output = show.args(["show", "--no-all-versions", package]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("Depends: "));
+    let line = line.with_context(|| format!("{package}: not in the archive"))?;
+    Ok(line
+        .split([',', '|'])
+        .filter_map(|one| one.split_whitespace().next())
+        .map(str::to_owned)
+        .collect())
+}
+
+fn files(directory: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if is_wanted(&entry.file_name().to_string_lossy()) {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Starts a machine with this kernel and returns what it wrote to its serial line.
+fn boot(kernel: &Kernel) -> Result<String> {
+    let scratch = tempfile::tempdir()?;
+    let ramdisk = scratch.path().join("ramdisk");
+    fs::write(&ramdisk, fill(kernel, scratch.path())?)?;
+    let mut machine = Command::new("timeout");
+    machine.args(["--kill-after=10", &LIMIT.as_secs().to_string(), "qemu-system-x86_64"]);
+    machine.args(["-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "1", "-nodefaults"]);
+    machine.args(["-no-reboot", "-nographic", "-serial", "stdio", "-net", "none"]);
+    machine.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&ramdisk);
+    machine.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr"]);
+    println!("starting {} in qemu", kernel.version);
+    let output = machine.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+}
+
+/// The tests where they find what they need: at the same paths as here.
+fn fill(kernel: &Kernel, scratch: &Path) -> Result<Vec<u8>> {
+    let mut disk = Ramdisk::default();
+    let binaries = shell::binary_directory();
+    let mut init = INIT.to_owned();
+    disk.file("/init", INIT_HEAD.as_bytes(), 0o755);
+    disk.program(Path::new("/bin/busybox"), "/bin/busybox")?;
+    for (program, place) in [("ip", "/bin/ip"), ("bpftool", "/bin/bpftool")] {
+        let path = shell::find(program).with_context(|| format!("no {program}"))?;
+        disk.program(&fs::canonicalize(path)?, place)?;
+    }
+    for name in MODULES {
+        let module = module(&kernel.modules, name)?;
+        disk.file(&format!("/modules/{name}.ko"), &module, 0o644);
+        init.push_str(&format!("insmod /modules/{name}.ko\n"));
+    }
+    let mut programs: Vec<(&str, PathBuf)> = Vec::new();
+    for (name, _) in PROGRAMS {
+        programs.push((name, test_program(&binaries, name)?));
+    }
+    programs.push(("guard_holder", binaries.join("guard_holder")));
+    for (name, path) in &programs {
+        let stripped = scratch.join(name);
+        let mut strip = Command::new("strip");
+        let status = strip.args(["--strip-debug", "-o"]).arg(&stripped).arg(path).status()?;
+        ensure!(status.success(), "{strip:?}: {status}");
+        disk.program(&stripped, &path.to_string_lossy())?;
+    }
+    let root = shell::root();
+    for object in files(&root.join("session-ebpf/object"), |name| name.ends_with(".o"))? {
+        disk.file(&object.to_string_lossy(), &fs::read(&object)?, 0o644);
+    }
+    disk.directory(&root.join("tests").to_string_lossy());
+    for (name, filter) in PROGRAMS {
+        let path = test_program(&binaries, name)?;
+        init.push_str(&format!(
+            "echo '@@ {name}'\n{} {filter} --nocapture 2>&1; echo \"@@ status $?\"\n",
+            path.display()
+        ));
+    }
+    init.push_str("echo '@@ end'\npoweroff -f\n");
+    let init = init
+        .replace("@PATIENCE@", PATIENCE)
+        .replace("@TESTS@", &root.join("tests").to_string_lossy());
+    disk.file("/tests.sh", init.as_bytes(), 0o755);
+    Ok(disk.finish())
+}
+
+/// Says where the tests are to begin, whatever they do to this shell's output.
+const INIT_HEAD: &str =
+    "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nsh /tests.sh\npoweroff -f\n";
+
+const INIT: &str = "\
+export PATH=/bin RUST_BACKTRACE=0 RUST_TEST_THREADS=1 SESSION_TEST_PATIENCE=@PATIENCE@
+mkdir -p /proc /sys /dev /run /tmp
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+cd @TESTS@
+";
+
+/// The newest build of a test program.
+fn test_program(binaries: &Path, name: &str) -> Result<PathBuf> {
+    let prefix = format!("{name}-");
+    let candidates = files(&binaries.join("deps"), |file| {
+        file.strip_prefix(&prefix).is_some_and(|hash| hash.bytes().all(|b| b.is_ascii_hexdigit()))
+    })?;
+    let built = |path: &PathBuf| fs::metadata(path).and_then(|facts| facts.modified()).ok();
+    candidates.into_iter().max_by_key(built).with_context(|| format!("{name} is not built"))
+}
+
+/// A module's bytes, unpacked.
+fn module(modules: &Path, name: &str) -> Result<Vec<u8>> {
+    let mut find = Command::new("find");
+    let output = find.arg(modules).args(["-name", &format!("{name}.ko*")]).output()?;
+    let found = String::from_utf8_lossy(&output.stdout).lines().next().map(PathBuf::from);
+    let path = found.with_context(|| format!("no module {name}"))?;
+    if path.extension().is_some_and(|extension| extension == "xz") {
+        return Ok(Command::new("xz")
+            .args(["--decompress", "--stdout"])
+            .arg(path)
+            .output()?
+            .stdout);
+    }
+    Ok(fs::read(path)?)
+}
+
+/// Whether all went well, and what to say of it; counts of verified instructions go to `counts`.
+fn read(
+    version: &str,
+    output: &str,
+    counts: &mut BTreeMap<(String, String), u64>,
+) -> (bool, String) {
+    let statuses = output.lines().filter_map(|line| line.strip_prefix("@@ status "));
+    let statuses: Vec<&str> = statuses.collect();
+    let passed: usize = number_of(output, "passed");
+    let failed: usize = number_of(output, "failed");
+    for line in output.lines() {
+        // `guard: 4555 instructions, 60000 verified`, as packet_load prints it.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [hook, _, "instructions,", count, "verified"] = words[..]
+            && let Ok(count) = count.parse()
+        {
+            let series: Vec<&str> = version.split('.').take(2).collect();
+            counts.insert((series.join("."), hook.trim_end_matches(':').to_owned()), count);
+        }
+    }
+    let is_complete = output.contains("@@ end") && statuses.len() == PROGRAMS.len();
+    let is_well = is_complete && failed == 0 && passed > 0 && statuses.iter().all(|s| *s == "0");
+    let end = if is_complete { "" } else { ", and did not come to the end" };
+    (is_well, format!("{passed} passed, {failed} failed{end}"))
+}
+
+/// Sum of what the test programs report as `word`.
+fn number_of(output: &str, word: &str) -> usize {
+    let results = output.lines().filter_map(|line| line.split_once("test result: "));
+    let parts = results.flat_map(|(_, result)| result.split([';', '.']));
+    parts.filter_map(|part| part.trim().strip_suffix(word)?.trim().parse::<usize>().ok()).sum()
+}
+
+/// Where the counts are recorded: a kernel's series, the program, the count.
+fn record() -> PathBuf {
+    shell::root().join("session-ebpf/verified.txt")
+}
+
+/// Programs of which the verifier walks much more than recorded. What is not recorded yet is.
+fn compare(counts: &BTreeMap<(String, String), u64>) -> Result<Vec<String>> {
+    let text = fs::read_to_string(record()).unwrap_or_default();
+    let mut recorded: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        if let [series, hook, count] = line.split_whitespace().collect::<Vec<_>>()[..] {
+            recorded.insert((series.to_owned(), hook.to_owned()), count.parse()?);
+        }
+    }
+    let mut grown = Vec::new();
+    for (key, count) in counts {
+        let before = *recorded.entry(key.clone()).or_insert(*count);
+        if *count * 100 > before * (100 + GROWTH_MAX) {
+            grown.push(format!(
+                "{} on Linux {}: {count} instructions verified, {before} recorded in {}",
+                key.1,
+                key.0,
+                record().display()
+            ));
+        }
+    }
+    let mut lines = String::from(HEADER);
+    for ((series, hook), count) in &recorded {
+        lines.push_str(&format!("{series} {hook} {count}\n"));
+    }
+    if lines != text {
+        fs::write(record(), lines)?;
+    }
+    Ok(grown)
+}
+
+const HEADER: &str = "\
+# Instructions that the verifier walks: kernel, program, count. `cargo xtask test --kernels` adds what
+# is missing and fails when a count grows by more than a fifth; remove a line to record it anew.
+";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{number_of, read};
+
+    #[test]
+    fn a_machine_that_ends_early_or_fails_a_test_is_not_well() {
+        let run = "guard: 10 instructions, 600 verified\n\
+                   test result: ok. 3 passed; 0 failed; 0 ignored\n@@ status 0\n";
+        let whole = format!("{run}{run}{run}{run}@@ end\n");
+        let mut counts = BTreeMap::new();
+        assert_eq!(read("6.1.0-9", &whole, &mut counts).1, "12 passed, 0 failed");
+        assert_eq!(counts[&("6.1".to_owned(), "guard".to_owned())], 600);
+        assert!(read("6.1.0-9", &whole, &mut counts).0);
+        for bad in [
+            whole.replace("@@ end", ""),
+            whole.replace("0 failed", "1 failed"),
+            whole.replacen("@@ status 0", "@@ status 101", 1),
+            format!("{run}@@ end\n"),
+        ] {
+            assert!(!read("6.1.0-9", &bad, &mut counts).0, "{bad}");
+        }
+        assert_eq!(number_of("test result: ok. 7 passed; 1 failed; 0 ignored", "failed"), 1);
+    }
+}
