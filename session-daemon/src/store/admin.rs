@@ -3,14 +3,15 @@
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
-use crate::store::classes::ITEM_CLASS_FIRST;
+use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
+use crate::store::counters::Count;
 use crate::store::ghosts::ghosts_len;
 use crate::store::item::{State, Times};
 use crate::store::layout::NO_PAGE;
 use crate::store::reader::second;
 use crate::store::reuse::Worth;
 use crate::store::stats::Evicted;
-use crate::store::sync::{AtomicU32, AtomicUsize, Ordering};
+use crate::store::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::store::types::{ClientFlags, Reassigned};
 use crate::store::{HEADER_LEN, Store, Worker};
 
@@ -33,6 +34,40 @@ impl Limit {
     pub(super) fn pages(&self) -> u32 {
         // Relaxed: a limit that changes at some moment.
         self.pages.load(Ordering::Relaxed)
+    }
+}
+
+/// The page that drains for a class by `slabs reassign`: one at a time.
+///
+/// ```text
+///  63        32 31         0
+/// | page and 1 |   class    |   0: none
+/// ```
+#[derive(Debug, Default)]
+pub(super) struct AskedFor(AtomicU64);
+
+impl AskedFor {
+    /// Notes that a page is for a class, before it drains.
+    fn note(&self, page: u32, class: u32) {
+        // Release: pairs with the Acquire in `take`; the lock of the page's class, under which it
+        // begins to drain, orders them too.
+        self.0.store((u64::from(page) + 1) << 32 | u64::from(class), Ordering::Release);
+    }
+
+    /// Forgets what was noted of a page.
+    fn forget(&self, page: u32) {
+        self.take(page);
+    }
+
+    /// The class for which a page has drained; once.
+    pub(super) fn take(&self, page: u32) -> Option<u32> {
+        // Acquire: as in `note`.
+        let word = self.0.load(Ordering::Acquire);
+        let is_this = word >> 32 == u64::from(page) + 1;
+        // Relaxed: who sees the page drained is one, so nobody else takes the same word.
+        let taken = is_this
+            && self.0.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        taken.then_some(word as u32)
     }
 }
 
@@ -91,8 +126,7 @@ impl Store {
 
 impl Worker {
     /// Takes a page from class `from` (-1: from the class with most pages), for class `to` (0: for
-    /// whichever needs it). Its items go; the page comes to the pool when nobody reads it any
-    /// more, and from there to the class that asks first.
+    /// the pool). Its items go; the page is the other class's when nobody reads it any more.
     pub fn reassign(&mut self, from: i32, to: i32, now: Now) -> Reassigned {
         self.begin();
         let store = self.shared();
@@ -104,20 +138,40 @@ impl Worker {
             _ => {}
         }
         let from = if from == -1 { Some(store.largest_class()) } else { class(from) };
-        let (Some(from @ 1..), Some(_)) = (from, class(to)) else { return Reassigned::BadClass };
+        let (Some(from @ 1..), Some(to)) = (from, class(to)) else { return Reassigned::BadClass };
+        if from == to {
+            return Reassigned::Same;
+        }
         if store.drains() {
             return Reassigned::Running;
         }
+        if !self.give_page(from, to) {
+            return Reassigned::NoSpare;
+        }
+        self.drain_some(now);
+        self.quiesce();
+        Reassigned::Begun { from }
+    }
+
+    /// Has a page of a class drained for another, or for the pool; false if none can be spared.
+    fn give_page(&self, from: u32, to: u32) -> bool {
+        let store = self.shared();
         let meta = store.class_meta(from);
         // Relaxed: a hint; marking is exact.
         let page = meta.ring.load(Ordering::Relaxed);
-        let spare = meta.pages.load(Ordering::Relaxed) > 1 && page != NO_PAGE;
-        if spare && self.drain(page, from, Worth::NONE) {
-            self.drain_some(now);
-            self.quiesce();
-            return Reassigned::Begun { from };
+        if meta.pages.load(Ordering::Relaxed) < 2 || page == NO_PAGE {
+            return false;
         }
-        Reassigned::NoSpare
+        if to != LINE_CLASS {
+            store.asked_for.note(page, to);
+        }
+        let drains = self.drain(page, from, Worth::NONE);
+        if drains {
+            self.count(from, Count::PagesMoved, 1);
+        } else {
+            store.asked_for.forget(page);
+        }
+        drains
     }
 
     /// Begins to empty a page while the store is over a limit that was lowered. True if it did.

@@ -30,6 +30,8 @@ pub(super) enum Count {
     CrawlerChecked,
     CrawlerReclaimed,
     GetHits,
+    GetExpired,
+    GetFlushed,
     CmdSet,
     DeleteHits,
     IncrHits,
@@ -147,6 +149,8 @@ impl Store {
             limit_maxbytes: self.memory_limit() as u64,
             evictions: sums.total(Count::Evicted),
             reclaimed: sums.total(Count::Reclaimed),
+            get_expired: sums.total(Count::GetExpired),
+            get_flushed: sums.total(Count::GetFlushed),
             expired_unfetched: sums.total(Count::ExpiredUnfetched),
             evicted_unfetched: sums.total(Count::EvictedUnfetched),
             evicted_active: sums.total(Count::EvictedActive),
@@ -189,11 +193,17 @@ impl Store {
             .collect()
     }
 
+    /// Free chunks that workers took ahead.
+    fn chunks_ahead(&self, class: u32) -> u64 {
+        let places = self.workers.iter().flat_map(|worker| worker.magazines.of(class));
+        places.filter(|place| place.load(Ordering::Relaxed) != 0).count() as u64
+    }
+
     fn class_stats(&self, class: u32, sums: &Sums) -> ClassStats {
         let meta = self.class_meta(class);
         // Relaxed: figures for people, not decisions.
         let pages = u64::from(meta.pages.load(Ordering::Relaxed));
-        let free = u64::from(meta.free.load(Ordering::Relaxed));
+        let free = u64::from(meta.free.load(Ordering::Relaxed)) + self.chunks_ahead(class);
         let per_page = u64::from(self.chunks_per_page(class));
         let of = |count| sums.of(class, count);
         ClassStats {

@@ -281,7 +281,8 @@ impl Worker {
         &self.shared().workers[self.id].tally
     }
 
-    fn count_removal(&self, state: State, times: Times, reason: Reason, now: Now) {
+    /// Counts an item that is gone by why it went.
+    pub(super) fn count_removal(&self, state: State, times: Times, reason: Reason, now: Now) {
         let class = state.class();
         if reason != Reason::Room {
             let count =

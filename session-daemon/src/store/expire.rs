@@ -88,7 +88,7 @@ impl Worker {
             self.turn_over(true);
         }
         self.quiesce();
-        removed > 0 || self.shared().drains()
+        removed > 0 || self.shared().drains() || self.shared().sweep_is_forced()
     }
 
     fn sweep_slice(&self, now: Now) -> u32 {

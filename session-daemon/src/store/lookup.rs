@@ -7,7 +7,7 @@ use crate::store::buckets::Buckets;
 use crate::store::counters::Count;
 use crate::store::evict::Reason;
 use crate::store::item::{FREQ_MAX, TIMES, Times};
-use crate::store::reader::Item;
+use crate::store::reader::{Item, second};
 use crate::store::reuse::tick;
 use crate::store::sync::Ordering;
 use crate::store::types::{Key, Lifetime};
@@ -101,6 +101,7 @@ impl Worker {
         loop {
             let found = self.find_living(hash, key)?;
             if self.shared().is_over(found.offset, found.times, now) {
+                self.count_dead(&found, now);
                 return None;
             }
             let new = Times::new(lifetime, tick(now)).with_win(found.times.is_won());
@@ -141,10 +142,19 @@ impl Worker {
     fn find_alive_item(&self, hash: u64, key: Key<'_>, now: Now) -> Option<Item<'_>> {
         let found = self.find_living(hash, key)?;
         if self.shared().is_over(found.offset, found.times, now) {
+            self.count_dead(&found, now);
             self.remove_item(found.offset, Reason::Swept, now);
             return None;
         }
         Some(found)
+    }
+
+    /// Counts a lookup that met a dead item by what it died of.
+    #[cold]
+    fn count_dead(&self, found: &Item<'_>, now: Now) {
+        let expired = found.times.is_expired(second(now));
+        let count = if expired { Count::GetExpired } else { Count::GetFlushed };
+        self.count(found.state.class(), count, 1);
     }
 
     /// Writes what an access changes: nothing for an item that was used a moment ago.

@@ -18,7 +18,7 @@
 #![allow(unsafe_code)]
 
 use crate::clock::Now;
-use crate::store::admin::Limit;
+use crate::store::admin::{AskedFor, Limit};
 use crate::store::classes::{Classes, HEADER_LEN};
 use crate::store::counters::Counters;
 use crate::store::epoch::Epochs;
@@ -141,6 +141,8 @@ pub struct Store {
     keys: Padded<AtomicI64>,
     /// Pages that drain.
     draining: SpinMutex<Vec<Drain>>,
+    /// What page drains for which class on command.
+    asked_for: AskedFor,
     /// What evicted items were.
     ghosts: Ghosts,
     /// What items are worth.
@@ -228,6 +230,7 @@ impl Store {
             secret,
             keys: Padded::default(),
             draining: SpinMutex::new(Vec::new()),
+            asked_for: AskedFor::default(),
             ghosts: Ghosts::new(config.memory_limit),
             reuse: Reuse::new(),
             heat,
@@ -317,7 +320,8 @@ impl Store {
     }
 
     /// Whether the sweep must look at its next page although nothing expires there.
-    fn sweep_is_forced(&self) -> bool {
+    #[must_use]
+    pub fn sweep_is_forced(&self) -> bool {
         // Relaxed: a hint, as the cursor.
         self.swept.0.load(Ordering::Relaxed) < self.sweep_forced.load(Ordering::Relaxed)
     }

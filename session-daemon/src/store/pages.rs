@@ -139,6 +139,15 @@ impl Store {
         pool.pool_len.put(pool.pool_len.get() + 1);
     }
 
+    /// Gives a page that has drained to the class for which it was taken, or else to the pool. No
+    /// turn may still know it as anything else.
+    fn pass_on(&self, page: u32) {
+        match self.asked_for.take(page) {
+            Some(class) => self.class_add_page(class, page),
+            None => self.pool_give(page),
+        }
+    }
+
     /// Pages that the pool could give now.
     pub(super) fn pool_len(&self) -> u32 {
         let pool = self.superblock();
@@ -277,7 +286,7 @@ impl Store {
         let drained = self.is_drained(page);
         drop(guard);
         if drained {
-            self.pool_give(page);
+            self.pass_on(page);
         }
         None
     }
@@ -343,7 +352,7 @@ impl Store {
         let drained = self.is_drained(page);
         drop(guard);
         if drained {
-            self.pool_give(page);
+            self.pass_on(page);
         }
     }
 
@@ -367,7 +376,7 @@ impl Store {
         let drained = self.is_drained(page);
         drop(guard);
         if drained {
-            self.pool_give(page);
+            self.pass_on(page);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::store::buckets::{Buckets, Inserted};
 use crate::store::counters::Count;
 use crate::store::draft::Draft;
 use crate::store::epoch::Retired;
+use crate::store::evict::Reason;
 use crate::store::failpoint::step;
 use crate::store::item::{CAS, PIECE_OWNER, STALE, State, TIMES, Times};
 use crate::store::reader::{CAS_WORKER_BITS, stamp_at, stamp_of};
@@ -143,7 +144,10 @@ impl Worker {
                 Some((old, seen)) if store.supersede(old, seen, draft.head) => {
                     step("replace: decided");
                     self.count_linked(draft.head, state);
-                    self.bury(hash, old, draft.head);
+                    let state = self.bury(hash, old, draft.head);
+                    if alive.is_none() {
+                        self.count_removal(state, seen, Reason::Dead, now);
+                    }
                 }
                 Some(_) => continue,
                 None => {

@@ -19,6 +19,10 @@ pub struct Totals {
     pub evictions: u64,
     /// Dead items whose memory was taken for new ones.
     pub reclaimed: u64,
+    /// Lookups that met an item whose time was over.
+    pub get_expired: u64,
+    /// Lookups that met an item from before a flush.
+    pub get_flushed: u64,
     /// Expired items that were never fetched.
     pub expired_unfetched: u64,
     /// Evicted items that were never fetched.

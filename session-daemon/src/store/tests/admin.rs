@@ -106,6 +106,39 @@ fn a_page_is_taken_from_a_class_that_can_spare_it() {
     }
     let after = store.classes().into_iter().find(|after| after.class == class.class).unwrap();
     assert_eq!(after.total_pages, class.total_pages - 1);
+    assert_eq!(store.totals().slabs_moved, 1);
+}
+
+#[test]
+fn a_page_goes_to_the_class_that_was_named() {
+    let (store, mut worker) = store(64 << 20);
+    for idx in 0..3_000 {
+        set(&mut worker, &format!("key{idx}"), 1000, NOW);
+    }
+    let class = |id| store.classes().into_iter().find(|class| class.class == id);
+    let from = store.classes().into_iter().find(|class| class.number > 0).unwrap();
+    let to = store.class_of(4, ClientFlags(0), 300);
+    assert!(class(to).is_none_or(|to| to.total_pages == 0));
+    let used = store.totals().pages_used;
+    let reassigned = worker.reassign(from.class as i32, to as i32, NOW);
+    assert_eq!(reassigned, Reassigned::Begun { from: from.class });
+    let mut ms = 0;
+    while store.totals().pages_draining > 0 {
+        ms += 1;
+        assert!(ms < 1_000, "the page is never empty");
+        worker.maintain(later(ms));
+    }
+    let after = class(to).unwrap();
+    assert_eq!((after.total_pages, after.used_chunks), (1, 0));
+    assert_eq!(class(from.class).unwrap().total_pages, from.total_pages - 1);
+    assert_eq!(store.totals().pages_used, used, "no page came from the pool or went there");
+    for idx in 0..after.free_chunks {
+        set(&mut worker, &format!("n{idx:03}"), 300, later(ms));
+    }
+    assert_eq!(class(to).unwrap().total_pages, 1, "its chunks are of use");
+    worker.quiesce();
+    drop(worker);
+    store.validate().unwrap();
 }
 
 #[test]
