@@ -30,7 +30,7 @@ pub fn license() -> String {
 
 const FLAGS: &str = "\
 -p, --port=<num>          TCP port to listen on (default: 11211, 0 is off, -1 is any)
--U, --udp-port=<num>      UDP port to listen on (default: 0, off); without -p also
+-U, --udp-port=<num>      UDP port to listen on (default: 0, off, -1 is any); without -p also
                           the TCP port; reads only, see --udp-writes
 -s, --unix-socket=<file>  UNIX socket to listen on (disables network support)
 -a, --unix-mask=<mask>    access mask for UNIX socket, in octal (default: 700)

@@ -291,12 +291,16 @@ impl Config {
         let mut config = Self::default();
         let given = |sought| flags.iter().any(|(flag, _)| *flag == sought);
         let (port_given, binding_given) = (given(Flag::Port), given(Flag::Protocol));
+        let any_udp = flags.iter().rev().find(|(flag, _)| *flag == Flag::UdpPort);
+        let any_udp = any_udp
+            .is_some_and(|(_, text)| text.as_deref().is_some_and(|t| t.trim() == value::ANY_PORT));
         for (flag, argument) in flags {
             config.take(flag, argument.as_deref().unwrap_or_default())?;
         }
         config.log_in(binding_given)?;
         if config.udp_port != 0 && !port_given {
-            config.port = Port::Number(config.udp_port);
+            // A number that is free for datagrams need not be for connections.
+            config.port = if any_udp { Port::Any } else { Port::Number(config.udp_port) };
         }
         config.check()?;
         Ok(config)

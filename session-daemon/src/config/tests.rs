@@ -88,11 +88,14 @@ fn what_is_not_served_is_refused_by_name() {
     let udp = |words: &str| read(words).map(|config| (config.port, config.udp_port)).unwrap();
     assert_eq!(udp("-U 5"), (Port::Number(5), 5));
     assert_eq!(udp("-U 5 -p 6"), (Port::Number(6), 5));
+    let (port, any) = udp("-U -1");
+    assert!(port == Port::Any && any != 0, "{port:?} {any}");
+    assert_eq!(udp("-U -1 -p 6").0, Port::Number(6));
     assert_eq!(udp("-p 0 -U 5"), (Port::Off, 5));
     assert!(read("-U 5 --udp-writes").unwrap().udp_writes);
     for (words, part) in [
         ("-U x", "Invalid UDP port number x."),
-        ("-U -1", "Invalid UDP port number -1."),
+        ("-U -2", "Invalid UDP port number -2."),
         ("-U 65536", "Invalid UDP port number 65536."),
         ("-U 5 -s /x", "there is no network"),
         ("--udp-writes", "needs -U"),

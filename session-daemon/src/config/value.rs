@@ -1,7 +1,7 @@
 //! One function a kind of argument: its rule, memcached's text and exit status.
 #![forbid(unsafe_code)]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -17,6 +17,9 @@ pub(super) fn usage(text: impl Into<String>) -> Refusal {
     Refusal::new(EXIT_USAGE, text)
 }
 
+/// What asks for any port that is free.
+pub(super) const ANY_PORT: &str = "-1";
+
 pub(super) fn port(text: &str) -> Result<Port, Refusal> {
     match text.trim().parse::<i64>() {
         Ok(-1) => Ok(Port::Any),
@@ -30,8 +33,14 @@ fn bad_port(text: &str) -> Refusal {
     usage(format!("ERROR: Invalid port number {text}."))
 }
 
+/// The number that `-U` gives; of `-1` one that is free now, 0 for none.
 pub(super) fn udp_port(text: &str) -> Result<u16, Refusal> {
-    text.trim().parse().map_err(|_| usage(format!("ERROR: Invalid UDP port number {text}.")))
+    let bad = || usage(format!("ERROR: Invalid UDP port number {text}."));
+    if text.trim() != ANY_PORT {
+        return text.trim().parse().map_err(|_| bad());
+    }
+    let free = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|free| free.local_addr());
+    free.map(|free| free.port()).map_err(|_| bad())
 }
 
 pub(super) fn path(flag: &str, text: &str) -> Result<PathBuf, Refusal> {

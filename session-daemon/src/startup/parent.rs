@@ -164,7 +164,7 @@ async fn serve(
             return not_started.map(|_| 0);
         }
     };
-    portfile::write(&listening.addresses);
+    portfile::write(&listening.addresses, &listening.datagram_addresses);
     let reign =
         Reign { prepared, directory, signals, child, end, control, guard, pidfile, listening };
     rule(config, reign, async || {
@@ -326,6 +326,10 @@ fn overlay_file(
     locks: &mut Vec<Lock>,
     held: &[PathBuf],
 ) -> Result<Option<OverlayFile>> {
+    // Without a network nobody is kept out, and several such daemons may run.
+    if config.unix_socket.is_some() && config.state.is_none() {
+        return Ok(None);
+    }
     let Some(path) = config.state_path(port, privileges::is_root()) else {
         log::info!("no place for what sessionctl changes: it lasts until sessiond ends (--state)");
         return Ok(None);

@@ -11,20 +11,26 @@ use std::path::{Path, PathBuf};
 const VARIABLE: &str = "MEMCACHED_PORT_FILENAME";
 
 /// Writes the file, if there is to be one. A failure is told, as memcached does, and ends nothing.
-pub(super) fn write(addresses: &[SocketAddr]) {
+pub(super) fn write(addresses: &[SocketAddr], datagram_addresses: &[SocketAddr]) {
     let Some(path) = std::env::var_os(VARIABLE).map(PathBuf::from) else { return };
-    if let Err(error) = write_to(&path, addresses) {
+    if let Err(error) = write_to(&path, addresses, datagram_addresses) {
         log::warn!("{VARIABLE}: failed to write {}: {error}", path.display());
     }
 }
 
-fn write_to(path: &Path, addresses: &[SocketAddr]) -> io::Result<()> {
+fn write_to(
+    path: &Path,
+    addresses: &[SocketAddr],
+    datagram_addresses: &[SocketAddr],
+) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".lck");
     let mut file = File::options().write(true).create_new(true).open(&beside)?;
-    for address in addresses {
-        let family = if address.is_ipv4() { "INET" } else { "INET6" };
-        writeln!(file, "TCP {family}: {}", address.port())?;
+    for (protocol, addresses) in [("TCP", addresses), ("UDP", datagram_addresses)] {
+        for address in addresses {
+            let family = if address.is_ipv4() { "INET" } else { "INET6" };
+            writeln!(file, "{protocol} {family}: {}", address.port())?;
+        }
     }
     fs::rename(&beside, path)
 }
@@ -38,8 +44,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ports");
         let addresses = ["127.0.0.1:5".parse().unwrap(), "[::1]:6".parse().unwrap()];
-        write_to(&path, &addresses).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "TCP INET: 5\nTCP INET6: 6\n");
+        write_to(&path, &addresses, &addresses[..1]).unwrap();
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(written, "TCP INET: 5\nTCP INET6: 6\nUDP INET: 5\n");
         assert!(!directory.path().join("ports.lck").exists());
     }
 }
