@@ -214,6 +214,49 @@ fn reply(client: &mut Client) -> Result<(u16, Vec<u8>, Vec<u8>)> {
 }
 
 #[test]
+fn sizes_are_counted_in_binary_too() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-t", "1", "-o", "track_sizes"]);
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    fill(port, 3_000, 50)?;
+    let listed = lines(&mut connect(port)?, "stats sizes", "END")?;
+    let mut client = connect(port)?;
+    // What follows is answered behind the list.
+    client.send(&frame::plain(0x10, &[], b"sizes", &[], 0))?;
+    client.send(&frame::plain(0x0a, &[], &[], &[], 0))?;
+    let mut counted = Vec::new();
+    loop {
+        let (status, size, count) = reply(&mut client)?;
+        assert_eq!(status, 0);
+        if size.is_empty() {
+            break;
+        }
+        let word = String::from_utf8_lossy;
+        counted.push(format!("STAT {} {}", word(&size), word(&count)));
+    }
+    assert!(!counted.is_empty());
+    assert_eq!(counted, listed);
+    assert_eq!(reply(&mut client)?, (0, Vec::new(), Vec::new()));
+    Ok(())
+}
+
+#[test]
+fn a_dump_follows_no_other_answer_of_one_write() -> Result<()> {
+    let setup = Setup::loopback()?;
+    let daemon = setup.start(None)?;
+    let mut client = daemon.client();
+    for (dump, end) in [("metadump", "END"), ("mgdump", "EN")] {
+        client.send(format!("mn\r\nlru_crawler {dump} all\r\n").as_bytes())?;
+        assert_eq!(client.line()?, "MN");
+        let refused = format!("ERROR cannot pipeline other commands before {dump}");
+        assert_eq!(client.line()?, refused);
+        assert_eq!(client.command(&format!("lru_crawler {dump} all"))?, "OK");
+        assert_eq!(client.line()?, end);
+    }
+    Ok(())
+}
+
+#[test]
 fn uses_of_prefixes_are_counted_in_binary_too() -> Result<()> {
     let setup = Setup::loopback()?;
     let daemon = setup.start(None)?;

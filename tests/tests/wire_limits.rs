@@ -197,6 +197,43 @@ fn a_connection_too_many_waits_where_that_was_asked_for() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn whoever_is_closed_while_sending_is_told_why() -> Result<()> {
+    let value = vec![b'v'; 2 << 20];
+    let line = format!("set k 0 0 {}x\r\n", value.len());
+    let told = "CLIENT_ERROR bad command line format\r\n";
+    for engine in ["tokio", "uring"] {
+        if engine == "uring" && session_daemon::server::uring::probe::probe(1).is_err() {
+            eprintln!("no io_uring here");
+            continue;
+        }
+        let setup = Setup::loopback()?.arg(format!("--io={engine}"));
+        let daemon = setup.start(None)?;
+        let mut observer = daemon.client();
+        for _ in 0..20 {
+            let mut stream = connect(&daemon)?;
+            stream.write_all(line.as_bytes())?;
+            stream.write_all(&value).context("the value is passed over")?;
+            stream.write_all(b"\r\nget smuggled\r\n")?;
+            let mut replies = String::new();
+            stream.read_to_string(&mut replies).context("no reset")?;
+            ensure!(replies == told, "{replies:?}");
+        }
+        // Who goes on for ever is not listened to for ever.
+        let mut stream = connect(&daemon)?;
+        stream.write_all(line.as_bytes())?;
+        let mut sent = 0;
+        while sent < 64 << 20 && stream.write_all(&value).is_ok() {
+            sent += value.len();
+        }
+        ensure!(sent < 64 << 20, "{sent} bytes were passed over");
+        wait::until("no connection but one", || {
+            (observer.stats("").ok()?["curr_connections"] == "1").then_some(())
+        });
+    }
+    Ok(())
+}
+
 /// What the process that serves has used of the processors, in clock ticks.
 fn cpu_ticks(pid: &str) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -184,11 +184,16 @@ fn each_listener_has_its_own_way() -> Result<()> {
 }
 
 #[test]
-fn a_hangup_signal_reads_the_certificates_again() -> Result<()> {
+fn a_hangup_signal_or_a_command_reads_the_certificates_again() -> Result<()> {
     let bed = Bed::new("", &[])?;
     let mut greeted = bed.client()?;
-    let other = Authority::new()?;
     let directory = bed.setup.scratch().path().to_owned();
+    let asked = Authority::new()?;
+    asked.vouch("localhost")?.write(&directory, "server")?;
+    ensure!(greeted.command("refresh_certs")? == "OK", "refresh_certs");
+    let terms = Terms::new(&asked, None)?;
+    wait::until("the certificate asked for", || terms.connect(bed.setup.port()).ok().map(drop));
+    let other = Authority::new()?;
     other.vouch("localhost")?.write(&directory, "server")?;
     bed.process.signal(Signal::SIGHUP);
     let terms = Terms::new(&other, None)?;

@@ -131,10 +131,10 @@ pub enum AdminOutcome {
     LimitOutOfBounds,
     /// There are no certificates.
     NoTls,
-    /// The process that serves clients reads no file: a signal to its parent has them read.
-    CertsBySignal,
-    /// The certificates cannot be read; those in use stay.
-    CertsNotRead,
+    /// Answers to other commands stand before the list.
+    MetadumpPipelined,
+    /// Answers to other commands stand before the list.
+    MgdumpPipelined,
     /// `-X`.
     MetadumpNotAllowed,
     /// `-X`.
@@ -167,6 +167,19 @@ pub enum DumpKind {
     Sizes,
     /// `stats detail dump`: commands by prefix.
     Prefixes,
+}
+
+impl DumpKind {
+    /// What is answered when answers to other commands stand before the list, if it may not
+    /// follow them: memcached's crawler writes to the socket alone.
+    #[must_use]
+    pub fn behind_others(self) -> Option<AdminOutcome> {
+        match self {
+            Self::Metadump(_) => Some(AdminOutcome::MetadumpPipelined),
+            Self::Mgdump(_) => Some(AdminOutcome::MgdumpPipelined),
+            Self::Cachedump { .. } | Self::Sizes | Self::Prefixes => None,
+        }
+    }
 }
 
 /// Kinds of events that a watcher asks for, a bit each.

@@ -23,7 +23,6 @@ use crate::control::overlay::Pending;
 use crate::control::protocol::Peer;
 use crate::control::sides::{KernelSide, ServingSide, SharedGuard, SharedLink};
 use crate::guard::status::{GuardStatus, InterfaceState};
-use crate::link::Request;
 
 /// Connections served at one time; more are closed unanswered.
 pub(crate) const CONNECTIONS_MAX: usize = 32;
@@ -284,17 +283,19 @@ impl Control {
     }
 
     /// Tells the serving process what the guard has counted, for `stats guard`; to be called once
-    /// a second. A process that is gone is noticed elsewhere.
-    pub(crate) async fn publish_guard(&self) {
+    /// a second. A process that is gone is noticed elsewhere. True when a client has asked for the
+    /// certificates to be read again.
+    pub(crate) async fn publish_guard(&self) -> bool {
         let mut counters = match &self.shared.guard {
             Some(guard) => guard_counters(&guard.borrow().status()),
             None => Vec::new(),
         };
         counters.extend(self.list_counters().await);
-        let request = Request::GuardCounters(counters);
-        if let Err(error) = self.shared.link.lock().await.done(&request).await {
+        let told = self.shared.link.lock().await.guard_counters(counters).await;
+        told.unwrap_or_else(|error| {
             log::debug!("stats guard stays as it was: {error}");
-        }
+            false
+        })
     }
 
     /// The list by names of `stats guard`.

@@ -128,6 +128,8 @@ pub enum Lent {
 pub enum Reply {
     /// Done.
     Done,
+    /// Done, and a client has asked for the certificates to be read again.
+    CertificatesAskedFor,
     /// How many connections were reset.
     Enforced(u64),
     /// The statistics, by memcached's names.

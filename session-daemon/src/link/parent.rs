@@ -59,6 +59,22 @@ impl ParentEnd {
         }
     }
 
+    /// Tells what the guard has counted. True when a client has asked for the certificates to be
+    /// read again.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn guard_counters(
+        &mut self,
+        counters: Vec<(String, String)>,
+    ) -> Result<bool, LinkError> {
+        match self.ask(&Request::GuardCounters(counters), &[]).await? {
+            Reply::Done => Ok(false),
+            Reply::CertificatesAskedFor => Ok(true),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
     /// Hands listening sockets over.
     ///
     /// # Errors

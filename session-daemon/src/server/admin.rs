@@ -22,8 +22,13 @@ pub fn administer(shared: &Shared, admin: Admin<'_>, store: &mut Worker, now: No
         Admin::SlabsReassign { from, to } => reassign(shared, store, from, to, now),
         Admin::Crawl(_) => crawl(shared),
         Admin::CacheMemlimit(megabytes) => cache_memlimit(shared, megabytes),
-        Admin::RefreshCerts if shared.config.tls.is_some() => AdminOutcome::CertsBySignal,
-        Admin::RefreshCerts => AdminOutcome::NoTls,
+        Admin::RefreshCerts => match &shared.config.tls {
+            Some(tls) => {
+                tls.ask();
+                AdminOutcome::Ok
+            }
+            None => AdminOutcome::NoTls,
+        },
         Admin::Detail(_) if !shared.config.dumps_allowed => AdminOutcome::DetailNotAllowed,
         Admin::Detail(on) => {
             shared.set_detail(on);

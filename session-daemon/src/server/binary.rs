@@ -6,6 +6,8 @@
 //!   Frame -----------> answer, Frame ----------------------------> Value --> answer, Frame
 //!    |  a rejected frame with a body
 //!    +-----------------------------> Swallow --> Frame
+//!    |  sizes of items are asked for
+//!    +-----------------------------> Sizes --> answer, Frame
 //! ```
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
@@ -16,12 +18,13 @@ mod tests;
 use crate::command::admin::{Admin, AdminOutcome, DumpKind};
 use crate::command::execute::{Answer, count_fetch, count_touch, fetch};
 use crate::command::observe::{Event, Observer, Seen};
-use crate::command::request::{self, Outcome, Request, Store, Versioned};
+use crate::command::request::{self, Outcome, Request, StatsTopic, Store, Versioned};
 use crate::protocol::binary::HEADER_LEN;
 use crate::protocol::binary::encode::{self, Tag};
 use crate::protocol::binary::parse::{After, Ask, Fetch, Frame, frame};
 use crate::server::buffers::{Input, Output, Pool, Wire, wire_for};
 use crate::server::connection::Turn;
+use crate::server::dump::Dump;
 use crate::server::fetch::BATCH_KEYS_MAX;
 use crate::server::incoming::Incoming;
 use crate::server::values::VALUE_WAIT_LEN_MAX;
@@ -38,6 +41,8 @@ pub enum Conversation {
     Value(Tag, Box<Incoming>),
     /// Within a body of which so many bytes are passed over.
     Swallow(usize),
+    /// Items are counted by size, piece by piece; the request stands in the input until then.
+    Sizes(Tag, Box<Dump>),
 }
 
 /// What one look at the input led to.
@@ -80,6 +85,18 @@ impl Conversation {
                 *self = Self::Frame;
                 Progress::More
             }
+            Self::Sizes(tag, dump) => {
+                // The others have their turn between two pieces.
+                turn.requests_left = 0;
+                if !count_sizes(*tag, dump, output, turn) {
+                    *self = Self::Frame;
+                    // Its length is in its header, which has been read.
+                    if let Frame::Request { head_len, .. } = frame(input.waiting()) {
+                        input.consume(head_len);
+                    }
+                }
+                Progress::More
+            }
         }
     }
 
@@ -114,6 +131,12 @@ impl Conversation {
             }
             Frame::Request { tag, ask, head_len } => {
                 count_request(turn);
+                if ask == Ask::Stats(StatsTopic::Sizes)
+                    && let Ok(dump) = turn.services.begin_dump(DumpKind::Sizes, &mut Vec::new())
+                {
+                    *self = Self::Sizes(tag, Box::new(dump));
+                    return Progress::More;
+                }
                 let alone = input.waiting().len() == head_len;
                 let last = ask == Ask::Quit;
                 answer(tag, ask, alone, output, turn);
@@ -284,6 +307,21 @@ fn prefixes(tag: Tag, output: &mut Output, turn: &mut Turn<'_>) -> Outcome {
     }
     encode::stat(output.tail(turn.pool), tag, "detailed", &text);
     Outcome::Ok
+}
+
+/// Counts on, and answers when all is counted, which is false.
+fn count_sizes(tag: Tag, dump: &mut Dump, output: &mut Output, turn: &mut Turn<'_>) -> bool {
+    let (store, now) = (&*turn.executor.store, turn.executor.now);
+    // The frames are made of the numbers, not of the lines that the text protocol has.
+    if turn.services.dump(dump, store, now, &mut Vec::new()) {
+        return true;
+    }
+    let out = output.tail(turn.pool);
+    for (size, count) in dump.sizes() {
+        encode::stat(out, tag, &size.to_string(), count.to_string().as_bytes());
+    }
+    encode::outcome(out, tag, Outcome::Ok, 0);
+    false
 }
 
 /// memcached counts `gat`, `touch` and their kin as touches alone.

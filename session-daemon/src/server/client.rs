@@ -6,6 +6,7 @@ use crate::command::counters::Counter;
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
 use crate::server::buffers::Wire;
 use crate::server::connection::{Connection, Step};
+use crate::server::farewell;
 use crate::server::handover::{Parked, Told};
 use crate::server::listener::Accepted;
 use crate::server::observing;
@@ -170,15 +171,27 @@ async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Res
     }
 }
 
-/// Drives the connection to its end over whatever moves its bytes.
+/// Serves the connection to its end over whatever moves its bytes.
 async fn converse(
     presence: &Presence,
     connection: Connection,
     stream: impl Stream,
 ) -> io::Result<()> {
-    let Presence { local, info, .. } = presence;
     let mut client = Client { connection, stream, presence };
     let Client { connection, stream, .. } = &mut client;
+    let served = drive(presence, connection, stream).await;
+    if served.as_ref().is_err_and(farewell::is_due) {
+        farewell::say(presence, connection, stream).await;
+    }
+    served
+}
+
+async fn drive(
+    presence: &Presence,
+    connection: &mut Connection,
+    stream: &mut impl Stream,
+) -> io::Result<()> {
+    let Presence { local, info, .. } = presence;
     loop {
         match local.drive(connection, info, Some(stream.wire())) {
             Step::Yield => {
@@ -276,6 +289,10 @@ impl Stream for TokioStream {
         presence.hold(0);
         Ok(len)
     }
+
+    fn finish(&self) {
+        self.socket.finish();
+    }
 }
 
 impl Wire for TokioStream {
@@ -353,7 +370,7 @@ pub fn keep_answers(presence: &Presence, kept_len: usize) -> io::Result<()> {
         return Ok(());
     }
     presence.local.counters().add_one(Counter::ResponseOom);
-    Err(io::ErrorKind::OutOfMemory.into())
+    Err(io::ErrorKind::QuotaExceeded.into())
 }
 
 /// Tells a client that what it has half sent may not be kept.

@@ -177,6 +177,15 @@ impl Connection {
         self.output.clear(pool);
     }
 
+    /// Forgets what was said, and looks at nothing that comes.
+    pub fn pass_over(&mut self, pool: &mut Pool) {
+        self.state = State::Closing;
+        self.input.clear(pool);
+        self.output.clear(pool);
+        // Nothing is kept meanwhile, not even room.
+        (self.input, self.output) = Default::default();
+    }
+
     /// Bytes of memory that it keeps besides its own few: none between two requests.
     #[must_use]
     pub fn kept_len(&self) -> usize {
@@ -405,8 +414,10 @@ impl Connection {
 
     fn dump(&mut self, kind: DumpKind, line_len: usize, turn: &mut Turn<'_>) -> Progress {
         self.input.consume(line_len);
+        let behind_others = !self.output.is_empty();
         let out = self.output.tail(turn.pool);
-        match turn.services.begin_dump(kind, out) {
+        let refused = behind_others.then(|| kind.behind_others()).flatten();
+        match refused.map_or_else(|| turn.services.begin_dump(kind, out), Err) {
             Ok(dump) => self.enter(State::Dump(Box::new(dump))),
             Err(outcome) => {
                 out.extend_from_slice(admin::words(outcome));

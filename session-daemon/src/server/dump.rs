@@ -64,13 +64,18 @@ impl Dump {
         true
     }
 
+    /// What was counted of `stats sizes`: lengths, and how many items have each.
+    pub fn sizes(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.sizes.iter().map(|(step, count)| (step * SIZE_STEP, *count))
+    }
+
     fn is_enough(&self) -> bool {
         matches!(self.kind, DumpKind::Cachedump { limit, .. } if limit > 0 && self.listed >= limit)
     }
 
     fn end(&self, out: &mut Vec<u8>) {
-        for (step, count) in &self.sizes {
-            line(out, format_args!("STAT {} {count}\r\n", step * SIZE_STEP));
+        for (size, count) in self.sizes() {
+            line(out, format_args!("STAT {size} {count}\r\n"));
         }
         out.extend_from_slice(match self.kind {
             DumpKind::Mgdump(_) => b"EN\r\n",

@@ -6,7 +6,7 @@ use crate::command::counters::Counter;
 use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
 use crate::server::client;
 use crate::server::shared::{Peer, Shared};
-use crate::server::socket::{watch, yield_turn};
+use crate::server::socket::{finish, read_now, watch, yield_turn};
 use crate::server::talk::Talk;
 use crate::server::tls::Verify;
 use crate::server::worker::{Local, Message};
@@ -24,6 +24,9 @@ use tokio::io::Interest;
 
 /// Connections accepted in a row before the clients have their turn.
 const ACCEPTS_PER_TURN_MAX: u32 = 16;
+
+/// Bytes of a connection too many that are passed over: the usual first request.
+const PASSED_OVER_LEN: usize = 4 << 10;
 
 /// How long to wait for descriptors or memory, or for a free place, before trying again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -168,6 +171,10 @@ fn admit(
         local.counters().add_one(Counter::RejectedConnections);
         // Whether or not the client hears why, it is closed.
         let _ = send(&fd, TOO_MANY_CONNECTIONS, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        // What it has said already is passed over, or a reset could overtake the words. Nobody
+        // waits for more: beyond `-c` no connection stays.
+        finish(&fd);
+        let _ = read_now(&fd, &mut [0; PASSED_OVER_LEN]);
         return;
     }
     place(local, Accepted { fd, peer, listener: Arc::clone(notation), tls, talk: None });

@@ -184,7 +184,7 @@ impl Lock {
         };
         output.tail(turn.pool).extend_from_slice(answer.words());
         input.consume(len);
-        if answer == token::Answer::TooLong { Heard::Close } else { Heard::More }
+        Heard::More
     }
 
     fn hear_sasl(&mut self, input: &mut Input, output: &mut Output, turn: &mut Turn<'_>) -> Heard {

@@ -12,6 +12,7 @@ pub mod client;
 pub mod config;
 pub mod connection;
 pub mod dump;
+pub mod farewell;
 pub mod fetch;
 pub mod handover;
 pub mod incoming;
@@ -237,6 +238,12 @@ impl Server {
     /// Takes what the guard has counted, to be told by `stats guard`.
     pub fn guard_counters(&self, counters: Vec<(String, String)>) {
         self.shared.guard_counters.store(Arc::new(counters));
+    }
+
+    /// Whether a client has asked for the certificates to be read again since the last call.
+    #[must_use]
+    pub fn certificates_are_asked_for(&self) -> bool {
+        self.shared.config.tls.as_ref().is_some_and(|tls| tls.take_asked())
     }
 
     /// The general statistics, names and values in the order of `stats`.

@@ -171,6 +171,8 @@ impl ConnectionInfo {
             state if state == Activity::Parse as u8 => "conn_parse_cmd",
             state if state == Activity::Write as u8 => "conn_mwrite",
             state if state == Activity::Watch as u8 => "conn_watch",
+            // In the middle of a request, of whose bytes memcached knows the number.
+            _ if self.is_busy() => "conn_nread",
             _ => "conn_read",
         }
     }
@@ -425,7 +427,10 @@ impl Shared {
 
     /// Makes every counter read 0, the store's too; what is there stays counted.
     pub fn reset_counters(&self) {
-        self.seats.iter().for_each(|seat| seat.counters.reset());
+        for seat in &self.seats {
+            seat.counters.reset();
+            seat.prefixes.clear();
+        }
         self.store.reset_stats();
     }
 

@@ -4,7 +4,9 @@
 
 use crate::server::shared::ConnectionInfo;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown,
+};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -58,6 +60,12 @@ pub fn read_now(fd: &OwnedFd, space: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd, space, RecvFlags::DONTWAIT)?.1)
 }
 
+/// Says that nothing more will be sent on a descriptor.
+pub fn finish(fd: &OwnedFd) {
+    // A failure means that the connection is gone already.
+    let _ = shutdown(fd, Shutdown::Write);
+}
+
 impl Socket {
     /// Hands the descriptor to the reactor of this thread.
     ///
@@ -71,6 +79,13 @@ impl Socket {
     /// The descriptor, which the reactor forgets.
     pub fn take(&mut self) -> Option<OwnedFd> {
         self.fd.take().map(AsyncFd::into_inner)
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish(&self) {
+        if let Some(fd) = &self.fd {
+            finish(fd.get_ref());
+        }
     }
 
     /// Reads into `space(true)`, and calls `space(false)` before a wait. Returns the bytes read,

@@ -60,8 +60,8 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     for counter in COMMANDS {
         sink(counter.name(), &shared.count(counter));
         if counter == Counter::GetMisses {
-            sink("get_expired", &0);
-            sink("get_flushed", &0);
+            sink("get_expired", &totals.get_expired);
+            sink("get_flushed", &totals.get_flushed);
         }
     }
     sink("auth_cmds", &shared.count(Counter::AuthCmds));
@@ -191,7 +191,7 @@ fn background(shared: &Shared, totals: &Totals, tuning: &Tuning, sink: &mut Sink
         sink("slabs_moved", &totals.slabs_moved);
     }
     if tuning.lru_crawler {
-        sink("lru_crawler_running", &0);
+        sink("lru_crawler_running", &u8::from(shared.store.sweep_is_forced()));
         sink("lru_crawler_starts", &shared.crawls.load(Ordering::Relaxed));
     }
     if tuning.lru_maintainer {

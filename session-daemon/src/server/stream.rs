@@ -35,6 +35,9 @@ pub trait Stream {
         presence: &Presence,
     ) -> impl Future<Output = io::Result<usize>>;
 
+    /// Says that nothing follows: the client hears the end behind the last answer.
+    fn finish(&self);
+
     /// Gives the socket up, for another process to go on with. None where bytes may be on their
     /// way in the kernel: the connection is closed then.
     fn leave(&mut self) -> Option<OwnedFd> {

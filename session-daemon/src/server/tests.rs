@@ -251,7 +251,7 @@ fn nothing_is_done_for_a_text_client_that_is_not_known() {
     );
     assert_eq!(logged_in(Login::Token, Binding::Ascii, all), expected);
     let huge = b"set foo 0 0 2147483646\r\nuser pass\r\nversion\r\n";
-    let told = "CLIENT_ERROR auth token too long\\r\\n<closed>";
+    let told = format!("CLIENT_ERROR auth token too long\\r\\n{unknown}{unknown}");
     assert_eq!(logged_in(Login::Token, Binding::Ascii, huge), told);
     assert_eq!(
         text(&converse_in(

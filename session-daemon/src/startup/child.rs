@@ -212,7 +212,13 @@ impl Child {
             }
             Request::Audit(on) => self.with_server(|server| server.audit(on))?,
             Request::GuardCounters(counters) => {
-                self.with_server(|server| server.guard_counters(counters))?;
+                let asked = self.with_server(|server| {
+                    server.guard_counters(counters);
+                    server.certificates_are_asked_for()
+                })?;
+                if asked {
+                    return Ok(Reply::CertificatesAskedFor.into());
+                }
             }
             Request::Lend(from) => return self.lend(from),
             Request::HandOver { boot_id } => {

@@ -143,7 +143,8 @@ impl Running {
         if let Some(guard) = &self.guard {
             chores.spawn_local(watch(SharedGuard::clone(guard), self.control.clone()));
         }
-        chores.spawn_local(every_second(self.control.clone()));
+        let link = SharedLink::clone(&self.link);
+        chores.spawn_local(every_second(self.control.clone(), config.clone(), link));
         loop {
             let wake = tokio::select! {
                 wake = self.wake() => wake,
@@ -263,7 +264,7 @@ async fn watch(guard: SharedGuard, control: Control) -> anyhow::Error {
 }
 
 /// Ends deadlines and tells watchers the counters; returns only when the child is out of reach.
-async fn every_second(control: Control) -> anyhow::Error {
+async fn every_second(control: Control, config: Config, link: SharedLink) -> anyhow::Error {
     let mut ticks = interval(SECOND);
     let mut since_told = 0;
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -275,7 +276,10 @@ async fn every_second(control: Control) -> anyhow::Error {
             log::warn!("{AUDITED}");
             since_told = 0;
         }
-        control.publish_guard().await;
+        if control.publish_guard().await {
+            log::info!("refresh_certs: reading the certificates again");
+            certificates::reload(&config, &link).await;
+        }
         control.count().await;
         if control.child_is_out_of_reach().await {
             return anyhow!("the serving process does not answer");

@@ -248,9 +248,11 @@ pub fn words(outcome: AdminOutcome) -> &'static [u8] {
         AdminOutcome::LimitOutOfBounds => {
             b"MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust\r\n"
         }
-        AdminOutcome::CertsBySignal => b"Error certificates are read again on SIGHUP\r\n",
         AdminOutcome::NoTls => b"Error TLS not enabled\r\n",
-        AdminOutcome::CertsNotRead => b"Error loading the certificates\r\n",
+        AdminOutcome::MetadumpPipelined => {
+            b"ERROR cannot pipeline other commands before metadump\r\n"
+        }
+        AdminOutcome::MgdumpPipelined => b"ERROR cannot pipeline other commands before mgdump\r\n",
         AdminOutcome::MetadumpNotAllowed => b"ERROR metadump not allowed\r\n",
         AdminOutcome::MgdumpNotAllowed => b"ERROR key dump not allowed\r\n",
         AdminOutcome::CachedumpNotAllowed => b"CLIENT_ERROR stats cachedump not allowed\r\n",

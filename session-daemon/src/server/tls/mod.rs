@@ -13,7 +13,7 @@ use rustls::{RootCertStore, ServerConfig, crypto, version};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Sessions that can be taken up again, where that was asked for.
 const SESSIONS_CACHED: usize = 4096;
@@ -190,6 +190,8 @@ pub struct Tls {
     greetings: ArcSwap<Greetings>,
     terms: Terms,
     refreshed_ns: AtomicU64,
+    /// A client has asked for the files to be read again.
+    asked: AtomicBool,
 }
 
 impl Tls {
@@ -200,7 +202,7 @@ impl Tls {
     pub fn new(material: &Material, terms: Terms) -> Result<Self, MaterialError> {
         let greetings = ArcSwap::from_pointee(Greetings::new(material, &terms)?);
         let refreshed_ns = AtomicU64::new(Now::sample().boottime_ns);
-        Ok(Self { greetings, terms, refreshed_ns })
+        Ok(Self { greetings, terms, refreshed_ns, asked: AtomicBool::new(false) })
     }
 
     /// Greets with other certificates from now on; who was greeted keeps the old ones.
@@ -212,6 +214,18 @@ impl Tls {
         // Relaxed: only shown in `stats`.
         self.refreshed_ns.store(Now::sample().boottime_ns, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Asks whoever can for the files to be read again.
+    pub fn ask(&self) {
+        // Relaxed: a wish, of which nothing else is to be seen.
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked since this was called last.
+    #[must_use]
+    pub fn take_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::Relaxed)
     }
 
     /// When the certificates were read last, on the boot-time clock.

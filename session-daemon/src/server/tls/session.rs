@@ -7,6 +7,7 @@ use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
 use crate::server::buffers::Input;
 use crate::server::client::{Presence, wait_until_writable};
 use crate::server::connection::{Connection, Step};
+use crate::server::farewell;
 use crate::server::shared::Activity;
 use crate::server::socket::{ReadInto, Socket, yield_turn};
 use crate::server::tls::Verify;
@@ -32,7 +33,11 @@ pub async fn serve(presence: &Presence, fd: OwnedFd, verify: Verify) -> io::Resu
         greeted: false,
     };
     session.tls.set_buffer_limit(Some(tls.terms().wbuf_len));
-    session.run(presence).await
+    let served = session.run(presence).await;
+    if served.as_ref().is_err_and(farewell::is_due) {
+        session.pass_over(presence).await;
+    }
+    served
 }
 
 struct Session {
@@ -175,6 +180,25 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Waits within bounds until the client has heard the end of the answers.
+    async fn pass_over(&mut self, presence: &Presence) {
+        let Self { sealed, connection, socket, .. } = self;
+        socket.finish();
+        farewell::pass_over(async || {
+            {
+                let pool = &mut presence.local.pool.borrow_mut();
+                sealed.clear(pool);
+                *sealed = Input::default();
+                connection.pass_over(pool);
+            }
+            let mut into = Into { sealed: &mut *sealed, connection: &mut *connection, presence };
+            let len = socket.read(&mut into).await?;
+            sealed.filled(len);
+            Ok(len)
+        })
+        .await;
     }
 
     /// Seals and sends all answers, and what the handshake has to say.

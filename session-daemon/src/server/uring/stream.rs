@@ -7,7 +7,7 @@ use crate::server::buffers::Wire;
 use crate::server::client::{Presence, cannot_keep_request, keep_answers, write_timed_out};
 use crate::server::connection::Connection;
 use crate::server::shared::{Activity, ConnectionInfo};
-use crate::server::socket::read_now;
+use crate::server::socket::{self, read_now};
 use crate::server::stream::Stream;
 use crate::server::uring::reactor::Reactor;
 use crate::server::worker::Local;
@@ -120,6 +120,10 @@ impl Stream for UringStream {
         }
         presence.hold(0);
         self.take_received(connection, presence)
+    }
+
+    fn finish(&self) {
+        socket::finish(&self.fd);
     }
 }
 
