@@ -12,7 +12,7 @@ use session_load::report::Report;
 use super::machine::{Machine, Placement};
 use super::points::{PEAK, Point};
 use super::results::{PointResult, Results, Run};
-use super::servers::{Program, Server, Setup, Side};
+use super::servers::{Io, Program, Server, Setup, Side};
 use super::statistics::{Spread, Verdict};
 use super::{build, directory, document, generator, markdown, plot, points};
 use crate::packages;
@@ -46,6 +46,9 @@ pub(super) struct Options {
     /// Another memcached than the one in PATH
     #[arg(long, value_name = "PATH")]
     baseline: Option<PathBuf>,
+    /// The engine of sessiond, instead of the one that it takes by itself
+    #[arg(long, conflicts_with = "null")]
+    io: Option<Io>,
     /// memcached on both sides: what the method says where there is no difference
     #[arg(long)]
     null: bool,
@@ -79,7 +82,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
     packages::ensure(&["memcached"]);
     build(!options.null)?;
     let other = Program::memcached(options.baseline.as_deref())?;
-    let ours = if options.null { other.clone() } else { Program::sessiond()? };
+    let ours = if options.null { other.clone() } else { Program::sessiond()?.by(options.io) };
     let mut comparison = Comparison { ours, other, seconds, rounds, peak: None };
     if chosen.iter().any(|point| point.of_peak.is_some()) {
         comparison.peak = Some(comparison.find_peak()?);

@@ -37,11 +37,29 @@ pub(super) enum Side {
     Other,
 }
 
+/// An engine of `sessiond`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Io {
+    Tokio,
+    Uring,
+}
+
+impl Io {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Tokio => "--io=tokio",
+            Self::Uring => "--io=uring",
+        }
+    }
+}
+
 /// A program that can be started as a server.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     path: PathBuf,
     is_sessiond: bool,
+    /// What moves the bytes, where that is asked for.
+    io: Option<Io>,
     /// Its own words on its version.
     pub(super) version: String,
 }
@@ -50,6 +68,15 @@ impl Program {
     /// This tree's `sessiond`, as it was built with optimisation.
     pub(super) fn sessiond() -> Result<Self> {
         Self::new(shell::target_directory().join("release/sessiond"), true)
+    }
+
+    /// The same with another engine than it takes by itself.
+    pub(super) fn by(self, io: Option<Io>) -> Self {
+        let version = match io {
+            Some(io) => format!("{} {}", self.version, io.flag()),
+            None => self.version,
+        };
+        Self { io, version, ..self }
     }
 
     /// A memcached: Debian's, or the one at the path.
@@ -72,7 +99,7 @@ impl Program {
         let text = String::from_utf8_lossy(&output.stdout);
         let version = text.lines().last().unwrap_or_default().trim().to_owned();
         ensure!(!version.is_empty(), "{} -V says nothing", path.display());
-        Ok(Self { path, is_sessiond, version })
+        Ok(Self { path, is_sessiond, io: None, version })
     }
 }
 
@@ -116,6 +143,7 @@ impl Server {
                 command.arg(format!("--{name}={}", own.join(name).display()));
             }
             command.arg("--guard=off");
+            command.args(program.io.map(Io::flag));
         }
         let address = match setup.transport {
             Transport::Tcp => {
