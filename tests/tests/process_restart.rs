@@ -5,7 +5,6 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -88,8 +87,10 @@ fn whatever_ends_the_daemon_the_next_one_serves_the_same() {
     assert_eq!((client.line().unwrap(), client.line().unwrap()), ("x".into(), "END".into()));
     assert_eq!(client.stats("").unwrap()["memory_file_start"], "it is new");
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    // Let the short one end while nobody serves.
-    std::thread::sleep(Duration::from_millis(1_100));
+    // The short one ends, and the sweep removes it.
+    wait::until("the end of a moment", || {
+        (client.stats("").unwrap()["curr_items"] == "402").then_some(())
+    });
     for how in ["SIGTERM", "kill -9 of the parent", "kill -9 of the child", "crash", "SIGUSR1"] {
         drop(client);
         end(daemon, how);
@@ -101,13 +102,26 @@ fn whatever_ends_the_daemon_the_next_one_serves_the_same() {
         assert_eq!(client.get("a-while").unwrap().unwrap(), b"x", "{how}");
         assert_eq!(client.command("gets for-ever").unwrap(), cas, "{how}");
         assert_eq!((client.line().unwrap(), client.line().unwrap()), ("x".into(), "END".into()));
-        let stats = client.stats("").unwrap();
+        // Behind the start after a kill everything is looked through while it serves.
+        let stats = wait::until("the check", || {
+            let stats = client.stats("").unwrap();
+            (stats["memory_file_checked_percent"] == "100").then_some(stats)
+        });
         assert_eq!(stats["memory_file_start"], "kept", "{how}");
+        assert_eq!(stats["memory_file_in_place"], "1", "{how}");
         assert_eq!(stats["memory_file_lost"], "0", "{how}");
         assert_eq!(stats["curr_items"], stats["memory_file_items"], "{how}");
         assert_eq!(client.stats("settings").unwrap()["memory_file"], path.to_str().unwrap());
         let status = daemon.ctl(&["status"]).unwrap();
-        assert!(status.contains("memory file  402 items kept in "), "{how}: {status}");
+        assert!(status.contains("memory file  402 items kept in place in "), "{how}: {status}");
+        let log = daemon.process.log();
+        let is_checked = log.contains("is looked for while serving");
+        match how {
+            // The serving process closes the store, if it has the time.
+            "kill -9 of the parent" => {}
+            "SIGTERM" | "SIGUSR1" => assert!(!is_checked, "{how}: {log}"),
+            _ => assert!(is_checked, "{how}: {log}"),
+        }
     }
     // A new version is newer than what was kept.
     let old: u64 = cas.rsplit(' ').next().unwrap().parse().unwrap();

@@ -194,13 +194,15 @@ impl Server {
         replies.recv().unwrap_or_default()
     }
 
-    /// Ends all workers: at once, or after what is under way but within five seconds.
-    pub fn stop(mut self, shutdown: Shutdown) {
+    /// Ends all workers: at once, or after what is under way but within five seconds. Returns the
+    /// store, which nobody uses any more.
+    pub fn stop(mut self, shutdown: Shutdown) -> Arc<Store> {
         self.tell_all_to_stop(shutdown);
         for thread in self.threads.drain(..) {
             // A worker that panicked has ended the process already.
             let _ = thread.join();
         }
+        Arc::clone(&self.shared.store)
     }
 
     /// Ends all workers and returns the connections, for another process to go on with, and the

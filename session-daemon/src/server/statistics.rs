@@ -96,6 +96,9 @@ fn memory_file(shared: &Shared, sink: &mut Sink<'_>) {
     sink("memory_file_items", &kept.items);
     sink("memory_file_ended", &kept.dead);
     sink("memory_file_lost", &kept.lost);
+    sink("memory_file_in_place", &u8::from(kept.in_place));
+    let checked = shared.store.checked().map_or(100, |checked| checked.percent);
+    sink("memory_file_checked_percent", &checked);
     sink("memory_file_start_us", &shared.config.store_start.as_micros());
 }
 

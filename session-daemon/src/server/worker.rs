@@ -522,7 +522,10 @@ async fn upkeep(local: Rc<Local>) {
         local.counters().add(Counter::ReadKicks, stuck.len() as u64);
         stuck.iter().for_each(|info| info.close());
         loop {
-            let more = local.store.borrow_mut().maintain(local.now());
+            let more = {
+                let mut store = local.store.borrow_mut();
+                store.maintain(local.now()) | store.check_more()
+            };
             if !more {
                 break;
             }

@@ -261,6 +261,8 @@ impl Child {
             let file = memfd_create("session-store", flags).context("making a memory file")?;
             let file = store.leave(File::from(file), boot_id).context("leaving the store")?;
             lent.push((Lent::Memory { nameless: true }, OwnedFd::from(file)));
+        } else {
+            close(store);
         }
         Ok(Answer::Lent(lent))
     }
@@ -303,12 +305,12 @@ impl Child {
         let store = match self.memory.take() {
             Some(memory) => {
                 let (store, start) = Store::open(&store_config(config)?, memory, Now::sample())?;
-                tell(start, begun.elapsed());
+                tell(start, store.checked().is_some(), begun.elapsed());
                 store
             }
             None => Store::create(&store_config(config)?)?,
         };
-        protect(config, &store);
+        protect(config, &store)?;
         let store_start = begun.elapsed();
         let audit = config.audit;
         let listeners = std::mem::take(&mut self.listeners);
@@ -356,7 +358,14 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 fn stop(server: &SharedServer, shutdown: Shutdown) {
     let taken = lock(server).take();
     if let Some(server) = taken {
-        server.stop(shutdown);
+        close(server.stop(shutdown));
+    }
+}
+
+/// Closes the store, so that the next start goes on with its memory file at once.
+fn close(store: Arc<Store>) {
+    if !store.close() {
+        log::warn!("memory file: in use to the end: the next start checks it");
     }
 }
 
@@ -379,7 +388,7 @@ fn boot_number([high, low]: [u64; 2]) -> u128 {
 }
 
 /// Says how the store in the memory file began.
-fn tell(start: Start, taken: Duration) {
+fn tell(start: Start, is_checked: bool, taken: Duration) {
     let kept = match start {
         Start::Cold(cold @ Cold::New) => {
             log::info!("memory file: {cold}");
@@ -391,11 +400,21 @@ fn tell(start: Start, taken: Duration) {
         }
         Start::Kept(kept) => kept,
     };
+    let (items, bytes, taken_s) = (kept.items, kept.bytes, taken.as_secs_f64());
+    if kept.in_place {
+        let (about, then) = if is_checked {
+            ("about ", "; what the last process held back is looked for while serving")
+        } else {
+            ("", "")
+        };
+        log::info!(
+            "memory file: {about}{items} items of {bytes} bytes kept in place in {taken_s:.3} s{then}"
+        );
+        return;
+    }
     log::info!(
-        "memory file: {} items of {} bytes kept in {:.3} s; {} had ended meanwhile",
-        kept.items,
-        kept.bytes,
-        taken.as_secs_f64(),
+        "memory file: {items} items of {bytes} bytes kept in {taken_s:.3} s, their index built \
+         anew; {} had ended meanwhile",
         kept.dead,
     );
     if kept.lost > 0 {
@@ -404,10 +423,12 @@ fn tell(start: Start, taken: Duration) {
 }
 
 /// Protects the keys of `--protect`, of which a memory file may have items already.
-fn protect(config: &Config, store: &Store) {
+fn protect(config: &Config, store: &Arc<Store>) -> Result<()> {
     if config.protect.is_empty() {
-        return;
+        return Ok(());
     }
+    // They are counted once, so it must be known before which items there are.
+    store.check_now()?;
     let prefixes: Vec<_> = config.protect.iter().map(|one| one.prefix.as_bytes().into()).collect();
     store.protect(&prefixes, config.protected_percent());
     let protected = store.protected().unwrap_or_default();
@@ -417,6 +438,7 @@ fn protect(config: &Config, store: &Store) {
         protected.bytes,
         protected.bytes_max,
     );
+    Ok(())
 }
 
 fn store_config(config: &Config) -> Result<StoreConfig> {

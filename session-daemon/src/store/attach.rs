@@ -4,7 +4,7 @@
 
 use crate::clock::Now;
 use crate::store::Store;
-use crate::store::backing::{MemoryFile, UNIT_LEAST};
+use crate::store::backing::{Identity, MemoryFile, UNIT_LEAST};
 use crate::store::classes::Classes;
 use crate::store::hash::{HashSecret, SECRET_WORDS};
 use crate::store::layout::{
@@ -93,6 +93,8 @@ struct Found {
     secret: HashSecret,
     /// Pages that it was used with last.
     pages: u32,
+    /// The file as it was before this start.
+    file: Identity,
 }
 
 fn unreadable(source: io::Error) -> StoreError {
@@ -107,6 +109,7 @@ impl Found {
         config: Option<&StoreConfig>,
         now: Now,
     ) -> Result<(Self, StoreConfig), Unfit> {
+        let file = memory.identity().map_err(unreadable)?;
         let len = memory.len().map_err(unreadable)?;
         if len == 0 {
             return Err(Cold::New.into());
@@ -153,7 +156,8 @@ impl Found {
         let config = *config.unwrap_or(&used);
         let words =
             std::array::from_fn::<u64, SECRET_WORDS, _>(|idx| superblock.secret[idx].load(relaxed));
-        Ok((Self { layout, classes, secret: HashSecret::of_words(words), pages }, config))
+        let secret = HashSecret::of_words(words);
+        Ok((Self { layout, classes, secret, pages, file }, config))
     }
 
     /// An empty file's region to be.
@@ -161,7 +165,8 @@ impl Found {
         let page_len = Layout::page_len_for(config.memory_limit);
         let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
         let layout = Layout::with_room(config.memory_limit, classes.count())?;
-        Ok(Self { layout, classes, secret: HashSecret::random(), pages: layout.pages })
+        let (secret, pages) = (HashSecret::random(), layout.pages);
+        Ok(Self { layout, classes, secret, pages, file: Identity::default() })
     }
 }
 
@@ -198,9 +203,9 @@ impl Store {
         Self::check(config)?;
         let cold = match Found::look(&memory, Some(config), now) {
             Ok((found, _)) => {
-                let store = Self::around(config, &memory, &found, Access::Shared)?;
-                match store.recover(found.pages, now) {
-                    Some(kept) => return Ok(store.started(memory, Start::Kept(kept))),
+                let mut store = Self::around(config, &memory, &found, Access::Shared)?;
+                match store.keep(&found, now) {
+                    Some(kept) => return store.started(memory, Start::Kept(kept), now),
                     None => Cold::Damaged,
                 }
             }
@@ -212,13 +217,35 @@ impl Store {
         let store = Self::around(config, &memory, &found, Access::Shared)?;
         store.superblock().set_boot_id(memory.boot_id);
         store.format();
-        Ok(store.started(memory, Start::Cold(cold)))
+        store.started(memory, Start::Cold(cold), now)
     }
 
-    fn started(mut self, memory: MemoryFile, start: Start) -> (Arc<Self>, Start) {
+    /// Goes on with what a region holds: as it stands if that can be relied on, and otherwise with
+    /// what a look at all of it finds.
+    fn keep(&mut self, found: &Found, now: Now) -> Option<Kept> {
+        // Relaxed: nobody else has the store.
+        self.incarnation = self.superblock().incarnation.load(Ordering::Relaxed) as u16;
+        let resumed = self.resume(found.pages, found.file, now);
+        if let Some(kept) = resumed.or_else(|| self.adopt(found.pages, found.file, now)) {
+            return Some(kept);
+        }
+        self.distrust();
+        self.note_incarnation();
+        self.recover(found.pages, now)
+    }
+
+    fn started(
+        mut self,
+        memory: MemoryFile,
+        start: Start,
+        now: Now,
+    ) -> Result<(Arc<Self>, Start), StoreError> {
+        self.note_time(now);
+        self.note_counts();
+        self.trust(memory.identity().map_err(unreadable)?);
         self.memory = Some(memory);
         self.start = Some(start);
-        (Arc::new(self), start)
+        Ok((Arc::new(self), start))
     }
 
     /// Leaves a store in anonymous memory, which nobody else may have any more, in a nameless
@@ -228,7 +255,8 @@ impl Store {
     /// # Errors
     /// When somebody has the store, or the file cannot have the memory: then it is lost.
     pub fn leave(self: Arc<Self>, file: File, boot_id: u128) -> io::Result<File> {
-        let mut store = Arc::into_inner(self).ok_or_else(|| io::Error::other("it is in use"))?;
+        self.check_now().map_err(io::Error::other)?;
+        let mut store = self.at_rest().ok_or_else(|| io::Error::other("it is in use"))?;
         let layout = store.layout;
         let len = layout.region_len() as u64;
         file.set_len(len.next_multiple_of(UNIT_LEAST))?;
@@ -236,6 +264,9 @@ impl Store {
         superblock.set_boot_id(boot_id);
         // Relaxed: nobody else has the store.
         superblock.checksum.store(checksum(&store.region), Ordering::Relaxed);
+        store.trust(Identity::default());
+        store.note_counts();
+        store.leave_note(Identity::default());
         let used = (0..layout.pages).filter(|page| store.page_state(*page) != PageState::Free);
         for page in used.collect::<Vec<_>>() {
             store.region.move_to(&file, layout.page(page), layout.page_len())?;
@@ -246,10 +277,17 @@ impl Store {
         Ok(file)
     }
 
-    /// How a store in a file began; `None` for one in anonymous memory.
+    /// How a store in a file began, as far as that is known by now; `None` for one in anonymous
+    /// memory.
     #[must_use]
     pub fn start(&self) -> Option<Start> {
-        self.start
+        match (self.start?, self.checked()) {
+            (Start::Kept(kept), Some(checked)) => {
+                let (items, bytes) = checked.items.unwrap_or((kept.items, kept.bytes));
+                Some(Start::Kept(Kept { items, bytes, lost: checked.lost, ..kept }))
+            }
+            (start, _) => Some(start),
+        }
     }
 
     /// Takes a memory file over in memory of this process alone, as a start would, and checks
@@ -263,7 +301,9 @@ impl Store {
             Err(Unfit::Cold(cold)) => return Ok(Err(cold)),
             Err(Unfit::Failed(error)) => return Err(error),
         };
-        let store = Self::around(&config, memory, &found, Access::Private)?;
+        let mut store = Self::around(&config, memory, &found, Access::Private)?;
+        // Relaxed: nobody else has this copy of the store.
+        store.incarnation = store.superblock().incarnation.load(Ordering::Relaxed) as u16;
         let Some(kept) = store.recover(found.pages, now) else { return Ok(Err(Cold::Damaged)) };
         Ok(Ok(Inspected { kept, validated: store.validate() }))
     }
@@ -294,6 +334,6 @@ impl Store {
             memory.make_room(layout).map_err(failed)?;
         }
         let region = memory.map(len, access).map_err(|source| StoreError::Map { len, source })?;
-        Ok(Self::assemble(config, region, *layout, classes.clone(), secret.clone()))
+        Self::assemble(config, region, *layout, classes.clone(), secret.clone())
     }
 }

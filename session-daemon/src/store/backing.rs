@@ -28,7 +28,25 @@ pub struct MemoryFile {
     pub nameless: bool,
 }
 
+/// Which file, and when it was changed last: written to, cut, renamed, or stored to in a page of a
+/// mapping for the first time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) inode: u64,
+    pub(super) changed_ns: u64,
+}
+
 impl MemoryFile {
+    /// Which file this is. All nameless ones are alike: nobody else can have had them.
+    pub(super) fn identity(&self) -> io::Result<Identity> {
+        if self.nameless {
+            return Ok(Identity::default());
+        }
+        let found = self.file.metadata()?;
+        let changed_ns = found.ctime().wrapping_mul(1_000_000_000).wrapping_add(found.ctime_nsec());
+        Ok(Identity { inode: found.ino(), changed_ns: changed_ns as u64 })
+    }
+
     /// Bytes of the file.
     pub(super) fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())

@@ -66,6 +66,14 @@ pub(super) trait Buckets {
     fn bucket(&self, number: u64) -> u64;
     /// Whether the bucket from which this one split off may still have slots of its keys.
     fn is_splitting(&self, number: u64) -> bool;
+    /// A number that tells items that end now from those that ended under a process that is gone.
+    fn incarnation(&self) -> u16 {
+        0
+    }
+    /// Whether overflow lines stay in their chains although they are empty.
+    fn keeps_lines(&self) -> bool {
+        false
+    }
 
     /// The lines of a bucket, by its header.
     fn lines(&self, bucket: u64, header: u64) -> impl Iterator<Item = u64> {
@@ -350,7 +358,7 @@ pub(super) trait Buckets {
         debug_assert!(seen.successor().is_none(), "an item ends once");
         // SeqCst (hence Release): the successor is whole; pairs with `times`.
         let (success, failure) = (Ordering::SeqCst, Ordering::Relaxed);
-        let new = Times::ended(successor).0;
+        let new = Times::ended(successor).in_incarnation(self.incarnation()).0;
         let word = self.word(item + TIMES);
         let done = word.compare_exchange(seen.0, new, success, failure).is_ok();
         after_seq_cst();
@@ -359,17 +367,29 @@ pub(super) trait Buckets {
 
     /// Takes an item that the caller has ended out of the index, and marks it gone. Returns its
     /// last state, and the overflow line that it left empty, unlinked, to be retired.
+    fn finish(&self, hash: u64, item: u64, successor: u64) -> (State, Option<u64>) {
+        if successor != 0 {
+            self.link(successor);
+            step("end: successor linked");
+        }
+        let left = self.correct_all(hash).filter(|_| !self.keeps_lines());
+        // AcqRel: after the slot in memory that outlives the process; and before the chunk is
+        // retired, which scans of pages that see LINKED rely on.
+        let last = State(self.word(item).fetch_xor(LINKED | GONE, Ordering::AcqRel));
+        debug_assert!(last.is_linked(), "an item is linked before it ends");
+        step("end: gone");
+        (last, left.and_then(|bucket| self.unlink_empty(bucket)))
+    }
+
+    /// Takes items that have ended out of the index, as far as they have this hash. Returns the
+    /// bucket if it has an overflow line that one of them has left.
     ///
     /// No slot leads to the item then, nor to one that it succeeded: all that have ended are
     /// corrected. Of slots that are copied meanwhile either the copy is made after the correction,
     /// or this sees COPYING and spoils the copy, or it sees the header that made the copy count,
     /// and looks again: this changes slots, then loads the header; `copy` changes the header,
     /// then loads slots; all four are SeqCst.
-    fn finish(&self, hash: u64, item: u64, successor: u64) -> (State, Option<u64>) {
-        if successor != 0 {
-            self.link(successor);
-            step("end: successor linked");
-        }
+    fn correct_all(&self, hash: u64) -> Option<u64> {
         let mut left = None;
         loop {
             let spot = self.open(hash);
@@ -388,15 +408,9 @@ pub(super) trait Buckets {
             let after = self.word(bucket).load(Ordering::SeqCst);
             let spoilt = || !is_copying(after) || self.advance(bucket, after, changed(after));
             if is_unchanged(header, after) && spoilt() {
-                break;
+                return left;
             }
         }
-        // AcqRel: after the slot in memory that outlives the process; and before the chunk is
-        // retired, which scans of pages that see LINKED rely on.
-        let last = State(self.word(item).fetch_xor(LINKED | GONE, Ordering::AcqRel));
-        debug_assert!(last.is_linked(), "an item is linked before it ends");
-        step("end: gone");
-        (last, left.and_then(|bucket| self.unlink_empty(bucket)))
     }
 
     /// Brings a slot that may be of a key to what its key has by now; true if that emptied it.

@@ -82,6 +82,11 @@ impl Sums {
     }
 }
 
+/// What a difference of counts shows: until a check has ended it may be of estimates, and wrap.
+fn shown(difference: u64) -> u64 {
+    if difference > u64::MAX / 2 { 0 } else { difference }
+}
+
 impl Store {
     /// Puts the counts of events back to 0; what is there stays counted.
     pub fn reset_stats(&self) {
@@ -105,6 +110,14 @@ impl Store {
     /// A count of all classes since the statistics were reset.
     pub(super) fn sum_of(&self, count: Count) -> u64 {
         self.sums().0.total(count)
+    }
+
+    /// Items of a class, and their bytes.
+    pub(super) fn linked(&self, class: u32) -> (u64, u64) {
+        let of = |count| self.class_sum(class, count);
+        let gauge = |up, down| shown(of(up).wrapping_sub(of(down)));
+        let items = gauge(Count::Linked, Count::Unlinked);
+        (items, gauge(Count::BytesLinked, Count::BytesUnlinked))
     }
 
     fn raw_sums(&self) -> Vec<u64> {
@@ -141,7 +154,7 @@ impl Store {
         let pages_free = u64::from(self.pool_len());
         // Relaxed: figures for people.
         let items = u64::from(self.pool_used()).saturating_sub(index);
-        let gauge = |up, down| sums.total(up).wrapping_sub(sums.total(down));
+        let gauge = |up, down| shown(sums.total(up).wrapping_sub(sums.total(down)));
         Totals {
             curr_items: gauge(Count::Linked, Count::Unlinked),
             total_items: linked.wrapping_sub(linked_before),
@@ -214,8 +227,8 @@ impl Store {
             total_chunks: pages * per_page,
             used_chunks: (pages * per_page).saturating_sub(free),
             free_chunks: free,
-            mem_requested: of(Count::BytesLinked).wrapping_sub(of(Count::BytesUnlinked)),
-            number: of(Count::Linked).wrapping_sub(of(Count::Unlinked)),
+            mem_requested: shown(of(Count::BytesLinked).wrapping_sub(of(Count::BytesUnlinked))),
+            number: shown(of(Count::Linked).wrapping_sub(of(Count::Unlinked))),
             total_items: of(Count::Linked),
             evicted_time: u64::from(meta.age_s_x8.load(Ordering::Relaxed) / 8),
             evicted: of(Count::Evicted),

@@ -104,7 +104,7 @@ impl Store {
     /// Makes a chunk or page that was just taken an empty piece.
     pub(super) fn begin_piece(&self, piece: u64) {
         // Relaxed: before the first word, which is stored with Release.
-        self.region.word(piece + PIECE_OWNER).store(0, Ordering::Relaxed);
+        self.region.word(piece + PIECE_OWNER).store(self.owner_word(0), Ordering::Relaxed);
         self.set_piece(piece, Piece::new(0, 0));
         step("upload: piece begun");
     }

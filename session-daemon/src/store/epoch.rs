@@ -22,8 +22,8 @@ pub(super) enum Retired {
     Chunk(u64),
     /// A chain of pieces that never got a head; offset of the first.
     Pieces(u64),
-    /// An overflow line of the index; offset.
-    Line(u64),
+    /// An overflow line of the index, or a head without its pieces; offset.
+    Alone(u64),
     /// The mark that a page drains.
     DrainMark(u32),
 }

@@ -146,6 +146,9 @@ impl Worker {
                     break;
                 }
                 first = first.or(Some((claim.0, claim.1)));
+                if self.shared().is_unchecked(claim.0) {
+                    self.check_page(claim.0);
+                }
                 if self.shared().page_state(claim.0) == PageState::Slab(class) {
                     for idx in claim.1..claim.1 + claim.2 {
                         let chunk = self.shared().chunk(claim.0, class, idx);

@@ -79,6 +79,7 @@ impl Worker {
         self.shared().note_time(now);
         let removed = self.sweep_slice(now);
         self.shrink(now);
+        let checks = self.check_some();
         let drains = !self.shared().draining.lock().is_empty();
         if drains {
             self.drain_some(now);
@@ -88,7 +89,7 @@ impl Worker {
             self.turn_over(true);
         }
         self.quiesce();
-        removed > 0 || self.shared().drains() || self.shared().sweep_is_forced()
+        removed > 0 || checks || self.shared().drains() || self.shared().sweep_is_forced()
     }
 
     fn sweep_slice(&self, now: Now) -> u32 {

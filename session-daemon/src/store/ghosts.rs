@@ -7,9 +7,10 @@
 //!        | fingerprint| freq | last access, s |      0: none
 //! ```
 //! Sixteen ghosts share a cache line. A new one takes the place of the oldest of its line.
-#![forbid(unsafe_code)]
 
+use crate::store::region::{Region, Shared};
 use crate::store::sync::{AtomicU32, Ordering};
+use std::io;
 
 /// Ghosts that share a line.
 const WAYS: usize = 16;
@@ -34,24 +35,32 @@ pub(super) struct Ghost {
 }
 
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct Line([AtomicU32; WAYS]);
+
+// SAFETY: `repr(C)`, atomics only, 64-byte aligned.
+unsafe impl Shared for Line {}
 
 /// The ghosts of a store. Two threads that change one line at a time may lose one of the ghosts.
 #[derive(Debug)]
 pub(super) struct Ghosts {
-    lines: Box<[Line]>,
+    /// Backed as it is touched: a start does not wait for the kernel to fill it with zeros.
+    lines: Region,
 }
 
 impl Ghosts {
-    pub(super) fn new(memory_limit: usize) -> Self {
-        let lines = ghosts_len(memory_limit) / size_of::<Line>();
-        Self { lines: (0..lines).map(|_| Line(Default::default())).collect() }
+    /// A table of so many bytes: [`ghosts_len`].
+    pub(super) fn new(len: usize) -> io::Result<Self> {
+        Ok(Self { lines: Region::map(len)? })
+    }
+
+    fn count(&self) -> u64 {
+        self.lines.len() / size_of::<Line>() as u64
     }
 
     fn line(&self, hash: u64) -> &[AtomicU32; WAYS] {
-        let idx = ((hash >> 8 & 0xffff_ffff) * self.lines.len() as u64) >> 32;
-        &self.lines[idx as usize].0
+        let idx = ((hash >> 8 & 0xffff_ffff) * self.count()) >> 32;
+        &self.lines.shared::<Line>(idx * size_of::<Line>() as u64).0
     }
 
     /// Remembers an item that is evicted now. Returns what is forgotten for it.
@@ -121,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_ghost_is_met_once() {
-        let ghosts = Ghosts::new(1 << 20);
+        let ghosts = Ghosts::new(ghosts_len(1 << 20)).unwrap();
         assert_eq!(ghosts.insert(hash(1), 2, 90, 100), None);
         let forgotten = ghosts.insert(hash(1), 2, 100, 130);
         assert_eq!(forgotten, Some(Ghost { freq: 2, age_s: 40 }));
@@ -131,8 +140,8 @@ mod tests {
 
     #[test]
     fn the_newest_are_kept_and_few_are_mistaken() {
-        let ghosts = Ghosts::new(1 << 20);
-        let places = (ghosts.lines.len() * WAYS) as u64;
+        let ghosts = Ghosts::new(ghosts_len(1 << 20)).unwrap();
+        let places = ghosts.count() * WAYS as u64;
         for number in 0..places * 4 {
             ghosts.insert(hash(number), 0, number as u32, number as u32);
         }

@@ -41,6 +41,9 @@ impl Worker {
             let owed = wanted.saturating_sub(self.shared().bucket_count());
             self.splits_owed = owed.min(SPLITS_OWED_MAX) as u32;
         }
+        if self.shared().is_checking() {
+            return;
+        }
         for _ in 0..self.splits_owed.min(SPLITS_PER_STORE) {
             let mut lines = std::mem::take(&mut self.lines);
             let split = self.shared().split(&mut lines);
@@ -49,7 +52,7 @@ impl Worker {
                 Split::Done(emptied) => {
                     self.splits_owed -= 1;
                     for line in emptied {
-                        self.shared().epochs.retire(self.id, Retired::Line(line));
+                        self.shared().epochs.retire(self.id, Retired::Alone(line));
                     }
                 }
                 Split::Busy => return,

@@ -68,6 +68,14 @@ impl Buckets for Store {
         slots_of(line).zip(&self.region.line_words(line)[1..])
     }
 
+    fn incarnation(&self) -> u16 {
+        self.incarnation
+    }
+
+    fn keeps_lines(&self) -> bool {
+        self.is_checking()
+    }
+
     fn bring_near(&self, item: u64) {
         self.region.prefetch(item);
     }
@@ -140,7 +148,7 @@ impl Store {
         });
     }
 
-    fn buckets_per_page(&self) -> u64 {
+    pub(super) fn buckets_per_page(&self) -> u64 {
         self.layout.page_len() as u64 / LINE_LEN
     }
 

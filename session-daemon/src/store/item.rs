@@ -12,7 +12,7 @@
 //! times  63                32 31 30             0
 //!       |  last access, tick | WO |  exptime, s |       exptime 0: never, 1: past
 //!        63                32 31 30   24 23  8 7     0
-//!       |  successor, high   | 0 | all 1 |  0  |  low  |  successor: offset / 8, 0 for none
+//!       |  successor, high   | 0 | all 1 |  inc  |  low  |  successor: offset / 8, 0 for none
 //! cas    63                             8 7     0
 //!       |  stamp                         | worker|
 //! link   63  56 55            40 39             0
@@ -32,8 +32,8 @@
 //!  0        8        16
 //! +--------+--------+-----------------+   word  63 ... 24      23 ... 7   1   0
 //! |  word  | owner  |  value bytes    |        |  next piece  |   len   | PI| 0 |
-//! +--------+--------+-----------------+   owner: offset of the head, 0 while it is not linked
-//!                                         PI: 0 from before the piece is retired
+//! +--------+--------+-----------------+   owner: incarnation 63 ... 48, offset of the head or 0:
+//!                                         while it is not linked, and before the piece is retired
 //! ```
 //! The first word of a free chunk is 0. A scan reads a chunk as an item only while LINKED is set;
 //! GO (gone) takes its place before the chunk is retired, and neither bit is set before the item
@@ -252,6 +252,16 @@ impl Times {
         Self(unit >> 8 << 32 | ENDED | unit & 0xff)
     }
 
+    /// The same, with the incarnation of the store in which the item ended.
+    pub(super) fn in_incarnation(self, incarnation: u16) -> Self {
+        Self(self.0 | u64::from(incarnation) << 8)
+    }
+
+    /// The incarnation in which the item ended. Only of such an item's word.
+    pub(super) fn ended_in(self) -> u16 {
+        (self.0 >> 8) as u16
+    }
+
     /// The successor of an item that has ended, 0 for none; `None` while these are times.
     pub(super) fn successor(self) -> Option<u64> {
         (self.0 & ENDED == ENDED).then_some((self.0 >> 32 << 8 | self.0 & 0xff) * 8)
@@ -324,11 +334,6 @@ impl Piece {
         Self((next / 8) << 24 | (len as u64) << 7 | PIECE)
     }
 
-    /// The same without the mark of a piece: nobody who finds it may look for its owner.
-    pub(super) fn disowned(self) -> Self {
-        Self(self.0 & !PIECE)
-    }
-
     /// Bytes of the value in this piece.
     pub(super) fn len(self) -> usize {
         (self.0 >> 7 & 0x1_ffff) as usize
@@ -391,7 +396,8 @@ mod tests {
         assert_eq!((accessed.last_access_tick(), accessed.is_won()), (7, true));
         assert_eq!(accessed.lifetime(), Lifetime::Until(EXPTIME_LATEST));
         for successor in [0, 8, 8 * 255, 8 * 256, 8 * ((1 << 40) - 1)] {
-            assert_eq!(Times::ended(successor).successor(), Some(successor));
+            let ended = Times::ended(successor).in_incarnation(0xfedc);
+            assert_eq!((ended.successor(), ended.ended_in()), (Some(successor), 0xfedc));
         }
         assert!(Times::new(Lifetime::Past, 0).is_expired(0));
         assert!(!Times::new(Lifetime::Never, 0).is_expired(u32::MAX));
@@ -401,7 +407,6 @@ mod tests {
         assert_eq!((link.first(), link.tail_len()), (8 * ((1 << 40) - 1), 8191));
         let piece = Piece::new(65_520, 8 * ((1 << 40) - 1));
         assert_eq!((piece.len(), piece.next()), (65_520, 8 * ((1 << 40) - 1)));
-        assert!(State(piece.0).is_piece() && !State(piece.disowned().0).is_piece());
-        assert_eq!((piece.disowned().len(), piece.disowned().next()), (piece.len(), piece.next()));
+        assert!(State(piece.0).is_piece());
     }
 }

@@ -20,7 +20,7 @@ use std::ops::Range;
 /// First word of the superblock: `session\0`, little-endian.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"session\0");
 /// Version of everything in this module, of items, of buckets and of the hash.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 /// Bytes of the superblock.
 const SUPERBLOCK_LEN: usize = 4096;
 /// Bytes of an entry of the class table and of the page table.
@@ -84,7 +84,19 @@ pub(super) struct Superblock {
     pub(super) checksum: AtomicU64,
     /// Latest boot-time second that a worker has seen.
     pub(super) seen_s: AtomicU64,
-    reserved5: [AtomicU64; 6],
+    /// Sum over the note that a closed store leaves, 0 for none; see `close`.
+    pub(super) closed: AtomicU64,
+    /// Highest stamp of a version, noted now and then and when the store is closed.
+    pub(super) noted_stamp: AtomicU64,
+    /// Says in which file the region may be gone on with, 0 for none; see `adopt`.
+    pub(super) trusted: AtomicU64,
+    /// Number of the processes that have gone on with what a killed one left, see `check`; and in
+    /// the high half how many of the last ones ended before they had checked all of it.
+    pub(super) incarnation: AtomicU64,
+    /// When the file of a closed store was changed last.
+    pub(super) closed_changed_ns: AtomicU64,
+    /// Real time that a worker has seen last, 1970's nanoseconds.
+    pub(super) alive_ns: AtomicU64,
 }
 
 /// One slab class. All but `lock` is written under `lock` only.
@@ -107,7 +119,10 @@ pub(super) struct ClassMeta {
     pub(super) evictions: AtomicU32,
     /// Bytes of a chunk.
     pub(super) chunk_len: AtomicU32,
-    reserved: [AtomicU32; 6],
+    /// Items and their bytes, noted now and then and when the store is closed; low halves first.
+    pub(super) noted_items: [AtomicU32; 2],
+    pub(super) noted_bytes: [AtomicU32; 2],
+    reserved: [AtomicU32; 2],
 }
 
 /// One page.
@@ -133,7 +148,9 @@ pub(super) struct PageMeta {
     pub(super) sweepers: AtomicU32,
     /// No item of the page expires before this boot-time second.
     pub(super) deadline_s: AtomicU32,
-    reserved: [AtomicU32; 5],
+    /// Not 0 while it is not known which chunks are free: 2 while somebody looks.
+    pub(super) unchecked: AtomicU32,
+    reserved: [AtomicU32; 4],
 }
 
 /// Place of a chunk's size in an entry of the class table, in half words.
@@ -191,10 +208,15 @@ pub(super) fn checksum(head: &Region) -> u64 {
     ];
     let secret = superblock.secret.iter().chain(&superblock.boot_id).map(|word| word.load(relaxed));
     let sizes = chunk_lens(head).unwrap_or_default().into_iter().map(u64::from);
-    // MurmurHash3's multiplier, after FNV's fashion: a guard against damage, not against malice.
+    folded(fixed.into_iter().chain(secret).chain(sizes))
+}
+
+/// A sum over words in their order: a guard against damage, not against malice.
+pub(super) fn folded(words: impl Iterator<Item = u64>) -> u64 {
+    // MurmurHash3's multiplier, after FNV's fashion.
     let step =
         |sum: u64, word: u64| (sum ^ word).rotate_left(29).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    fixed.into_iter().chain(secret).chain(sizes).fold(0x5e55_1051, step)
+    words.fold(0x5e55_1051, step)
 }
 
 /// What a page is used for.

@@ -19,10 +19,11 @@
 
 use crate::clock::Now;
 use crate::store::admin::{AskedFor, Limit};
+use crate::store::check::Check;
 use crate::store::classes::{Classes, HEADER_LEN};
 use crate::store::counters::Counters;
 use crate::store::epoch::Epochs;
-use crate::store::ghosts::Ghosts;
+use crate::store::ghosts::{Ghosts, ghosts_len};
 use crate::store::hash::HashSecret;
 use crate::store::heat::Heat;
 use crate::store::layout::{
@@ -42,11 +43,14 @@ use crate::store::types::{ClientFlags, StoreConfig, StoreError};
 use std::sync::{Arc, OnceLock};
 
 mod admin;
+mod adopt;
 mod arithmetic;
 mod attach;
 mod backing;
 mod buckets;
+mod check;
 mod classes;
+mod close;
 mod commands;
 mod counters;
 mod draft;
@@ -88,6 +92,7 @@ mod worker;
 
 pub use attach::{Cold, Inspected, Start};
 pub use backing::MemoryFile;
+pub use check::Checked;
 pub use layout::LAYOUT_VERSION;
 pub use lease::Leased;
 pub use outside::OutsideReader;
@@ -129,6 +134,10 @@ pub struct Store {
     /// The file that the region is in, which this keeps locked.
     memory: Option<MemoryFile>,
     start: Option<Start>,
+    /// Tells this process from those that served from the region before and were killed.
+    incarnation: u16,
+    /// What is still to be looked at after a start that went on with what a killed one left.
+    check: Option<Check>,
     layout: Layout,
     classes: Classes,
     config: StoreConfig,
@@ -180,7 +189,7 @@ impl Store {
         let len = layout.region_len();
         let region = Region::map(len).map_err(|source| StoreError::Map { len, source })?;
         let secret = config.hash_seed.map_or_else(HashSecret::random, HashSecret::of_seed);
-        let store = Self::assemble(config, region, layout, classes, secret);
+        let store = Self::assemble(config, region, layout, classes, secret)?;
         store.format();
         Ok(Arc::new(store))
     }
@@ -204,7 +213,7 @@ impl Store {
         layout: Layout,
         classes: Classes,
         secret: HashSecret,
-    ) -> Self {
+    ) -> Result<Self, StoreError> {
         let workers = (0..config.workers).map(|_| WorkerShared {
             taken: AtomicBool::new(false),
             stamp: Padded::default(),
@@ -212,10 +221,12 @@ impl Store {
             counters: Counters::new(classes.count()),
             tally: Tally::new(),
         });
+        let len = ghosts_len(config.memory_limit);
+        let ghosts = Ghosts::new(len).map_err(|source| StoreError::Map { len, source })?;
         let heat = Heat::new(classes.count());
         let margins = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
         let asked = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
-        Self {
+        Ok(Self {
             workers: workers.collect(),
             epochs: Epochs::new(config.workers),
             pins: Pins::default(),
@@ -224,6 +235,8 @@ impl Store {
             region,
             memory: None,
             start: None,
+            incarnation: 1,
+            check: None,
             layout,
             classes,
             config: *config,
@@ -231,7 +244,7 @@ impl Store {
             keys: Padded::default(),
             draining: SpinMutex::new(Vec::new()),
             asked_for: AskedFor::default(),
-            ghosts: Ghosts::new(config.memory_limit),
+            ghosts,
             reuse: Reuse::new(),
             heat,
             margins,
@@ -240,7 +253,7 @@ impl Store {
             sweep_forced: AtomicU64::new(0),
             flush_noted_s: AtomicU64::new(0),
             baseline: SpinMutex::new(Vec::new()),
-        }
+        })
     }
 
     /// Writes the fixed parts of a region of zeros, and the first page of buckets.
@@ -254,6 +267,7 @@ impl Store {
         superblock.item_size_max.store(self.config.item_size_max as u64, relaxed);
         superblock.pages.store(self.layout.pages, relaxed);
         superblock.pages_max.store(u64::from(self.layout.pages_max), relaxed);
+        superblock.incarnation.store(self.incarnation.into(), relaxed);
         superblock.classes.store(self.classes.count(), relaxed);
         superblock.pool_head.store(NO_PAGE, relaxed);
         for (word, secret) in superblock.secret.iter().zip(self.secret.words()) {
@@ -334,10 +348,13 @@ impl Store {
 
     /// Notes what time it is for a later start, and forces a sweep when a delayed flush has come.
     fn note_time(&self, now: Now) {
+        // Relaxed: a start compares it with the file's time, nothing else does.
+        self.superblock().alive_ns.store(now.realtime_ns, Ordering::Relaxed);
         let seen = &self.superblock().seen_s;
         // Relaxed: a start compares it with the clock, nothing else does.
         if seen.load(Ordering::Relaxed) < u64::from(second(now)) {
             seen.store(u64::from(second(now)), Ordering::Relaxed);
+            self.note_counts();
         }
         let at = self.superblock().flush_at_s.load(Ordering::Acquire);
         if at != 0

@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::store::classes::LINE_CLASS;
 use crate::store::failpoint::step;
 use crate::store::layout::{ClassMeta, NO_PAGE, PageMeta, PageState, Superblock};
-use crate::store::sync::{AtomicU32, AtomicU64, Ordering, lock_word};
+use crate::store::sync::{AtomicU32, AtomicU64, Ordering, WordGuard, lock_word};
 
 /// Most chunks in a worker's magazine of one class.
 pub(super) const MAGAZINE_CHUNKS_MAX: usize = 16;
@@ -172,6 +172,7 @@ impl Store {
         meta.carved.put(0);
         meta.drain_ripe.put(0);
         meta.sweepers.put(0);
+        meta.unchecked.put(0);
         meta.deadline_s.put(u32::MAX);
         self.set_page_state(page, PageState::Slab(class));
         step("page: of a class");
@@ -193,6 +194,56 @@ impl Store {
         }
         of.pages.put(of.pages.get() + 1);
         of.free.put(of.free.get() + free);
+    }
+
+    /// Puts a page of `class` of which it is not known which chunks are free into the lists of its
+    /// class. Nobody else has the store.
+    pub(super) fn class_adopt_unchecked(&self, class: u32, page: u32) {
+        let meta = self.page_meta(page);
+        for field in [&meta.free_head, &meta.free, &meta.drain_ripe, &meta.sweepers] {
+            field.put(0);
+        }
+        meta.unchecked.put(1);
+        // The sweep looks for itself: the word may have been between two values.
+        meta.deadline_s.put(0);
+        self.set_page_state(page, PageState::Slab(class));
+        let of = self.class_meta(class);
+        self.ring_insert(of, page);
+        if class != LINE_CLASS {
+            self.partial_insert(of, page);
+        }
+        of.pages.put(of.pages.get() + 1);
+    }
+
+    /// Gives a page that was not checked its list of free chunks. Needs the class lock.
+    pub(super) fn class_list_page(&self, class: u32, page: u32, head: u32, free: u32) {
+        let meta = self.page_meta(page);
+        let of = self.class_meta(class);
+        meta.free_head.put(head);
+        meta.free.put(free);
+        let free = free + self.chunks_per_page(class) - meta.carved.get();
+        of.free.put(of.free.get() + free);
+        match class {
+            LINE_CLASS if free > 0 => self.partial_insert(of, page),
+            LINE_CLASS => {}
+            _ if free == 0 => self.partial_remove(of, page),
+            _ => {}
+        }
+    }
+
+    /// The page of `class` that has to be checked before chunks are taken of it.
+    pub(super) fn class_unchecked(&self, class: u32) -> Option<u32> {
+        if !self.is_checking() {
+            return None;
+        }
+        let _guard = self.class_lock(class);
+        let page = self.class_meta(class).partial.get();
+        (page != NO_PAGE && self.page_meta(page).unchecked.get() == 1).then_some(page)
+    }
+
+    /// Takes the lock of a class.
+    pub(super) fn class_lock(&self, class: u32) -> WordGuard<'_> {
+        lock_word(&self.class_meta(class).lock)
     }
 
     /// Makes a chunk the head of a page's list of free chunks, before `head` (number and one).
@@ -219,7 +270,8 @@ impl Store {
         let mut taken = 0;
         while taken < chunks.len() {
             let page = of.partial.get();
-            if page == NO_PAGE {
+            // Behind one that was not checked none is looked for: it is checked next.
+            if page == NO_PAGE || self.page_meta(page).unchecked.get() != 0 {
                 break;
             }
             let meta = self.page_meta(page);
@@ -326,7 +378,8 @@ impl Store {
         let of = self.class_meta(class);
         let _guard = lock_word(&of.lock);
         let meta = self.page_meta(page);
-        if self.page_state(page) != PageState::Slab(class) || !may(meta) {
+        let is_checked = meta.unchecked.get() == 0;
+        if self.page_state(page) != PageState::Slab(class) || !is_checked || !may(meta) {
             return false;
         }
         let per_page = self.chunks_per_page(class);

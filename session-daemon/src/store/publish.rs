@@ -85,7 +85,7 @@ impl Worker {
         self.count(state.class(), Count::Unlinked, 1);
         self.count(state.class(), Count::BytesUnlinked, state.item_len() as u64);
         if let Some(line) = line {
-            self.shared().epochs.retire(self.id, Retired::Line(line));
+            self.shared().epochs.retire(self.id, Retired::Alone(line));
         }
         self.retire_item(item);
         if successor == 0 {
@@ -217,7 +217,7 @@ impl Worker {
         while piece != 0 {
             // Release: who finds the piece finds a whole item; pairs with `owner`.
             let owner = self.shared().region.word(piece + PIECE_OWNER);
-            owner.store(draft.head, Ordering::Release);
+            owner.store(self.shared().owner_word(draft.head), Ordering::Release);
             piece = self.piece(piece).next();
             step("set: owned in part");
         }

@@ -272,7 +272,7 @@ impl Worker {
     fn owner(&self, piece: u64) -> Option<u64> {
         // Acquire: the item is complete; pairs with the Release in `publish`.
         let owner = self.shared().region.word(piece + PIECE_OWNER).load(Ordering::Acquire);
-        (owner != 0).then_some(owner)
+        self.shared().owner_of(owner)
     }
 
     fn evict_owner(&self, piece: u64, now: Now) -> bool {
@@ -285,6 +285,9 @@ impl Worker {
 
     /// Stops allocation from a page, whose items are then removed or moved in slices.
     pub(super) fn drain(&self, page: u32, class: u32, least: Worth) -> bool {
+        if self.shared().is_unchecked(page) {
+            self.check_page(page);
+        }
         if !self.shared().class_mark_draining(class, page) {
             return false;
         }

@@ -47,6 +47,9 @@ pub struct Kept {
     pub replaced: u64,
     /// Items that are damaged, or lie beyond a smaller `-m`, or for which there is no room.
     pub lost: u64,
+    /// Whether the store goes on with the index that was there. Dead items are counted among
+    /// the others then.
+    pub in_place: bool,
 }
 
 /// What one thread finds.
@@ -141,6 +144,7 @@ impl Store {
                 {
                     meta.drain_ripe.store(0, RELAXED);
                     meta.sweepers.store(0, RELAXED);
+                    meta.unchecked.store(0, RELAXED);
                     self.set_page_state(page, PageState::Slab(class));
                 }
                 PageState::Extent => {}
@@ -208,23 +212,33 @@ impl Store {
             counters.add(class as u32, Count::Linked, items);
             counters.add(class as u32, Count::BytesLinked, bytes);
         }
-        self.keys.0.store(kept.items as i64, RELAXED);
+        self.go_on(kept.items, all.stamp_max, all.now);
+        step("recover: settled");
+        kept
+    }
+
+    /// Writes what the workers go on from: the number of items, the highest stamp of a version.
+    pub(super) fn go_on(&self, items: u64, stamp_max: u64, now: Now) {
+        self.keys.0.store(items as i64, RELAXED);
         let superblock = self.superblock();
-        let flushed = superblock.flushed_stamp.load(RELAXED).min(stamp_limit(all.now));
+        let flushed = superblock.flushed_stamp.load(RELAXED).min(stamp_limit(now));
         superblock.flushed_stamp.store(flushed, RELAXED);
         for worker in &self.workers {
-            worker.stamp.0.store(all.stamp_max.max(flushed), RELAXED);
+            worker.stamp.0.store(stamp_max.max(flushed), RELAXED);
         }
         superblock.memory_limit.store(self.config.memory_limit as u64, RELAXED);
         superblock.item_size_max.store(self.config.item_size_max as u64, RELAXED);
         // Last: until here an interrupted take-over begins again from the pages of before.
         superblock.pages.store(self.layout.pages, Ordering::Release);
-        step("recover: settled");
-        kept
+    }
+
+    /// Whether what stands in a chunk can be an item of its class that was made by now.
+    fn is_sound(&self, chunk: u64, state: State, class: u32, now: Now) -> bool {
+        self.is_whole(state, class) && stamp_of(self.item_cas(chunk)) <= stamp_limit(now)
     }
 
     /// Whether what stands in a chunk can be read as an item of its class.
-    fn is_sound(&self, chunk: u64, state: State, class: u32, now: Now) -> bool {
+    pub(super) fn is_whole(&self, state: State, class: u32) -> bool {
         let chunk_len = self.classes.size(class);
         let inside =
             if state.is_extent() { state.tail_offset() as usize } else { state.item_len() };
@@ -232,7 +246,25 @@ impl Store {
             && state.class() == class
             && (1..=KEY_LEN_MAX).contains(&state.key_len())
             && inside <= chunk_len
-            && stamp_of(self.item_cas(chunk)) <= stamp_limit(now)
+    }
+
+    /// Most bytes of a piece at an offset that may be anything; `None` where no piece can be.
+    pub(super) fn piece_len_max(&self, offset: u64) -> Option<usize> {
+        if !self.layout.is_in_page(offset) {
+            return None;
+        }
+        let page = self.layout.page_of(offset);
+        let at = offset - self.layout.page(page);
+        match self.page_state(page) {
+            PageState::Extent if at == 0 => Some(self.page_piece_max()),
+            PageState::Slab(class) | PageState::Draining(class) if class != LINE_CLASS => {
+                let size = self.classes.size(class) as u64;
+                let carved = self.page_meta(page).carved.load(RELAXED);
+                let is_chunk = at.is_multiple_of(size) && at / size < u64::from(carved);
+                is_chunk.then(|| size as usize - PIECE_HEADER_LEN)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -349,7 +381,7 @@ impl<'s> Scan<'s> {
             return false;
         }
         let Some(successor) = self.store.item_times(item).successor() else { return true };
-        if self.piece_len_max(successor).is_some() {
+        if self.store.piece_len_max(successor).is_some() {
             let word = self.store.region.word(successor);
             if State(word.load(RELAXED)).is_unpublished() {
                 word.fetch_or(LINKED, RELAXED);
@@ -510,9 +542,10 @@ impl<'s> Scan<'s> {
     }
 
     fn is_piece_of(&self, piece: u64, head: u64) -> bool {
-        self.piece_len_max(piece).is_some()
+        self.store.piece_len_max(piece).is_some()
             && State(self.store.region.word(piece).load(RELAXED)).is_piece()
-            && self.store.region.word(piece + PIECE_OWNER).load(RELAXED) == head
+            && self.store.region.word(piece + PIECE_OWNER).load(RELAXED)
+                == self.store.owner_word(head)
     }
 
     /// Takes an item with pieces, if all of them are there and nobody else's.
@@ -541,37 +574,17 @@ impl<'s> Scan<'s> {
         let mut next = link.first();
         while next != 0 {
             let Some(piece) = self.unowned_piece(next) else { return false };
-            store.region.word(next + PIECE_OWNER).store(head, RELAXED);
+            store.region.word(next + PIECE_OWNER).store(store.owner_word(head), RELAXED);
             missing = missing.and_then(|missing| missing.checked_sub(piece.len()));
             next = piece.next();
         }
         missing == Some(0)
     }
 
-    /// Most bytes of a piece at an offset that may be anything; `None` where no piece can be.
-    fn piece_len_max(&self, offset: u64) -> Option<usize> {
-        let store = self.store;
-        if !store.layout.is_in_page(offset) {
-            return None;
-        }
-        let page = store.layout.page_of(offset);
-        let at = offset - store.layout.page(page);
-        match store.page_state(page) {
-            PageState::Extent if at == 0 => Some(store.page_piece_max()),
-            PageState::Slab(class) if class != LINE_CLASS => {
-                let size = store.classes.size(class) as u64;
-                let carved = store.page_meta(page).carved.load(RELAXED);
-                let is_chunk = at.is_multiple_of(size) && at / size < u64::from(carved);
-                is_chunk.then(|| size as usize - PIECE_HEADER_LEN)
-            }
-            _ => None,
-        }
-    }
-
     /// The piece at an offset that may be anything.
     fn unowned_piece(&self, offset: u64) -> Option<Piece> {
         let store = self.store;
-        let len_max = self.piece_len_max(offset)?;
+        let len_max = store.piece_len_max(offset)?;
         let word = store.region.word(offset).load(RELAXED);
         let owner = store.region.word(offset + PIECE_OWNER).load(RELAXED);
         let piece = Piece(word);

@@ -70,6 +70,7 @@ impl Store {
     /// The first invariant that does not hold.
     pub fn validate(&self) -> Result<Census, Violation> {
         let mut walk = Walk { store: self, census: Census::default(), places: HashMap::new() };
+        ensure(!self.is_checking(), || "the check behind the start is not done".to_owned())?;
         walk.index()?;
         walk.waiting()?;
         walk.pages()?;
@@ -160,7 +161,9 @@ impl Walk<'_> {
         let store = self.store;
         self.pieces(store.item_link(item).first(), Place::Piece, |piece| {
             let owner = store.region.word(piece + PIECE_OWNER).load(Ordering::Relaxed);
-            ensure(owner == item, || format!("piece {piece} of {item} belongs to {owner}"))
+            ensure(store.owner_of(owner) == Some(item), || {
+                format!("piece {piece} of {item} belongs to {owner:x}")
+            })
         })
     }
 
@@ -199,7 +202,7 @@ impl Walk<'_> {
                     }
                 }
                 Retired::Pieces(first) => self.pieces(first, Place::Limbo, |_| Ok(()))?,
-                Retired::Line(line) => self.place(line, Place::Limbo)?,
+                Retired::Alone(line) => self.place(line, Place::Limbo)?,
                 Retired::DrainMark(_) => {}
             }
         }

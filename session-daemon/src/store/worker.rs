@@ -201,7 +201,7 @@ impl Worker {
                 self.give_chunk(chunk);
             }
             Retired::Pieces(first) => self.release_pieces(first),
-            Retired::Line(line) => self.give_chunk(line),
+            Retired::Alone(chunk) => self.give_chunk(chunk),
             Retired::DrainMark(page) => self.store.drain_mark_ripe(page),
         }
     }
@@ -226,9 +226,12 @@ impl Worker {
 
     /// Gives a chunk that nobody can know any more back.
     pub(super) fn give_chunk(&self, chunk: u64) {
+        let page = self.store.layout.page_of(chunk);
+        if self.store.is_unchecked(page) && self.store.give_unchecked(chunk) {
+            return;
+        }
         // Release: whoever takes the chunk from a magazine sees it free; scans see no item.
         self.store.region.word(chunk).store(0, Ordering::Release);
-        let page = self.store.layout.page_of(chunk);
         if let PageState::Slab(class) = self.store.page_state(page) {
             let len = self.magazine_len[class as usize].get();
             if len < self.magazine_capacity[class as usize] {
@@ -309,10 +312,11 @@ impl Worker {
     fn make_room_round(&mut self, class: Option<u32>, patience: &Patience, now: Now) -> bool {
         // A second round means that it is urgent.
         let swept = if patience.is_first() { self.drain_some(now) } else { self.drain_all(now) };
+        let progress = self.check_some() || swept;
         if !patience.is_eviction_due(self.is_waiting()) {
-            return swept;
+            return progress;
         }
-        self.make_room(class, now) || swept
+        self.make_room(class, now) || progress
     }
 
     /// Whether anything waits for turns to end.
@@ -350,6 +354,7 @@ impl Worker {
     fn refill(&self, class: u32) -> Option<u64> {
         let mut chunks = [0; MAGAZINE_CHUNKS_MAX + 1];
         let want = usize::from(self.magazine_capacity[class as usize] / 2) + 1;
+        let mut checked = false;
         loop {
             let taken = self.store.class_take(class, &mut chunks[..want]);
             if let Some((first, rest)) = chunks[..taken].split_first() {
@@ -357,6 +362,12 @@ impl Worker {
                     self.give_chunk(*chunk);
                 }
                 return Some(*first);
+            }
+            // One at a time, or a class that is full would be checked here as a whole.
+            if let Some(page) = self.store.class_unchecked(class).filter(|_| !checked) {
+                self.check_page(page);
+                checked = true;
+                continue;
             }
             let page = self.store.pool_take()?;
             self.store.class_add_page(class, page.page);
@@ -446,8 +457,7 @@ impl Store {
             let piece = Piece(self.region.word(offset).load(Ordering::Relaxed));
             next = piece.next();
             // Release: before the epoch in `retire`, which decides who can still follow.
-            self.region.word(offset).store(piece.disowned().0, Ordering::Release);
-            self.region.word(offset + PIECE_OWNER).store(0, Ordering::Release);
+            self.region.word(offset + PIECE_OWNER).store(self.owner_word(0), Ordering::Release);
             let page = self.layout.page_of(offset);
             if self.page_state(page) == PageState::Extent {
                 self.set_page_state(page, PageState::Retired);

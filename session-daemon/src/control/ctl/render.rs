@@ -219,6 +219,14 @@ pub(super) fn status(answer: &Value) -> String {
     if let Some(start) = statistics["memory_file_start"].as_str() {
         let us = figure("memory_file_start_us").parse::<f64>().unwrap_or(0.0);
         let _ = match start {
+            "kept" if figure("memory_file_in_place") == "1" => writeln!(
+                text,
+                "memory file  {} items kept in place in {:.3} s, {} % checked, {} lost",
+                figure("memory_file_items"),
+                us / 1e6,
+                figure("memory_file_checked_percent"),
+                figure("memory_file_lost"),
+            ),
             "kept" => writeln!(
                 text,
                 "memory file  {} items kept in {:.3} s, {} had ended, {} lost",

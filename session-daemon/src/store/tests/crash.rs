@@ -3,7 +3,9 @@
 //!
 //! The journal has two words a key: what was begun last, and what was done last.
 
+use super::attach::settle;
 use super::{FLAGS, at, key};
+use crate::clock::Now;
 use crate::store::attach::Start;
 use crate::store::failpoint::{STEPS, VARIABLE};
 use crate::store::recover::Kept;
@@ -33,6 +35,8 @@ const TIGHT: usize = 4;
 const COMMANDS_MAX: u64 = 1_000_000;
 /// The same for a child that is to end at a step.
 const COMMANDS_TO_STEP: u64 = 6_000;
+/// A step that is not reached so often: the child ends by its number of commands, and closes.
+const NEVER: &str = "set: private:999999999";
 const BOOT: u128 = 99;
 
 struct Random(u64);
@@ -46,9 +50,18 @@ impl Random {
     }
 }
 
-/// A word of the journal: a version, and whether it is a deletion.
-fn word(version: u64, deletes: bool) -> u64 {
-    version << 1 | u64::from(deletes)
+/// A word of the journal: a version, whether it is a deletion, and the second at which it expires.
+fn word(version: u64, deletes: bool, exptime_s: u64) -> u64 {
+    exptime_s << 32 | version << 1 | u64::from(deletes)
+}
+
+fn version_in(word: u64) -> u64 {
+    (word & 0xffff_ffff) >> 1
+}
+
+/// Whether a key of which this was done last has nothing at a second.
+fn is_gone(word: u64, second: u64) -> bool {
+    word == 0 || word & 1 == 1 || (1..=second).contains(&(word >> 32))
 }
 
 fn name(number: u64) -> String {
@@ -56,19 +69,21 @@ fn name(number: u64) -> String {
 }
 
 /// A value that says whose it is, and would show that it is of two versions.
-fn describe(number: u64, version: u64, len: usize) -> Vec<u8> {
-    let mut value = [number, version, len as u64].map(u64::to_le_bytes).concat();
+fn describe(number: u64, version: u64, exptime_s: u64, len: usize) -> Vec<u8> {
+    let mut value = [number, version, exptime_s, len as u64].map(u64::to_le_bytes).concat();
     let mut random = Random(number << 32 ^ version ^ 0x9e37_79b9_7f4a_7c15);
     let word = random.below(u64::MAX).to_le_bytes();
     value.extend(word.iter().cycle().take(len));
     value
 }
 
-fn version_of(number: u64, value: &[u8]) -> u64 {
+/// The word of the journal for a value that was found.
+fn word_of(number: u64, value: &[u8]) -> u64 {
     let word = |idx: usize| u64::from_le_bytes(value[idx * 8..idx * 8 + 8].try_into().unwrap());
     assert_eq!(word(0), number, "the value of another key");
-    assert!(value == describe(number, word(1), value.len() - 24), "a torn value");
-    word(1)
+    let [version, exptime_s] = [1, 2].map(word);
+    assert!(value == describe(number, version, exptime_s, value.len() - 32), "a torn value");
+    self::word(version, false, exptime_s)
 }
 
 fn config(megabytes: usize) -> StoreConfig {
@@ -85,9 +100,13 @@ fn open(directory: &Path, name: &str) -> File {
     options.read(true).write(true).create(true).truncate(false).open(directory.join(name)).unwrap()
 }
 
+/// The store's file. That it has no name for others makes a start go on with it as it stands.
+fn memory(directory: &Path) -> MemoryFile {
+    MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: true }
+}
+
 fn attach(directory: &Path, megabytes: usize, round: u64) -> (Arc<Store>, Start) {
-    let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: false };
-    Store::open(&config(megabytes), memory, at(10 + round)).unwrap()
+    Store::open(&config(megabytes), memory(directory), at(10 + round)).unwrap()
 }
 
 fn journal_word(journal: &File, number: u64, which: u64) -> u64 {
@@ -108,8 +127,15 @@ fn child() {
     let number = |name: &str| std::env::var(name).unwrap().parse::<u64>().unwrap();
     let (round, megabytes) = (number(ROUND), number(LIMIT) as usize);
     let directory = Path::new(&directory);
-    let (store, _) = attach(directory, megabytes, round);
+    // What looks at all of it is done where a step of that is asked for.
+    let step = std::env::var(VARIABLE).unwrap_or_default();
+    let memory = MemoryFile { nameless: !step.starts_with("recover"), ..memory(directory) };
+    let (store, _) = Store::open(&config(megabytes), memory, at(10 + round)).unwrap();
     let journal = open(directory, "journal");
+    // The index grows when the check behind the start is done; else both go on side by side.
+    if !step.is_empty() || round % 2 == 1 {
+        settle(&store, &mut store.worker().unwrap());
+    }
     println!("\nworking");
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
@@ -117,6 +143,7 @@ fn child() {
             scope.spawn(move || work(worker, journal, writer, round));
         }
     });
+    assert!(store.close());
 }
 
 fn work(mut worker: Worker, journal: &File, writer: u64, round: u64) {
@@ -125,12 +152,23 @@ fn work(mut worker: Worker, journal: &File, writer: u64, round: u64) {
     let usual = [20, 200, 1_500, 6_000][(round % 4) as usize];
     let to_step = std::env::var_os(VARIABLE).is_some();
     for command in 0..if to_step { COMMANDS_TO_STEP } else { COMMANDS_MAX } {
+        let now = Now { boottime_ns: now.boottime_ns + command * 500, ..now };
         let number = random.below(KEYS / WRITERS) * WRITERS + writer;
         let name = name(number);
         let key = key(name.as_bytes());
-        let version = (journal_word(journal, number, 0) >> 1) + 1;
+        let version = version_in(journal_word(journal, number, 0)) + 1;
         let deletes = random.below(10) == 0;
-        note(journal, number, 0, word(version, deletes));
+        // Some end before the next round, some much later, most never.
+        let exptime_s = match random.below(8) {
+            0 if !deletes => 11 + round,
+            1 if !deletes => 100_000,
+            _ => 0,
+        };
+        let lifetime = match exptime_s {
+            0 => Lifetime::Never,
+            second => Lifetime::Until(second as u32),
+        };
+        note(journal, number, 0, word(version, deletes, exptime_s));
         if deletes {
             let deleted = worker.delete(key, None, now);
             assert!(matches!(deleted, Deleted::Deleted | Deleted::NotFound));
@@ -140,19 +178,19 @@ fn work(mut worker: Worker, journal: &File, writer: u64, round: u64) {
                 1..8 => 8_000 + random.below(40_000),
                 _ => random.below(usual),
             };
-            let value = describe(number, version, len as usize);
+            let value = describe(number, version, exptime_s, len as usize);
             let stored = if len > 8_000 && random.below(2) == 0 {
                 let mut upload = worker.begin_upload(key, FLAGS, value.len()).unwrap();
                 value.chunks(5_000).for_each(|part| upload.write(&mut worker, part, now).unwrap());
-                worker.store_upload(key, upload, FLAGS, Lifetime::Never, Mode::Set, now)
+                worker.store_upload(key, upload, FLAGS, lifetime, Mode::Set, now)
             } else {
-                worker.set(key, &value, FLAGS, Lifetime::Never, Mode::Set, now)
+                worker.set(key, &value, FLAGS, lifetime, Mode::Set, now)
             };
             assert!(matches!(stored, Stored::Stored(_)), "{stored:?}");
         }
-        note(journal, number, 1, word(version, deletes));
+        note(journal, number, 1, word(version, deletes, exptime_s));
         if command % 8 == 0 {
-            let _ = worker.touch(key, Lifetime::Never, now);
+            let _ = worker.touch(key, lifetime, now);
             worker.maintain(now);
             worker.quiesce();
         }
@@ -178,12 +216,35 @@ fn is_working(child: &mut Child) -> bool {
 }
 
 /// Takes over what a child left and compares it with the journal. Returns how many keys had been
-/// stored last, and how many of them are there.
-fn verify(directory: &Path, megabytes: usize, round: u64) -> (u64, u64) {
-    let (store, start) = attach(directory, megabytes, round);
+/// stored last, and how many of them are there. `anew` if it left nothing to go on with.
+fn verify(directory: &Path, megabytes: usize, round: u64, anew: bool) -> (u64, u64) {
+    // Now and then with a look at all of it; else as it stands, and at times without the check.
+    let memory = MemoryFile { nameless: round % 5 != 4, ..memory(directory) };
+    let (store, start) = Store::open(&config(megabytes), memory, at(10 + round)).unwrap();
+    let Start::Kept(kept) = start else { panic!("{start:?}") };
+    assert_eq!((kept.lost, kept.in_place), (0, round % 5 != 4 && !anew), "round {round}");
+    if round % 5 == 2 {
+        return compare(&store, directory, round);
+    }
+    check(&store, start, directory, round)
+}
+
+/// Compares with the journal before and after the check, and validates.
+fn check(store: &Arc<Store>, start: Start, directory: &Path, round: u64) -> (u64, u64) {
     assert!(matches!(start, Start::Kept(Kept { lost: 0, .. })), "{start:?}");
+    let before = compare(store, directory, round);
+    let mut worker = store.worker().unwrap();
+    settle(store, &mut worker);
+    drop(worker);
     let census = store.validate().unwrap();
     assert_eq!((census.chunks_private, census.chunks_in_limbo), (0, 0), "{census:?}");
+    assert!(store.checked().is_none_or(|checked| checked.lost == 0));
+    assert_eq!(compare(store, directory, round), before);
+    before
+}
+
+/// How many keys had been stored last, and how many of them are there, none of them another.
+fn compare(store: &Arc<Store>, directory: &Path, round: u64) -> (u64, u64) {
     let journal = open(directory, "journal");
     let mut worker = store.worker().unwrap();
     let (mut stored, mut found) = (0, 0);
@@ -191,16 +252,18 @@ fn verify(directory: &Path, megabytes: usize, round: u64) -> (u64, u64) {
         let [begun, done] = [0, 1].map(|which| journal_word(&journal, number, which));
         let now = at(10 + round);
         let name = name(number);
-        let value = worker.get(key(name.as_bytes()), now);
-        let value = value.map(|item| item.value().flatten().copied().collect::<Vec<u8>>());
-        match value {
-            Some(value) => {
-                let there = word(version_of(number, &value), false);
-                assert!(there == begun || there == done, "{number}: {there} of {begun}, {done}");
-                found += 1;
-            }
-            None => stored += u64::from(begun == done && done != 0 && done & 1 == 0),
-        }
+        let Some(item) = worker.get(key(name.as_bytes()), now) else {
+            stored += u64::from(begun == done && !is_gone(done, 10 + round));
+            continue;
+        };
+        let there = word_of(number, &item.value().flatten().copied().collect::<Vec<u8>>());
+        assert!(there == begun || there == done, "{number}: {there:x} of {begun:x}, {done:x}");
+        let exptime_s = match item.lifetime() {
+            Lifetime::Until(second) => u64::from(second),
+            _ => 0,
+        };
+        assert_eq!(exptime_s, there >> 32, "{number}: the lifetime of another version");
+        found += 1;
     }
     worker.quiesce();
     (stored + found, found)
@@ -220,11 +283,32 @@ fn rounds(megabytes: usize, count: u64, evicts: bool) {
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "round {round}");
-        let (stored, found) = verify(directory, megabytes, round);
+        let (stored, found) = verify(directory, megabytes, round, false);
         assert!(evicts || stored == found, "round {round}: {found} of {stored}");
         held += found;
     }
     assert!(held > count * KEYS / 50, "the children did work: {held}");
+}
+
+/// Children that end by themselves close their store; the next start goes on with that.
+fn closes(megabytes: usize, count: u64, evicts: bool) {
+    let directory = tempfile::Builder::new().prefix("store-").tempdir_in("/dev/shm").unwrap();
+    let directory = directory.path();
+    for round in 0..count {
+        let mut child = start_child(directory, megabytes, round, Some(NEVER));
+        assert!(child.wait().unwrap().success(), "round {round}");
+        let (store, start) = attach(directory, megabytes, round);
+        assert!(matches!(start, Start::Kept(Kept { in_place: true, .. })), "{start:?}");
+        let (stored, found) = check(&store, start, directory, round);
+        assert!(evicts || stored == found, "round {round}: {found} of {stored}");
+        assert!(store.close());
+    }
+}
+
+#[test]
+fn closed_again_and_again_nothing_is_lost() {
+    closes(AMPLE, count(4).min(50), false);
+    closes(TIGHT, count(4).min(50), true);
 }
 
 /// What another process copies from the mapping while a child works on it is what the journal
@@ -237,8 +321,7 @@ fn copies(megabytes: usize, evicts: bool) {
     for round in 0..count(4).min(40) {
         let mut child = start_child(directory, megabytes, round, None);
         assert!(is_working(&mut child), "round {round}");
-        let memory = MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: false };
-        let reader = OutsideReader::open(&memory, at(10 + round)).unwrap().unwrap();
+        let reader = OutsideReader::open(&memory(directory), at(10 + round)).unwrap().unwrap();
         let mut random = Random(round + 77);
         for _ in 0..3_000 {
             let number = random.below(KEYS);
@@ -246,15 +329,16 @@ fn copies(megabytes: usize, evicts: bool) {
             let before = words();
             let value = reader.copy(key(name(number).as_bytes()), at(10 + round));
             let after = words();
-            let there = value.map(|value| version_of(number, &value));
+            let there = value.map(|value| version_in(word_of(number, &value)));
             if let Some(there) = there {
-                assert!(there >= before[1] >> 1, "{number}: {there} is older than {before:?}");
-                assert!(there <= after[0] >> 1, "{number}: {there} is newer than {after:?}");
+                let [least, most] = [before[1], after[0]].map(version_in);
+                assert!(there >= least, "{number}: {there} is older than {before:x?}");
+                assert!(there <= most, "{number}: {there} is newer than {after:x?}");
                 found += 1;
             }
             // Nobody was at it: the last done is there, unless it was evicted.
             if before == after && before[0] == before[1] {
-                let deleted = before[1] & 1 == 1 || before[1] == 0;
+                let deleted = is_gone(before[1], 10 + round);
                 assert!(!deleted || there.is_none(), "{number}: {there:?} was deleted");
                 assert!(evicts || deleted || there.is_some(), "{number}: {before:?} is missing");
                 steady += u64::from(!deleted);
@@ -262,7 +346,7 @@ fn copies(megabytes: usize, evicts: bool) {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        verify(directory, megabytes, round);
+        verify(directory, megabytes, round, false);
     }
     assert!(found > 100 && steady > 100, "{found} found, {steady} steady");
 }
@@ -301,8 +385,10 @@ fn ended_at_any_step_nothing_is_lost_torn_stale_or_back() {
         for megabytes in [AMPLE, TIGHT] {
             let directory = directory.path().join(format!("{idx}-{megabytes}"));
             std::fs::create_dir(&directory).unwrap();
-            // Taking over needs something to take over.
-            start_child(&directory, megabytes, 0, Some("insert: decided:1000")).wait().unwrap();
+            // Taking over needs something to take over,
+            // and taking a note away one that was closed.
+            let before = if step.starts_with("close") { NEVER } else { "insert: decided:1000" };
+            start_child(&directory, megabytes, 0, Some(before)).wait().unwrap();
             for round in 1..=count(1).min(2) {
                 let asked = format!("{step}:{}", (round - 1) * 7);
                 // Ended by the step, or by its number of commands where that is not reached.
@@ -313,7 +399,9 @@ fn ended_at_any_step_nothing_is_lost_torn_stale_or_back() {
                 if by_step {
                     reached.insert(*step);
                 }
-                let (stored, found) = verify(&directory, megabytes, round);
+                // A look at all of it that was cut short is begun again.
+                let anew = by_step && step.starts_with("recover");
+                let (stored, found) = verify(&directory, megabytes, round, anew);
                 assert!(megabytes == TIGHT || stored == found, "{asked}: {found} of {stored}");
             }
             std::fs::remove_dir_all(&directory).unwrap();
