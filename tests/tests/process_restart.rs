@@ -115,7 +115,8 @@ fn whatever_ends_the_daemon_the_next_one_serves_the_same() {
         let status = daemon.ctl(&["status"]).unwrap();
         assert!(status.contains("memory file  402 items kept in place in "), "{how}: {status}");
         let log = daemon.process.log();
-        let is_checked = log.contains("is looked for while serving");
+        let line = log.lines().rfind(|line| line.contains("memory file: ")).unwrap();
+        let is_checked = line.contains("is looked for while serving");
         match how {
             // The serving process closes the store, if it has the time.
             "kill -9 of the parent" => {}
