@@ -178,13 +178,20 @@ impl<'a> Ears<'a> {
         };
         on.sysctl("net/core/somaxconn", "4096")?;
         on.sysctl("net/ipv4/tcp_max_syn_backlog", "4096")?;
-        on.run(|| {
+        let ears = on.run(|| -> Result<Self> {
             let both = |kind, protocol| -> Result<[Socket; 2]> {
                 Ok([open(Domain::IPV4, kind, protocol)?, open(Domain::IPV6, kind, protocol)?])
             };
             let udp = both(Type::DGRAM, Protocol::UDP)?;
             Ok(Self { on, port, udp, _tcp: both(Type::STREAM, Protocol::TCP)? })
-        })
+        })?;
+        // The kernel forgets what is half open to a socket that was closed when it would send
+        // the next SYN-ACK, and not before.
+        wait::until("the half-open connections of an earlier run to end", || {
+            let mut heard = BTreeSet::new();
+            (ears.hear(&mut heard).is_err() || heard.is_empty()).then_some(())
+        });
+        Ok(ears)
     }
 
     /// Everything that came since the last call or is still half open, once all of `awaited` is
