@@ -153,6 +153,16 @@ fn floods_of_connections_do_not_disturb_whoever_is_served() {
         }
     });
     assert!(daemon.dropped().unwrap() > before, "the stranger was not seen");
+    // The samples say where it came from and on which interface; they are read now and then.
+    let seen = wait::until("samples of the stranger", || {
+        let guard = daemon.guard().unwrap();
+        let place = guard["drops"].as_array()?.iter().find(|one| one["interface"] == "eth0")?;
+        let stranger = topology.stranger.v4.to_string();
+        let sources = guard["top_sources"].as_array()?;
+        sources.iter().find(|one| one["source"] == stranger.as_str())?;
+        Some(place.clone())
+    });
+    assert!(seen["reason"] == "not_listed" && seen["packets"].as_u64() > Some(0), "{seen}");
     // The next one is served as soon as the flood is over.
     wait::until("a free place", || {
         canary

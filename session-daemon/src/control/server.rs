@@ -381,6 +381,11 @@ fn guard_counters(status: &GuardStatus) -> Vec<(String, String)> {
         counters.push((name("packets"), count.packets.to_string()));
         counters.push((name("bytes"), count.bytes.to_string()));
     }
+    for count in &status.drops {
+        let place = count.interface.as_deref().unwrap_or("socket");
+        let name = format!("interface:{place}:dropped:{}", count.reason);
+        counters.push((name, count.packets.to_string()));
+    }
     for count in &status.answers {
         counters.push((format!("answer:{}:packets", count.answer), count.packets.to_string()));
     }

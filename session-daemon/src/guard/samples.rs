@@ -4,7 +4,7 @@
 //! daemons over one guard each see all.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ const HALF_LIFE: Duration = Duration::from_secs(60);
 
 /// Sources that `status` names.
 const TOP_MAX: usize = 10;
+
+/// Pairs of interface and reason that are counted: interfaces come and go.
+const PLACES_MAX: usize = 1024;
 
 /// A dropped packet of many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,17 @@ pub struct TopSource {
     pub packets: u64,
 }
 
+/// What was dropped on an interface for a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceDrops {
+    /// Name of the device; none for the listening sockets' own filter.
+    pub interface: Option<String>,
+    /// As [`Reason::name`] has it.
+    pub reason: String,
+    /// About how many packets were dropped since the daemon started.
+    pub packets: u64,
+}
+
 /// How far the rings were read, and what they told.
 #[derive(Debug, Default)]
 pub(super) struct Samples {
@@ -59,6 +73,8 @@ pub(super) struct Samples {
     read: Option<Vec<u64>>,
     sources: HashMap<IpAddr, u64>,
     halved_at: Option<Instant>,
+    /// Packets by interface and reason.
+    places: BTreeMap<(Option<String>, String), u64>,
 }
 
 impl Samples {
@@ -74,6 +90,24 @@ impl Samples {
             }
         }
         *self.sources.entry(source).or_insert(before) += packets;
+    }
+
+    /// Adds to the count of an interface and reason.
+    fn add_to_place(&mut self, drop: &Drop) {
+        let place = (drop.interface.clone(), drop.reason.clone());
+        if self.places.len() < PLACES_MAX || self.places.contains_key(&place) {
+            *self.places.entry(place).or_default() += u64::from(drop.packets);
+        }
+    }
+
+    /// What was dropped where, and why.
+    pub(super) fn by_place(&self) -> Vec<PlaceDrops> {
+        let places = self.places.iter().map(|((interface, reason), packets)| PlaceDrops {
+            interface: interface.clone(),
+            reason: reason.clone(),
+            packets: *packets,
+        });
+        places.collect()
     }
 
     fn halve(&mut self) {
@@ -115,6 +149,7 @@ impl Guard {
         samples.sort_by_key(|sample| sample.at_ns);
         let drops: Vec<Drop> = samples.iter().map(|sample| self.describe(sample)).collect();
         for drop in &drops {
+            self.samples.add_to_place(drop);
             if let Some(source) = drop.source {
                 self.samples.add(source, drop.packets.into());
             }

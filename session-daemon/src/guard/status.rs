@@ -10,7 +10,7 @@ use session_common::guard::Reason;
 
 use crate::allowlist::Action;
 use crate::guard::interfaces::{Interface, Interfaces, Plan, plan};
-use crate::guard::samples::TopSource;
+use crate::guard::samples::{PlaceDrops, TopSource};
 use crate::guard::{Destination, Guard, Mode, Refuse, attach, maps};
 
 /// The whole state.
@@ -40,6 +40,8 @@ pub struct GuardStatus {
     pub answers: Vec<AnswerCount>,
     /// Sources that were refused most lately, estimated from samples.
     pub top_sources: Vec<TopSource>,
+    /// Dropped packets by interface and reason since the daemon started, estimated from samples.
+    pub drops: Vec<PlaceDrops>,
     /// Packets by entry, of the entries with a counter of their own.
     pub counts: Vec<EntryCount>,
     /// What the operator should see to.
@@ -150,6 +152,7 @@ impl Guard {
             reasons: self.reasons(),
             answers: self.answers(),
             top_sources: self.samples.top(),
+            drops: self.samples.by_place(),
             counts: self.counts(),
             warnings,
         }

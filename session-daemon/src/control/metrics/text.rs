@@ -365,6 +365,12 @@ impl Page {
                     };
                     self.put(name, Counter, help, labels, value);
                 }
+                ["interface", .., "dropped", reason] => {
+                    let interface = parts[1..parts.len() - 2].join(":");
+                    let labels = vec![("interface", interface), ("reason", (*reason).to_owned())];
+                    let help = "Dropped packets by interface and reason, estimated from samples.";
+                    self.put("session_guard_interface_dropped", Counter, help, labels, value);
+                }
                 ["interface", .., "open"] => {
                     let interface = parts[1..parts.len() - 1].join(":");
                     let help = "Whether strangers reach the port through the interface.";
@@ -429,6 +435,7 @@ mod tests {
             guard: pairs(&[
                 ("dropped:not_listed:packets", "4"),
                 ("interface:eth0.7:open", "no"),
+                ("interface:eth0:1:dropped:not_listed", "3"),
                 ("guard_complete", "yes"),
                 ("list_allow", "2"),
             ]),
@@ -445,6 +452,7 @@ mod tests {
             "memcached_slab_chunk_size_bytes{slab=\"3\"} 96.0",
             "memcached_malloced_bytes 65536.0",
             "session_guard_packets_total{verdict=\"dropped\",reason=\"not_listed\"} 4.0",
+            "session_guard_interface_dropped_total{interface=\"eth0:1\",reason=\"not_listed\"} 3.0",
             "session_guard_interface_open{interface=\"eth0.7\"} 0.0",
             "session_guard_complete 1.0",
             "session_list_entries{action=\"allow\"} 2.0",

@@ -6,11 +6,14 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Borders, Cell, Gauge, Paragraph, Row, Table};
+use serde_json::Value;
 
 use crate::control::ctl::top::sample::Sample;
 
 /// Lines of the traffic.
 const TRAFFIC_LINES: u16 = 6;
+/// Refused sources that are named.
+const SOURCES_SHOWN: usize = 3;
 
 /// Draws everything.
 pub(super) fn screen(frame: &mut Frame<'_>, before: &Sample, now: &Sample) {
@@ -24,12 +27,16 @@ pub(super) fn screen(frame: &mut Frame<'_>, before: &Sample, now: &Sample) {
     let [head, traffic_area, memory_area, classes_area, below] = rows.areas(frame.area());
     let [guard_area, clients_area] =
         Layout::horizontal([Constraint::Percentage(55), Constraint::Percentage(45)]).areas(below);
+    let [clients_area, refused_area] =
+        Layout::vertical([Constraint::Percentage(50), Constraint::Percentage(50)])
+            .areas(clients_area);
     heading(frame, head, now);
     traffic(frame, traffic_area, before, now);
     memory(frame, memory_area, now);
     classes(frame, classes_area, before, now);
     guard(frame, guard_area, before, now);
     clients(frame, clients_area, now);
+    refused(frame, refused_area, now);
 }
 
 fn word<'a>(now: &'a Sample, name: &str) -> &'a str {
@@ -176,6 +183,24 @@ fn clients(frame: &mut Frame<'_>, area: Rect, now: &Sample) {
     let widths = [Constraint::Min(16), Constraint::Length(12), Constraint::Length(6)];
     let table = Table::new(rows, widths).header(header(&["client", "name", "open"]));
     frame.render_widget(table.block(boxed("connections")), area);
+}
+
+/// Who is refused most, and where: both estimated from samples of dropped packets.
+fn refused(frame: &mut Frame<'_>, area: Rect, now: &Sample) {
+    let part = |name: &str| now.status["guard"][name].as_array().into_iter().flatten();
+    let word = |one: &Value, name: &str| one[name].as_str().unwrap_or("-").to_owned();
+    let packets = |one: &Value| one["packets"].as_u64().unwrap_or(0).to_string();
+    let sources = part("top_sources")
+        .take(SOURCES_SHOWN)
+        .map(|one| Row::new([word(one, "source"), "lately".to_owned(), packets(one)]));
+    let places = part("drops").map(|one| {
+        let interface = one["interface"].as_str().unwrap_or("the sockets").to_owned();
+        Row::new([format!("on {interface}"), word(one, "reason"), packets(one)])
+    });
+    let widths = [Constraint::Min(16), Constraint::Length(14), Constraint::Length(10)];
+    let table = Table::new(sources.chain(places), widths);
+    let table = table.header(header(&["refused", "reason", "packets"]));
+    frame.render_widget(table.block(boxed("refused, about")), area);
 }
 
 fn boxed(title: &str) -> Block<'_> {

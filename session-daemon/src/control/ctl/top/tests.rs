@@ -40,6 +40,8 @@ fn a_frame_shows_rates_of_a_second() {
                 "complete": true,
                 "reasons": [{"reason": "not_listed", "dropped": true, "packets": dropped}],
                 "counts": [{"prefix": "198.18.0.11/32", "name": "web1"}],
+                "top_sources": [{"source": "198.18.0.66", "packets": 41}],
+                "drops": [{"interface": "eth0", "reason": "not_listed", "packets": 40}],
             },
             "statistics": {"cmd_get": gets.to_string(), "get_hits": gets.to_string()},
         }),
@@ -59,6 +61,9 @@ fn a_frame_shows_rates_of_a_second() {
         "dropped  not_listed         50             20",
         "198.18.0.11",
         "web1",
+        "198.18.0.66",
+        "lately         41",
+        "not_listed     40",
     ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
