@@ -1,5 +1,5 @@
 //! What an operator's machine does to a daemon: too little memory, a stop in the middle, floods of
-//! connections from those who may come and those who may not.
+//! connections from those who may come and those who may not, places that cannot be written.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_tests::client::Client;
@@ -171,6 +172,36 @@ fn floods_of_connections_do_not_disturb_whoever_is_served() {
     });
     let stats = served.stats("").unwrap();
     assert!(stats["rejected_connections"].parse::<u64>().unwrap() > 0, "{stats:?}");
+}
+
+#[test]
+fn a_place_that_cannot_be_written_ends_the_start_and_is_named() {
+    require_root!();
+    let setup = Setup::loopback().unwrap();
+    let place = setup.scratch().mount_tmpfs(1).unwrap();
+    let (none, flags) = (None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+    mount(none, &place, none, flags, none).unwrap();
+    let place = place.join("x");
+    for (flag, status) in [
+        ("-P", 1),
+        ("--control", 1),
+        ("--state", 1),
+        ("-e", 1),
+        ("--metrics-listen", 1),
+        ("-s", 71),
+    ] {
+        let mut value = place.clone().into_os_string();
+        if flag == "--metrics-listen" {
+            value = format!("unix:{}", place.display()).into();
+        }
+        let output = setup.command().arg(flag).arg(value).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{flag}: {stderr}");
+        let named = stderr.contains(&*place.to_string_lossy());
+        assert!(named && stderr.contains("Read-only file system"), "{flag}: {stderr}");
+    }
+    // None of them left a daemon, a lock or a port behind.
+    assert!(setup.start(None).unwrap().client().command("version").unwrap().starts_with("VER"));
 }
 
 fn child_of(daemon: &Sessiond<'_>) -> Pid {
