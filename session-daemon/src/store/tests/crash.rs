@@ -3,7 +3,7 @@
 //!
 //! The journal has two words a key: what was begun last, and what was done last.
 
-use super::attach::settle;
+use super::resume::settle;
 use super::{FLAGS, at, key};
 use crate::clock::Now;
 use crate::store::attach::Start;

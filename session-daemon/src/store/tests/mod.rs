@@ -9,6 +9,7 @@ mod model;
 mod pressure;
 mod protect;
 mod races;
+mod resume;
 mod stress;
 
 use crate::clock::Now;
