@@ -51,6 +51,9 @@ fn what_is_said_is_what_happens() {
     }
     assert!(told(&[&stranger.to_string(), "22"]).contains("tcp 22: passes: not guarded"));
     assert!(told(&["::ffff:198.18.0.11"]).contains("(forged_source)"));
+    daemon.ctl(&["deny", "198.18.0.99", "--refuse", "drop"]).unwrap();
+    let line = format!("tcp {port}: dropped by drop 198.18.0.99/32, told nothing (deny_entry)");
+    assert!(told(&["198.18.0.99"]).contains(&line), "{}", told(&["198.18.0.99"]));
     for own in [topology.cache.v4.to_string(), "127.0.0.1".to_owned(), "::1".to_owned()] {
         assert!(told(&[&own]).contains("this host itself"), "{own}");
     }

@@ -7,12 +7,13 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::allowlist::parse::{Any, check_name, parse_prefix};
-use crate::allowlist::{Allowlist, Diff, Entry, Note};
+use crate::allowlist::{Action, Allowlist, Diff, Entry, Note};
 use crate::clock::Now;
 use crate::config::GuardKind;
 use crate::control::keeper::{Changed, Trial};
 use crate::control::protocol::{NO_PREFIX, Peer};
 use crate::control::server::Control;
+use crate::guard::Refuse;
 use crate::link::Request;
 
 /// Longest `--for`: ten years.
@@ -57,10 +58,11 @@ impl Control {
         self.tell("allow", peer, result).map(|answer| on_trial(answer, terms.confirm_s))
     }
 
-    /// `deny`.
+    /// `deny`, in a style or in that of `--refuse`.
     pub(crate) async fn deny(
         &self,
         prefixes: &[IpNet],
+        refuse: Option<Refuse>,
         note: &Note,
         confirm_s: Option<u64>,
         peer: Peer,
@@ -68,7 +70,13 @@ impl Control {
         let now = Now::sample();
         let trial = trial("deny", confirm_s, now)?;
         let mut keeper = self.shared.keeper.lock().await;
-        let result = keeper.deny(prefixes, note, trial, now).await;
+        let action = match refuse {
+            None => Action::Deny,
+            Some(Refuse::Drop) => Action::Drop,
+            Some(Refuse::Reset) => Action::Reset,
+            Some(Refuse::Icmp) => Action::Icmp,
+        };
+        let result = keeper.deny(prefixes, action, note, trial, now).await;
         self.tell("deny", peer, result).map(|answer| on_trial(answer, confirm_s))
     }
 

@@ -110,10 +110,12 @@ impl Connection {
                     Err(error) => Err(error),
                 }
             }
-            Request::Deny { prefixes, name, comment, confirm_s } => {
+            Request::Deny { prefixes, refuse, name, comment, confirm_s } => {
                 let note = Note { name, comment };
                 match checked(&prefixes, &note) {
-                    Ok(prefixes) => control.deny(&prefixes, &note, confirm_s, self.peer).await,
+                    Ok(prefixes) => {
+                        control.deny(&prefixes, refuse, &note, confirm_s, self.peer).await
+                    }
                     Err(error) => Err(error),
                 }
             }

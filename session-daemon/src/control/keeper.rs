@@ -165,16 +165,17 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         self.put(prefixes.iter().map(entry).collect(), any, trial, now).await
     }
 
-    /// Denies prefixes.
+    /// Refuses prefixes, in the style of `action`.
     pub(crate) async fn deny(
         &mut self,
         prefixes: &[IpNet],
+        action: Action,
         note: &Note,
         trial: Option<Trial>,
         now: Now,
     ) -> Result<Changed> {
         let entry =
-            |prefix: &IpNet| Entry::new(*prefix, Action::Deny, Origin::Control).noted(note.clone());
+            |prefix: &IpNet| Entry::new(*prefix, action, Origin::Control).noted(note.clone());
         self.put(prefixes.iter().map(entry).collect(), Any::Refused, trial, now).await
     }
 

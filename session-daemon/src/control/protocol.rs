@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::allowlist::Action;
+use crate::guard::Refuse;
 
 /// Longest request line in bytes, without its newline.
 pub(crate) const LINE_LEN_MAX: usize = 64 << 10;
@@ -43,6 +44,9 @@ pub(crate) enum Request {
     Deny {
         /// Addresses and prefixes.
         prefixes: Vec<String>,
+        /// What they are told; as `--refuse` of the daemon says if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refuse: Option<Refuse>,
         /// What the sources are called.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::default_control;
+use crate::guard::Refuse;
 
 /// Steers sessiond: who may reach the cache, and how it is.
 #[derive(Debug, Parser)]
@@ -62,6 +63,9 @@ pub(super) enum Command {
         /// Addresses and prefixes
         #[arg(required = true, value_name = "PREFIX")]
         prefixes: Vec<String>,
+        /// What they are told, if it is not what --refuse of the daemon says
+        #[arg(long, value_name = "drop|reset|icmp", value_parser = refuse)]
+        refuse: Option<Refuse>,
         #[command(flatten)]
         note: Note,
         #[command(flatten)]
@@ -262,6 +266,16 @@ impl Trial {
     /// Seconds until the change is taken back.
     pub(super) fn confirm_s(self) -> Option<u64> {
         self.confirm.map(|time| time.as_secs())
+    }
+}
+
+/// A style by its name.
+fn refuse(text: &str) -> Result<Refuse, String> {
+    match text {
+        "drop" => Ok(Refuse::Drop),
+        "reset" => Ok(Refuse::Reset),
+        "icmp" => Ok(Refuse::Icmp),
+        _ => Err("write drop, reset or icmp".to_owned()),
     }
 }
 

@@ -149,8 +149,9 @@ fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
             any: *any,
             confirm_s: trial.confirm_s(),
         },
-        Command::Deny { prefixes, note, trial } => Request::Deny {
+        Command::Deny { prefixes, refuse, note, trial } => Request::Deny {
             prefixes: split(prefixes),
+            refuse: *refuse,
             name: note.name.clone(),
             comment: note.comment.clone(),
             confirm_s: trial.confirm_s(),

@@ -153,7 +153,8 @@ fn allow_tells_the_user_side_first() {
 fn deny_and_remove_tell_the_kernel_first_and_reset_connections_last() {
     let mut fixture = fixture();
     let changed =
-        run(fixture.keeper.deny(&[net("198.18.0.7")], &Note::default(), None, NOW)).unwrap();
+        run(fixture.keeper.deny(&[net("198.18.0.7")], Action::Deny, &Note::default(), None, NOW))
+            .unwrap();
     assert_eq!(fixture.calls(), ["kernel insert", "user change", "enforce"]);
     assert_eq!(changed.reset, 2);
     assert!(!fixture.allowed("198.18.0.7") && fixture.allowed("198.18.0.8"));
@@ -181,7 +182,8 @@ fn the_same_again_changes_nothing() {
 fn a_failure_at_any_call_puts_the_old_list_back() {
     for call in 1..=5 {
         let mut fixture = fixture();
-        run(fixture.keeper.deny(&[net("198.18.0.99")], &Note::default(), None, NOW)).unwrap();
+        run(fixture.keeper.deny(&[net("198.18.0.99")], Action::Deny, &Note::default(), None, NOW))
+            .unwrap();
         let before = fixture.keeper.list().clone();
         for change in 0..4 {
             fixture.fail_at(call);
@@ -195,7 +197,7 @@ fn a_failure_at_any_call_puts_the_old_list_back() {
                     None,
                     NOW,
                 )),
-                1 => run(fixture.keeper.deny(&prefixes, &Note::default(), None, NOW)),
+                1 => run(fixture.keeper.deny(&prefixes, Action::Deny, &Note::default(), None, NOW)),
                 2 => run(fixture.keeper.remove(&[net("198.18.0.0/24")], None, NOW)),
                 _ => run(fixture.keeper.sync(&[], Any::Refused, None, NOW)),
             };
@@ -219,7 +221,10 @@ fn a_failure_at_any_call_puts_the_old_list_back() {
 fn an_overlay_that_cannot_be_written_stops_the_change_before_it_begins() {
     let mut fixture = fixture();
     fixture.keeper.file = Some(OverlayFile::new("/proc/no-such-directory/overlay.json".into()));
-    assert!(run(fixture.keeper.deny(&[net("198.18.0.7")], &Note::default(), None, NOW)).is_err());
+    assert!(
+        run(fixture.keeper.deny(&[net("198.18.0.7")], Action::Deny, &Note::default(), None, NOW))
+            .is_err()
+    );
     assert!(fixture.calls().is_empty());
     assert!(fixture.allowed("198.18.0.7"));
 }
@@ -284,7 +289,8 @@ fn an_entry_past_its_deadline_goes_and_nothing_behind_it_comes_back() {
 #[test]
 fn a_reload_keeps_what_sessionctl_changed() {
     let mut fixture = fixture();
-    run(fixture.keeper.deny(&[net("198.18.0.7")], &Note::default(), None, NOW)).unwrap();
+    run(fixture.keeper.deny(&[net("198.18.0.7")], Action::Deny, &Note::default(), None, NOW))
+        .unwrap();
     run(fixture.keeper.remove(&[net("2001:db8::/32")], None, NOW)).unwrap();
     fixture.calls();
     let mut base = base();
