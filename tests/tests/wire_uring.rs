@@ -224,3 +224,26 @@ fn a_killed_daemon_starts_again_with_its_items() -> Result<()> {
     ensure!(daemon.client().get("kept")? == Some(b"yes".to_vec()), "lost");
     Ok(())
 }
+
+#[test]
+fn an_upgrade_keeps_connections_and_what_they_have_half_said() -> Result<()> {
+    require_uring!();
+    let setup = uring()?.args(["-m", "64"]);
+    let daemon = setup.start(None)?;
+    ensure!(daemon.client().set("key", b"value")? == "STORED", "not stored");
+    let (mut silent, mut text, mut binary) = (daemon.client(), daemon.client(), daemon.client());
+    ensure!(silent.set("other", b"value")? == "STORED", "not stored");
+    let noop = [&[0x80, 0x0a][..], &[0; 22]].concat();
+    for round in 0..2 {
+        text.send(b"get k")?;
+        binary.send(&noop[..10])?;
+        daemon.ctl(&["upgrade"])?;
+        text.send(b"ey\r\n")?;
+        let answer = b"VALUE key 0 5\r\nvalue\r\nEND\r\n";
+        ensure!(text.exactly(answer.len())? == answer, "round {round}: another answer");
+        binary.send(&noop[10..])?;
+        ensure!(binary.exactly(24)?[..2] == [0x81, 0x0a], "round {round}: another answer");
+        ensure!(silent.set("other", b"again")? == "STORED", "round {round}: not stored");
+    }
+    Ok(())
+}

@@ -137,7 +137,7 @@ impl<S: Stream> Drop for Client<'_, S> {
     fn drop(&mut self) {
         let Presence { local, info, .. } = self.presence;
         if local.is_handing_over() {
-            let fd = self.stream.leave();
+            let fd = self.stream.leave(&mut self.connection);
             local.park(fd.and_then(|fd| Parked::new(fd, info, &mut self.connection)));
         }
     }
@@ -242,7 +242,7 @@ struct TokioStream {
 }
 
 impl Stream for TokioStream {
-    fn leave(&mut self) -> Option<OwnedFd> {
+    fn leave(&mut self, _: &mut Connection) -> Option<OwnedFd> {
         self.socket.take()
     }
 

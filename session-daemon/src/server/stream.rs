@@ -38,9 +38,8 @@ pub trait Stream {
     /// Says that nothing follows: the client hears the end behind the last answer.
     fn finish(&self);
 
-    /// Gives the socket up, for another process to go on with. None where bytes may be on their
-    /// way in the kernel: the connection is closed then.
-    fn leave(&mut self) -> Option<OwnedFd> {
-        None
-    }
+    /// Gives the socket up, for another process to go on with; what was received by then is the
+    /// connection's. None where an answer is on its way in the kernel: the connection is closed
+    /// then.
+    fn leave(&mut self, connection: &mut Connection) -> Option<OwnedFd>;
 }

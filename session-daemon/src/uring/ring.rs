@@ -32,6 +32,9 @@ const COMPLETIONS_MAX: u32 = 2048;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is there, so trying before waiting is in vain.
 const POLL_FIRST: u16 = 1;
 
+/// Calls of the kernel within which a receive that is cancelled has to end.
+const LEAVE_TURNS_MAX: u32 = 16;
+
 /// Calls of the kernel that the end of a ring waits for what is under way.
 const DRAIN_TURNS_MAX: u32 = 1000;
 
@@ -199,6 +202,45 @@ impl<U: User> Ring<U> {
             self.queue(request.user_data(CANCEL));
         }
         self.release(idx);
+    }
+
+    /// Lets a socket go that somebody else goes on with: what was received and not copied yet. None
+    /// when it cannot, because an answer is on its way or the client has gone; the line is closed
+    /// in any case.
+    pub fn leave(&mut self, idx: usize) -> Option<Vec<u8>> {
+        self.cancel_receive(idx);
+        let line = self.lines.get_mut(idx).and_then(Option::as_mut)?;
+        let is_free = line.under_way == 0 && line.sending.is_none() && line.send_error.is_none();
+        let received = match &line.received {
+            Received::Idle | Received::Failed(Errno::CANCELED) => Some(Vec::new()),
+            Received::Lent { id, start, end } => {
+                self.lent.bytes(*id).get(*start..*end).map(<[u8]>::to_vec)
+            }
+            Received::Aside(bytes, start) => bytes.get(*start..).map(<[u8]>::to_vec),
+            Received::Armed | Received::End | Received::Failed(_) => None,
+        };
+        self.close(idx);
+        received.filter(|_| is_free)
+    }
+
+    /// Takes a receive back that is under way, and waits a moment for it to end.
+    fn cancel_receive(&mut self, idx: usize) {
+        let is_armed = |ring: &Self| {
+            let line = ring.lines.get(idx).and_then(Option::as_ref);
+            line.is_some_and(|line| matches!(line.received, Received::Armed))
+        };
+        if is_armed(self) {
+            let request = opcode::AsyncCancel::new(number(idx, RECEIVE)).build();
+            self.queue(request.user_data(CANCEL));
+        }
+        for _ in 0..LEAVE_TURNS_MAX {
+            if !is_armed(self) {
+                return;
+            }
+            // The completion of the cancellation at least will come.
+            let _ = self.uring.submit_and_wait(1);
+            self.turn();
+        }
     }
 
     /// Removes a line that nobody uses and that nothing is under way for.

@@ -117,6 +117,41 @@ fn a_line_that_is_closed_keeps_its_memory_until_the_kernel_is_done() {
 }
 
 #[test]
+fn a_line_that_is_left_takes_nothing_from_its_successor() {
+    let Some(mut ring) = ring() else { return };
+    // Nothing has come; something has, of which the ring has not heard; it has.
+    for (received, is_heard) in [(&b""[..], false), (b"half a", false), (b"half a", true)] {
+        let (line, mut theirs, fd, _) = open(&mut ring);
+        assert!(poll(&mut ring, line, true).is_pending());
+        ring.turn();
+        theirs.write_all(received).unwrap();
+        if is_heard {
+            assert_eq!(event(&mut ring, line, true), Event::Received);
+        }
+        let mut all = ring.leave(line).unwrap();
+        assert!(!is_heard || all == received);
+        assert!(is_let_go(&mut ring, &fd));
+        theirs.write_all(b" line").unwrap();
+        ring.turn();
+        // What the ring has not taken is still in the socket, before what came later.
+        let mut rest = [0; 20];
+        let rest_len = rustix::io::read(&fd, &mut rest).unwrap();
+        all.extend_from_slice(&rest[..rest_len]);
+        assert_eq!(all, [received, b" line"].concat());
+    }
+    let (line, theirs, fd, _) = open(&mut ring);
+    ring.send(line, vec![b'v'; 8 << 20], 0, false);
+    assert_eq!(event(&mut ring, line, true), Event::Stuck);
+    assert_eq!(ring.leave(line), None, "left in the middle of an answer");
+    assert!(is_let_go(&mut ring, &fd));
+    drop(theirs);
+    let (line, theirs, ..) = open(&mut ring);
+    drop(theirs);
+    assert_eq!(event(&mut ring, line, true), Event::Received);
+    assert_eq!(ring.leave(line), None, "nobody is there any more");
+}
+
+#[test]
 fn a_slow_reader_gets_everything_in_order_and_keeps_no_buffer_of_the_ring() {
     let Some(mut ring) = ring() else { return };
     let (line, mut theirs, _fd, _) = open(&mut ring);

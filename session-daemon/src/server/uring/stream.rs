@@ -20,6 +20,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// In place of a line that another process has.
+const NO_LINE: usize = usize::MAX;
+
 /// A client's socket under io_uring.
 pub struct UringStream {
     reactor: Rc<Reactor>,
@@ -84,6 +87,15 @@ impl UringStream {
 }
 
 impl Stream for UringStream {
+    fn leave(&mut self, connection: &mut Connection) -> Option<OwnedFd> {
+        let received = self.reactor.ring().leave(std::mem::replace(&mut self.line_idx, NO_LINE))?;
+        let mut pool = self.local.pool.borrow_mut();
+        let space = connection.space(&mut pool).get_mut(..received.len())?;
+        space.copy_from_slice(&received);
+        connection.filled(received.len());
+        self.fd.try_clone().ok()
+    }
+
     fn wire(&self) -> &dyn Wire {
         self
     }
