@@ -7,6 +7,7 @@ use session_tests::client::Client;
 use session_tests::frame;
 use session_tests::memcached::Memcached;
 use session_tests::sessiond::Setup;
+use session_tests::wait;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -150,6 +151,25 @@ fn the_crawler_can_be_switched_off_and_on() -> Result<()> {
     ] {
         assert_eq!(client.command(command)?, reply, "{command}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_page_that_is_given_to_another_class_is_told() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-t", "1"]);
+    let daemon = setup.start(None)?;
+    let port = daemon.setup.port();
+    fill(port, 3_000, 1_000)?;
+    let from = names(port, "items")?[0].split(':').nth(1).context("a class")?.to_owned();
+    let mut watcher = connect(port)?;
+    assert_eq!(watcher.command("watch sysevents")?, "OK");
+    assert_eq!(connect(port)?.command(&format!("slabs reassign {from} 1"))?, "OK");
+    let mut told = Vec::new();
+    while !told.ends_with(format!("type=slab_move src={from} dst=1\n").as_bytes()) {
+        told.extend(watcher.exactly(1)?);
+    }
+    wait::until("the page", || (value(port, "slabs", "1:total_pages").ok()? == "1").then_some(()));
+    assert_eq!(value(port, "", "slabs_moved")?, "1");
     Ok(())
 }
 
