@@ -234,16 +234,6 @@ impl<'a> Ears<'a> {
         }
         Ok(())
     }
-
-    /// Forgets every half-open connection: the listening sockets are made anew.
-    ///
-    /// # Errors
-    /// When the port is taken meanwhile.
-    pub fn forget(self) -> Result<Self> {
-        let (on, port) = (self.on, self.port);
-        drop(self);
-        Self::new(on, port)
-    }
 }
 
 /// Remote ports of the connections to `port` in one of the kernel's tables that got as far as a

@@ -2,6 +2,7 @@
 //! meanwhile. It owns what is unsafe about it; it never looks at a byte, and knows no protocol.
 
 mod lent;
+mod line;
 pub mod ring;
 #[cfg(test)]
 mod tests;

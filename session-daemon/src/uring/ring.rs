@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::uring::lent::{BUFFER_LEN, GROUP, Lent};
+use crate::uring::line::{Line, Received, Sending, set_aside};
 use io_uring::types::{CancelBuilder, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
@@ -48,53 +49,6 @@ const KIND_BITS: u32 = 2;
 pub trait User {
     /// All that was to be sent is with the kernel; `busy_behind` as it was given to [`Ring::send`].
     fn sent(&self, busy_behind: bool);
-}
-
-/// A connection under io_uring.
-struct Line<U> {
-    fd: Rc<OwnedFd>,
-    user: U,
-    received: Received,
-    /// Whether the last receive said that more is there.
-    more: bool,
-    sending: Option<Sending>,
-    /// Why the last send ended before its time.
-    send_error: Option<Errno>,
-    /// Requests under way.
-    under_way: u8,
-    /// Nobody uses the line any more.
-    abandoned: bool,
-    waker: Option<Waker>,
-    /// Whether the waker is for bytes of the client, not for the end of a send alone.
-    awaits_bytes: bool,
-}
-
-/// An answer on its way.
-struct Sending {
-    bytes: Vec<u8>,
-    sent: usize,
-    /// The kernel did not take all of it at once.
-    stuck: bool,
-    /// It has taken some since that was last told.
-    progress: bool,
-    /// Whether a request is half received behind it.
-    busy_behind: bool,
-}
-
-/// Where the next bytes of a client are.
-enum Received {
-    /// Not asked for.
-    Idle,
-    /// Asked for.
-    Armed,
-    /// In a buffer of the ring: its number, and what part of it.
-    Lent { id: u16, start: usize, end: usize },
-    /// In memory of their own, from the index on.
-    Aside(Vec<u8>, usize),
-    /// The client has said that it is done.
-    End,
-    /// The socket failed.
-    Failed(Errno),
 }
 
 /// What a connection is told while it waits.
@@ -588,15 +542,6 @@ impl<U: User> Drop for Ring<U> {
         unsafe { ManuallyDrop::drop(&mut self.lent) };
         // SAFETY: dropped here alone, with nothing under way.
         unsafe { ManuallyDrop::drop(&mut self.lines) };
-    }
-}
-
-/// Moves received bytes out of the ring's buffer.
-fn set_aside<U>(line: &mut Line<U>, lent: &mut Lent) {
-    if let Received::Lent { id, start, end } = line.received {
-        let bytes = lent.bytes(id).get(start..end).unwrap_or_default().to_vec();
-        line.received = Received::Aside(bytes, 0);
-        lent.offer(id);
     }
 }
 
