@@ -23,9 +23,10 @@ use crate::store::words::{depth, is_pending, slot_item, slots_of};
 /// Relaxed throughout this module: nobody else has the store, or a start alone asks for the word.
 const RELAXED: Ordering = Ordering::Relaxed;
 
-/// How long after a process has looked at the clock the file may have been changed by that process.
-/// Who has changed it later was not the process, and may have changed anything.
-const ALIVE_NS: u64 = 2_000_000_000;
+/// How long after a process has noted the time, at the end of a turn, it may have changed the file:
+/// in the next turn, before it noted the time again. Who has changed it later was not the process,
+/// and may have changed anything. After a longer turn the start looks at all items, for nothing.
+const ALIVE_NS: u64 = 25_000_000;
 /// So many starts may go on with what is there although none of the processes came to the end of
 /// its check: perhaps what is there is what ended them.
 const UNFINISHED_MAX: u64 = 3;
