@@ -131,14 +131,15 @@ impl Conversation {
             }
             Frame::Request { tag, ask, head_len } => {
                 count_request(turn);
-                if ask == Ask::Stats(StatsTopic::Sizes)
+                // Matched, not compared: a comparison of requests looks at more than their kind.
+                if let Ask::Stats(StatsTopic::Sizes) = ask
                     && let Ok(dump) = turn.services.begin_dump(DumpKind::Sizes, &mut Vec::new())
                 {
                     *self = Self::Sizes(tag, Box::new(dump));
                     return Progress::More;
                 }
                 let alone = input.waiting().len() == head_len;
-                let last = ask == Ask::Quit;
+                let last = matches!(ask, Ask::Quit);
                 answer(tag, ask, alone, output, turn);
                 input.consume(head_len);
                 if last { Progress::Leave } else { Progress::More }

@@ -239,6 +239,7 @@ pub(super) trait Buckets {
     }
 
     /// What a key has, for a writer. Corrects the slots of items of the key that have ended.
+    #[inline]
     fn find(&self, hash: u64, key: &[u8]) -> Found {
         loop {
             let spot = self.open(hash);
@@ -389,6 +390,7 @@ pub(super) trait Buckets {
     /// or this sees COPYING and spoils the copy, or it sees the header that made the copy count,
     /// and looks again: this changes slots, then loads the header; `copy` changes the header,
     /// then loads slots; all four are SeqCst.
+    #[inline(always)]
     fn correct_all(&self, hash: u64) -> Option<u64> {
         let mut left = None;
         loop {

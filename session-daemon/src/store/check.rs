@@ -171,6 +171,7 @@ impl Store {
     }
 
     /// Leaves a chunk that nobody knows any more to the check of its page; false if that is done.
+    #[cold]
     pub(super) fn give_unchecked(&self, chunk: u64) -> bool {
         let page = self.layout.page_of(chunk);
         let (Some(check), PageState::Slab(class)) = (&self.check, self.page_state(page)) else {

@@ -139,14 +139,21 @@ impl Worker {
         self.find_alive_item(hash, key, now).map(|item| item.offset)
     }
 
+    #[inline]
     fn find_alive_item(&self, hash: u64, key: Key<'_>, now: Now) -> Option<Item<'_>> {
         let found = self.find_living(hash, key)?;
         if self.shared().is_over(found.offset, found.times, now) {
-            self.count_dead(&found, now);
-            self.remove_item(found.offset, Reason::Swept, now);
+            self.end_dead(&found, now);
             return None;
         }
         Some(found)
+    }
+
+    /// Removes a dead item that a lookup met.
+    #[cold]
+    fn end_dead(&self, found: &Item<'_>, now: Now) {
+        self.count_dead(found, now);
+        self.remove_item(found.offset, Reason::Swept, now);
     }
 
     /// Counts a lookup that met a dead item by what it died of.
