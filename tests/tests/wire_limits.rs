@@ -249,6 +249,8 @@ fn without_descriptors_it_waits_for_some_and_serves_the_others() -> Result<()> {
     let setup = Setup::loopback()?.args(user);
     let daemon = setup.start(None)?;
     let mut client = daemon.client();
+    // A worker answers before all have opened what they keep; sessionctl hears of it afterwards.
+    wait::until("the end of the start", || daemon.ctl(&["status"]).ok());
     let pid = client.stats("")?["pid"].clone();
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
     let process = rustix::process::Pid::from_raw(pid.parse()?).context("a pid")?;
