@@ -215,12 +215,8 @@ pub(super) fn guard_mode(text: &str) -> Result<GuardMode, Refusal> {
 }
 
 pub(super) fn refuse(text: &str) -> Result<Refuse, Refusal> {
-    match text {
-        "drop" => Ok(Refuse::Drop),
-        "reset" => Ok(Refuse::Reset),
-        "icmp" => Ok(Refuse::Icmp),
-        _ => Err(usage(format!("--refuse={text}: should be one of drop, reset, or icmp"))),
-    }
+    let unknown = || usage(format!("--refuse={text}: should be one of drop, reset, or icmp"));
+    Refuse::of_name(text).ok_or_else(unknown)
 }
 
 pub(super) fn unserved(flag: &Unserved) -> Refusal {

@@ -109,6 +109,19 @@ pub enum Refuse {
     Icmp,
 }
 
+impl Refuse {
+    /// The style of a name, as flags and commands have it.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        match name {
+            "drop" => Some(Self::Drop),
+            "reset" => Some(Self::Reset),
+            "icmp" => Some(Self::Icmp),
+            _ => None,
+        }
+    }
+}
+
 /// What to guard and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardConfig {

@@ -166,8 +166,9 @@ impl Store {
 
     /// Whether a page has not been checked, so that nobody may take or keep its chunks.
     pub(super) fn is_unchecked(&self, page: u32) -> bool {
+        // Without a check under way all are checked, and no page has to be asked.
         // Acquire: who sees it checked sees its lists; pairs with the Release in `list_checked`.
-        self.page_meta(page).unchecked.load(Ordering::Acquire) != 0
+        self.is_checking() && self.page_meta(page).unchecked.load(Ordering::Acquire) != 0
     }
 
     /// Leaves a chunk that nobody knows any more to the check of its page; false if that is done.

@@ -227,11 +227,7 @@ impl Worker {
     /// Gives a chunk that nobody can know any more back.
     pub(super) fn give_chunk(&self, chunk: u64) {
         let page = self.store.layout.page_of(chunk);
-        // Whoever does not see the check under way sees all pages checked.
-        if self.store.is_checking()
-            && self.store.is_unchecked(page)
-            && self.store.give_unchecked(chunk)
-        {
+        if self.store.is_unchecked(page) && self.store.give_unchecked(chunk) {
             return;
         }
         // Release: whoever takes the chunk from a magazine sees it free; scans see no item.

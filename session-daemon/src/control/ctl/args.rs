@@ -271,12 +271,7 @@ impl Trial {
 
 /// A style by its name.
 fn refuse(text: &str) -> Result<Refuse, String> {
-    match text {
-        "drop" => Ok(Refuse::Drop),
-        "reset" => Ok(Refuse::Reset),
-        "icmp" => Ok(Refuse::Icmp),
-        _ => Err("write drop, reset or icmp".to_owned()),
-    }
+    Refuse::of_name(text).ok_or_else(|| "write drop, reset or icmp".to_owned())
 }
 
 /// A number with s, m, h or d; several may follow each other (`1h30m`).
