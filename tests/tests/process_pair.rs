@@ -295,9 +295,10 @@ fn d_returns_when_the_port_serves_and_the_pid_file_names_the_parent() {
     let status = command.status().unwrap();
     assert_eq!(status.code(), Some(0));
     // No waiting: it serves by now.
-    Client::connect(Ipv4Addr::LOCALHOST.into(), setup.port()).unwrap();
+    let mut client = Client::connect(Ipv4Addr::LOCALHOST.into(), setup.port()).unwrap();
     let pid: u32 = fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
     let _kill_on_panic = KillOnDrop(pid);
+    assert_eq!(client.stats("").unwrap()["pid"], pid.to_string(), "one pid for all who ask");
     let fields = status_line(pid);
     assert_eq!(fields.session, pid, "it leads a session of its own");
     assert_eq!(fs::read_link(format!("/proc/{pid}/fd/2")).unwrap(), Path::new("/dev/null"));

@@ -117,7 +117,9 @@ fn twenty_upgrades_refuse_no_connection_and_lose_no_item() {
     let setup = setup.arg("-e").arg(&path).arg("-P").arg(&pidfile).args(["-m", "64"]);
     let mut daemon = setup.start(None).unwrap();
     upgrade_under_load(&daemon, 20);
-    assert_eq!(fs::read_to_string(&pidfile).unwrap().trim(), daemon.process.pid().to_string());
+    let pid = daemon.process.pid().to_string();
+    assert_eq!(fs::read_to_string(&pidfile).unwrap().trim(), pid);
+    assert_eq!(daemon.client().stats("").unwrap()["pid"], pid);
     let status = daemon.ctl_json(&["status"]).unwrap();
     assert_eq!(status["statistics"]["memory_file_lost"], "0", "{status}");
     // As after any other end: the locks, the socket and the pid file are gone, the items are not.
@@ -133,6 +135,24 @@ fn without_a_memory_file_the_items_pass_as_well() {
     let setup = Setup::loopback().unwrap().args(["-m", "64"]);
     let daemon = setup.start(None).unwrap();
     upgrade_under_load(&daemon, 4);
+}
+
+#[test]
+fn a_limit_that_was_raised_passes_as_well() {
+    let setup = Setup::loopback().unwrap().args(["-m", "8"]);
+    let daemon = setup.start(None).unwrap();
+    let mut client = daemon.client();
+    assert_eq!(client.command("cache_memlimit 64").unwrap(), "OK");
+    let value = vec![b'v'; 10_000];
+    for number in 0..2_000 {
+        assert_eq!(client.set(&format!("key:{number}"), &value).unwrap(), "STORED");
+    }
+    daemon.ctl(&["upgrade"]).unwrap();
+    for number in 0..2_000 {
+        assert_eq!(client.get(&format!("key:{number}")).unwrap().as_ref(), Some(&value));
+    }
+    assert_eq!(client.stats("").unwrap()["limit_maxbytes"], (64 << 20).to_string());
+    assert_eq!(client.stats("").unwrap()["evictions"], "0");
 }
 
 #[test]

@@ -343,6 +343,35 @@ fn a_limit_of_memory_moves_while_clients_are_served() -> Result<()> {
 }
 
 #[test]
+fn a_limit_of_memory_is_raised_above_the_start_s() -> Result<()> {
+    for in_a_file in [false, true] {
+        let setup = Setup::loopback()?.args(["-m", "8"]);
+        let file = setup.scratch().join("store");
+        let setup = if in_a_file { setup.arg("-e").arg(&file) } else { setup };
+        let daemon = setup.start(None)?;
+        let port = daemon.setup.port();
+        let limits = |port| -> Result<[u64; 2]> {
+            let (limit, evictions) =
+                (value(port, "settings", "maxbytes")?, value(port, "", "evictions")?);
+            Ok([limit.parse()?, evictions.parse()?])
+        };
+        fill(port, 50_000, 300)?;
+        let [_, evictions] = limits(port)?;
+        ensure!(evictions > 0, "all of it fits");
+        assert_eq!(connect(port)?.command("cache_memlimit 32")?, "OK");
+        fill(port, 50_000, 300)?;
+        assert_eq!(limits(port)?, [32 << 20, evictions]);
+        assert_eq!(value(port, "", "curr_items")?, "50000");
+        assert_eq!(
+            connect(port)?.command("cache_memlimit 1000")?,
+            "MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust"
+        );
+        assert_eq!(limits(port)?, [32 << 20, evictions]);
+    }
+    Ok(())
+}
+
+#[test]
 fn administration_can_be_confined_to_sessionctl() -> Result<()> {
     let setup = Setup::loopback()?.arg("--admin=control");
     let daemon = setup.start(None)?;

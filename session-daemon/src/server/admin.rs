@@ -1,6 +1,7 @@
 //! Doing what an administrator asks. It owns which setting each command changes; what the store
 //! has no use for is kept and told back by `stats settings` (docs/protocol.md).
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use crate::command::admin::{Admin, AdminOutcome, DebugTime, DumpKind, watch};
@@ -142,11 +143,20 @@ fn cache_memlimit(shared: &Shared, megabytes: u32) -> AdminOutcome {
         return AdminOutcome::LimitInBytes;
     }
     let bytes = usize::try_from(u64::from(megabytes) << 20).unwrap_or(usize::MAX);
-    if shared.store.set_memory_limit(bytes) {
-        log::info!("cache_memlimit: {megabytes} MB");
-        AdminOutcome::Ok
-    } else {
-        AdminOutcome::LimitOutOfBounds
+    let most = shared.config.memory_most;
+    if bytes > shared.store.memory_limit() && most.is_some_and(|most| bytes > most) {
+        log::warn!("cache_memlimit: {megabytes} MB are more than the control group may have");
+        return AdminOutcome::LimitOutOfBounds;
+    }
+    match shared.store.set_memory_limit(bytes) {
+        Ok(()) => {
+            log::info!("cache_memlimit: {megabytes} MB");
+            AdminOutcome::Ok
+        }
+        Err(error) => {
+            log::warn!("cache_memlimit: {megabytes} MB: {error}");
+            AdminOutcome::LimitOutOfBounds
+        }
     }
 }
 

@@ -125,6 +125,10 @@ pub struct ServerConfig {
     pub memory_file: Option<String>,
     /// How long the start of the store took, for `stats`.
     pub store_start: Duration,
+    /// Bytes up to which `cache_memlimit` may raise the limit; none where nothing is known.
+    pub memory_most: Option<usize>,
+    /// The process that signals are for, which `-P` names, for `stats`.
+    pub pid: u32,
 }
 
 impl Default for ServerConfig {
@@ -163,6 +167,8 @@ impl Default for ServerConfig {
             backlog: 1024,
             memory_file: None,
             store_start: Duration::ZERO,
+            memory_most: None,
+            pid: std::process::id(),
         }
     }
 }

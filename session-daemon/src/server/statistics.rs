@@ -136,7 +136,7 @@ const COMMANDS: [Counter; 20] = [
 ];
 
 fn process(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
-    sink("pid", &std::process::id());
+    sink("pid", &shared.config.pid);
     sink("uptime", &(now.boottime_ns.saturating_sub(shared.started.boottime_ns) / NS));
     sink("time", &(now.realtime_ns / NS));
     sink("version", &encode::VERSION);

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::process::DumpableBehavior;
+use rustix::process::{DumpableBehavior, Resource, getrlimit};
 use serde_json::Value;
 
 use crate::allowlist::{Allowlist, Entry};
@@ -33,7 +33,7 @@ use crate::server::config::{Engine, Listener, ServerConfig, ShutdownHook};
 use crate::server::handover::Parked;
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
-use crate::startup::{abort_on_panic, engine, logger, metrics, privileges};
+use crate::startup::{abort_on_panic, engine, logger, memory_limit, metrics, privileges};
 use crate::store::types::StoreConfig;
 use crate::store::{Cold, MemoryFile, Start, Store};
 
@@ -304,7 +304,9 @@ impl Child {
         let begun = Instant::now();
         let store = match self.memory.take() {
             Some(memory) => {
-                let (store, start) = Store::open(&store_config(config)?, memory, Now::sample())?;
+                let config =
+                    StoreConfig { succeeding: self.arriving.is_some(), ..store_config(config)? };
+                let (store, start) = Store::open(&config, memory, Now::sample())?;
                 tell(start, store.checked().is_some(), begun.elapsed());
                 store
             }
@@ -455,6 +457,8 @@ fn store_config(config: &Config) -> Result<StoreConfig> {
         chunk_min: Some(usize::try_from(config.chunk_min)?)
             .filter(|_| config.chunk_min != defaults.chunk_min),
         workers: usize::from(config.threads),
+        // Locked memory and addresses may both be limited, and then reserved ones count.
+        growing: !config.lock_memory && getrlimit(Resource::As).current.is_none(),
         ..StoreConfig::default()
     })
 }
@@ -502,5 +506,8 @@ fn server_config(
         backlog: config.backlog,
         memory_file: config.memory_file.as_ref().map(|path| path.display().to_string()),
         store_start: Duration::ZERO,
+        memory_most: memory_limit::most(),
+        // It ends with us, and stays itself when another program takes its place.
+        pid: rustix::process::getppid().map_or(0, |parent| parent.as_raw_nonzero().get() as u32),
     })
 }

@@ -43,6 +43,12 @@ pub(super) fn check(config: &Config) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Bytes that the store may have at most, if its control groups have a limit.
+pub(super) fn most() -> Option<usize> {
+    let (limit, _) = smallest(|path: &Path| fs::read_to_string(path).ok())?;
+    usize::try_from(limit.saturating_sub(BESIDE)).ok()
+}
+
 fn smallest(read: impl Fn(&Path) -> Option<String>) -> Option<Limit> {
     let groups = read(Path::new("/proc/self/cgroup"))?;
     let mounts = read(Path::new("/proc/self/mountinfo"))?;

@@ -5,15 +5,15 @@
 use crate::clock::Now;
 use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
 use crate::store::counters::Count;
-use crate::store::ghosts::ghosts_len;
 use crate::store::item::{State, Times};
-use crate::store::layout::NO_PAGE;
+use crate::store::layout::{Layout, NO_PAGE};
 use crate::store::reader::second;
 use crate::store::reuse::Worth;
 use crate::store::stats::Evicted;
-use crate::store::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use crate::store::types::{ClientFlags, Reassigned};
+use crate::store::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, SpinMutex};
+use crate::store::types::{ClientFlags, LimitError, Reassigned};
 use crate::store::{HEADER_LEN, Store, Worker};
+use std::io;
 
 /// Evictions of one turn that are told; further ones are left out.
 const EVICTED_MAX: usize = 256;
@@ -23,11 +23,13 @@ const EVICTED_MAX: usize = 256;
 pub(super) struct Limit {
     bytes: AtomicUsize,
     pages: AtomicU32,
+    changing: SpinMutex<()>,
 }
 
 impl Limit {
     pub(super) fn new(bytes: usize, pages: u32) -> Self {
-        Self { bytes: AtomicUsize::new(bytes), pages: AtomicU32::new(pages) }
+        let (bytes, pages) = (AtomicUsize::new(bytes), AtomicU32::new(pages));
+        Self { bytes, pages, changing: SpinMutex::new(()) }
     }
 
     /// Pages that the pool may hand out.
@@ -82,19 +84,49 @@ impl Store {
     }
 
     /// Changes the limit. Above the present use it holds at once; below it, items go page by page
-    /// until it does. False when it is above what was mapped at start, or too small to work with.
-    pub fn set_memory_limit(&self, bytes: usize) -> bool {
-        let pages = self.layout.pages_within(bytes);
-        let most = self.region.len() as usize
-            + self.layout.page_len()
-            + ghosts_len(self.config.memory_limit);
-        if bytes > most || pages < LIMIT_PAGES_MIN {
-            return false;
+    /// until it does. A file gets its memory first, which takes the kernel a moment.
+    ///
+    /// # Errors
+    /// It is too small to work with, there is no room or no memory for it, or another is being set.
+    pub fn set_memory_limit(&self, bytes: usize) -> Result<(), LimitError> {
+        // Whoever takes memory for a file may have the lock for long.
+        let _one = self.limit.changing.try_lock().ok_or(LimitError::Busy)?;
+        let wanted = Layout::again(bytes, self.layout)?;
+        let wanted = wanted.ok_or(LimitError::NoRoom)?;
+        if wanted.region_len() as u64 > self.region.len() {
+            return Err(LimitError::NoRoom);
+        }
+        if wanted.pages > self.page_count() {
+            self.grow_region(wanted).map_err(LimitError::Memory)?;
+        }
+        let pages = self.layout.with_pages(self.page_count()).pages_within(bytes);
+        if pages < LIMIT_PAGES_MIN {
+            return Err(LimitError::TooSmall);
         }
         // Relaxed: as in `Limit::pages`.
         self.limit.bytes.store(bytes, Ordering::Relaxed);
         self.limit.pages.store(pages, Ordering::Relaxed);
-        true
+        self.superblock().limit_set.store(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives the region the pages of `wanted`, which has more than there are. Nobody else does.
+    fn grow_region(&self, wanted: Layout) -> io::Result<()> {
+        let before = self.layout.with_pages(self.page_count());
+        let part = before.region_len() as u64..wanted.region_len() as u64;
+        match &self.memory {
+            Some(memory) => {
+                memory.extend(&before, &wanted)?;
+                self.region.open_file(&memory.file, part)?;
+            }
+            None => self.region.open(part)?,
+        }
+        self.clear_tables(before.pages..wanted.pages);
+        // Release: pairs with the Acquire in `page_count`; a start that sees it in the superblock
+        // finds the file long enough.
+        self.superblock().pages.store(wanted.pages, Ordering::Release);
+        self.pages.store(wanted.pages, Ordering::Release);
+        Ok(())
     }
 
     /// Whether more pages are in use than the limit has.

@@ -19,6 +19,7 @@ use crate::store::reader::stamp_at;
 use crate::store::recover::Kept;
 use crate::store::sync::Ordering;
 use crate::store::words::{depth, is_pending, slot_item, slots_of};
+use std::ops::Range;
 
 /// Relaxed throughout this module: nobody else has the store, or a start alone asks for the word.
 const RELAXED: Ordering = Ordering::Relaxed;
@@ -144,7 +145,7 @@ impl Store {
         superblock.pool_head.store(NO_PAGE, RELAXED);
         superblock.pool_len.store(0, RELAXED);
         self.format_classes();
-        self.clear_tables(pages);
+        self.clear_tables(pages..self.layout.pages);
         let mut adopted = Adopted::default();
         let mut index: Vec<u32> =
             (0..u64::from(self.layout.pages)).map_while(|idx| self.directory_page(idx)).collect();
@@ -172,9 +173,10 @@ impl Store {
         Some(adopted)
     }
 
-    /// Clears what a larger store left in tables that were too large for the last one.
-    pub(super) fn clear_tables(&self, pages: u32) {
-        for page in pages..self.layout.pages {
+    /// Clears what a larger store left in tables that were too large for the last one: the
+    /// entries of pages that nobody knows yet.
+    pub(super) fn clear_tables(&self, pages: Range<u32>) {
+        for page in pages {
             self.set_page_state(page, PageState::Free);
             self.region.half(self.layout.directory(u64::from(page))).store(0, RELAXED);
         }

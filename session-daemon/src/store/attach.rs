@@ -93,6 +93,8 @@ struct Found {
     secret: HashSecret,
     /// Pages that it was used with last.
     pages: u32,
+    /// The limit that was set while serving, for who goes on with it.
+    limit_set: Option<usize>,
     /// The file as it was before this start.
     file: Identity,
 }
@@ -147,8 +149,20 @@ impl Found {
             Some(config) => Classes::new(page_len, config.growth_factor, config.chunk_min)?,
             None => Classes::of_sizes(sizes.clone()).ok_or(Cold::Damaged)?,
         };
+        // What is too large or too small for the tables is no limit that was set.
+        let limit_set = superblock.limit_set.load(relaxed) as usize;
+        let limit_set = (limit_set != 0).then_some(limit_set);
+        let limit_set = limit_set
+            .filter(|_| config.is_some_and(|config| config.succeeding))
+            .filter(|limit| matches!(Layout::again(*limit, before), Ok(Some(_))));
         let layout = match config {
-            Some(config) => Layout::again(config.memory_limit, before)?,
+            // Who goes on with a limit that was set has all pages that there are: what is beyond
+            // the limit goes when it is set again.
+            Some(config) => {
+                let again = Layout::again(config.memory_limit, before)?;
+                let larger = |again: &Layout| limit_set.is_none() || again.pages > before.pages;
+                again.filter(larger).or_else(|| limit_set.map(|_| before))
+            }
             // Not by the limit that it names: that word may be damaged.
             None => Some(before),
         };
@@ -157,16 +171,17 @@ impl Found {
         let words =
             std::array::from_fn::<u64, SECRET_WORDS, _>(|idx| superblock.secret[idx].load(relaxed));
         let secret = HashSecret::of_words(words);
-        Ok((Self { layout, classes, secret, pages, file }, config))
+        Ok((Self { layout, classes, secret, pages, limit_set, file }, config))
     }
 
     /// An empty file's region to be.
     fn fresh(config: &StoreConfig) -> Result<Self, StoreError> {
         let page_len = Layout::page_len_for(config.memory_limit);
         let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
-        let layout = Layout::with_room(config.memory_limit, classes.count())?;
+        let layout = Layout::new(config.memory_limit, classes.count())?;
         let (secret, pages) = (HashSecret::random(), layout.pages);
-        Ok(Self { layout, classes, secret, pages, file: Identity::default() })
+        let file = Identity::default();
+        Ok(Self { layout, classes, secret, pages, limit_set: None, file })
     }
 }
 
@@ -205,7 +220,13 @@ impl Store {
             Ok((found, _)) => {
                 let mut store = Self::around(config, &memory, &found, Access::Shared)?;
                 match store.keep(&found, now) {
-                    Some(kept) => return store.started(memory, Start::Kept(kept), now),
+                    Some(kept) => {
+                        let started = store.started(memory, Start::Kept(kept), now)?;
+                        if let Some(limit) = found.limit_set {
+                            started.0.set_memory_limit(limit).map_err(StoreError::Limit)?;
+                        }
+                        return Ok(started);
+                    }
                     None => Cold::Damaged,
                 }
             }
@@ -257,7 +278,7 @@ impl Store {
     pub fn leave(self: Arc<Self>, file: File, boot_id: u128) -> io::Result<File> {
         self.check_now().map_err(io::Error::other)?;
         let mut store = self.at_rest().ok_or_else(|| io::Error::other("it is in use"))?;
-        let layout = store.layout;
+        let layout = store.layout.with_pages(store.page_count());
         let len = layout.region_len() as u64;
         file.set_len(len.next_multiple_of(UNIT_LEAST))?;
         let superblock = store.superblock();
@@ -333,7 +354,14 @@ impl Store {
             let failed = |source| StoreError::Room { len: config.memory_limit, source };
             memory.make_room(layout).map_err(failed)?;
         }
-        let region = memory.map(len, access).map_err(|source| StoreError::Map { len, source })?;
+        let can_grow = memory.can_grow().is_ok_and(|can_grow| can_grow);
+        let can_grow = can_grow && config.growing && access == Access::Shared;
+        let region = if can_grow {
+            Region::map_file_in(layout.room_len(), &memory.file, len)
+        } else {
+            memory.map(len, access)
+        };
+        let region = region.map_err(|source| StoreError::Map { len, source })?;
         Self::assemble(config, region, *layout, classes.clone(), secret.clone())
     }
 }

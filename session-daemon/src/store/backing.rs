@@ -84,6 +84,23 @@ impl MemoryFile {
         Ok(())
     }
 
+    /// Makes the file of `before` as long as `wanted` asks, with memory; leaves it as it is when
+    /// there is none.
+    pub(super) fn extend(&self, before: &Layout, wanted: &Layout) -> io::Result<()> {
+        let extended = self.make_room(wanted);
+        if extended.is_err() {
+            // Nobody has touched what is cut off.
+            self.make_room(before)?;
+        }
+        extended
+    }
+
+    /// Whether addresses behind its mapping may be reserved, to map more of it there later. Huge
+    /// pages would have to be reserved in their own units.
+    pub(super) fn can_grow(&self) -> io::Result<bool> {
+        Ok(self.unit()? == UNIT_LEAST)
+    }
+
     /// Makes the file read as zeros. Who else maps it goes on reading, where the file system can
     /// punch holes.
     pub(super) fn clear(&self) -> io::Result<()> {

@@ -103,7 +103,7 @@ impl Store {
         self.superblock().closed_changed_ns.store(file.changed_ns, RELAXED);
         step("close: counted");
         // Release: after all that it vouches for; pairs with the Acquire in `take_note`.
-        self.superblock().closed.store(self.note(self.layout.pages).sum(), Ordering::Release);
+        self.superblock().closed.store(self.note(self.page_count()).sum(), Ordering::Release);
         step("close: noted");
     }
 
@@ -165,7 +165,7 @@ impl Store {
         {
             return None;
         }
-        self.clear_tables(pages);
+        self.clear_tables(pages..self.layout.pages);
         for (class, &(items, bytes)) in (0..).zip(&note.counts) {
             let counters = &self.workers[0].counters;
             counters.add(class, Count::Linked, items);

@@ -22,7 +22,7 @@ impl Worker {
     /// Looks for dead items and empty pages in a few pages of a store that does not evict.
     pub(super) fn reclaim_dead(&mut self, now: Now) -> bool {
         let mut removed = false;
-        for _ in 0..DEAD_PAGES.min(self.shared().layout.pages) {
+        for _ in 0..DEAD_PAGES.min(self.shared().page_count()) {
             let page = self.shared().next_swept_page();
             if let PageState::Slab(class) = self.shared().page_state(page)
                 && class != LINE_CLASS
@@ -93,7 +93,7 @@ impl Worker {
     }
 
     fn sweep_slice(&self, now: Now) -> u32 {
-        for _ in 0..SWEEP_SKIPS_MAX.min(self.shared().layout.pages) {
+        for _ in 0..SWEEP_SKIPS_MAX.min(self.shared().page_count()) {
             let forced = self.shared().sweep_is_forced();
             let page = self.shared().next_swept_page();
             let PageState::Slab(class) = self.shared().page_state(page) else { continue };

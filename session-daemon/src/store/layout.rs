@@ -8,8 +8,8 @@
 //! |  4096 B    | 64 B each   | 64 B each  | 4 B a page       |          |        |        |
 //! +------------+-------------+------------+------------------+----------+--------+--------+---
 //! ```
-//! All of it together, with the ghosts that stand outside, is at most `-m`. In a file the two tables have room for `pages_max` pages,
-//! so that a later start may have a larger `-m`; what is beyond `pages` has no memory.
+//! All of it together, with the ghosts that stand outside, is at most `-m`. The two tables have room for `pages_max` pages, so that
+//! the limit may be raised, live or at a later start; what is beyond `pages` has no memory.
 
 use crate::store::ghosts::ghosts_len;
 use crate::store::region::{Region, Shared};
@@ -35,7 +35,7 @@ const TABLES_SHARE: usize = 1 << 20;
 const PAGES_MIN: usize = 24;
 /// Largest region: an index link has 36 bits and counts 64-byte lines.
 const REGION_LEN_MAX: usize = 1 << 42;
-/// By how much `-m` may be larger at a later start of a store in a file.
+/// By how much the limit may be raised above the first start's.
 const GROWTH_MAX: usize = 16;
 /// Bytes from the start within which superblock and class table end.
 pub(super) const HEAD_LEN: usize = SUPERBLOCK_LEN + 256 * ENTRY_LEN;
@@ -62,7 +62,10 @@ pub(super) struct Superblock {
     pub(super) flushed_stamp: AtomicU64,
     /// Boot-time second of a flush that is still to come, or has come; 0 for none.
     pub(super) flush_at_s: AtomicU64,
-    reserved1: [AtomicU64; 6],
+    /// The limit that was set while serving, 0 for none since the start. Read by a lookup never,
+    /// and written so seldom that it may stand beside what is.
+    pub(super) limit_set: AtomicU64,
+    reserved1: [AtomicU64; 5],
     /// Line 2: number of buckets.
     pub(super) buckets: AtomicU64,
     reserved2: [AtomicU64; 7],
@@ -294,15 +297,9 @@ impl Layout {
         (pages as u32).min(self.pages)
     }
 
-    /// As many pages as fit into `memory_limit` beside the fixed parts and the ghosts.
+    /// As many pages as fit into `memory_limit` beside the fixed parts and the ghosts, and room in
+    /// the tables for a larger limit.
     pub(super) fn new(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
-        let page_len = Self::page_len_for(memory_limit);
-        let pages = Self::pages_for(memory_limit, classes, page_len)?;
-        Ok(Self::of(pages, pages, classes, page_len))
-    }
-
-    /// [`Layout::new`] with room in the tables for a larger limit at a later start.
-    pub(super) fn with_room(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
         let page_len = Self::page_len_for(memory_limit);
         let pages = Self::pages_for(memory_limit, classes, page_len)?;
         let most = REGION_LEN_MAX / page_len - TABLES_SHARE;
@@ -381,6 +378,17 @@ impl Layout {
         offset.is_multiple_of(8) && (self.first_page..self.region_len() as u64).contains(&offset)
     }
 
+    /// The same with so many pages, which the tables have room for.
+    pub(super) fn with_pages(self, pages: u32) -> Self {
+        debug_assert!(pages <= self.pages_max);
+        Self { pages, ..self }
+    }
+
+    /// Bytes of the region with all the pages that the tables have room for.
+    pub(super) fn room_len(&self) -> usize {
+        self.with_pages(self.pages_max).region_len()
+    }
+
     /// Bytes of the whole region.
     pub(super) fn region_len(&self) -> usize {
         self.first_page as usize + ((self.pages as usize) << self.page_shift)
@@ -393,7 +401,7 @@ impl Layout {
 
     /// Offset of a page.
     pub(super) fn page(&self, page: u32) -> u64 {
-        debug_assert!(page < self.pages);
+        debug_assert!(page < self.pages_max);
         self.first_page + (u64::from(page) << self.page_shift)
     }
 
@@ -404,7 +412,7 @@ impl Layout {
 
     /// Offset of a page's entry in the page table.
     pub(super) fn page_meta(&self, page: u32) -> u64 {
-        debug_assert!(page < self.pages);
+        debug_assert!(page < self.pages_max);
         self.page_table + u64::from(page) * ENTRY_LEN as u64
     }
 
@@ -427,9 +435,11 @@ mod tests {
     fn the_limit_holds_for_everything_together() {
         for limit in [1 << 20, 2_000_000, 8 << 20, 64 << 20, 100_000_001, 1 << 30] {
             let layout = Layout::new(limit, 140).unwrap();
-            let used = layout.region_len() + ghosts_len(limit);
+            let part_len = |part: &Range<u64>| (part.end - part.start) as usize;
+            let region_len: usize = layout.extents().iter().map(part_len).sum();
+            let used = region_len + ghosts_len(limit);
             assert!(used <= limit);
-            assert!(used + layout.page_len() + 2 * 4096 + 68 > limit);
+            assert!(used + layout.page_len() + 4 * 4096 + 68 > limit);
             let last = layout.page(layout.pages - 1) + layout.page_len() as u64;
             assert_eq!(last, layout.region_len() as u64);
             assert_eq!(layout.page_of(last - 1), layout.pages - 1);
@@ -439,7 +449,7 @@ mod tests {
     #[test]
     fn room_in_the_tables_lets_the_limit_grow_and_moves_no_page() {
         for limit in [1 << 20, 8 << 20, 64 << 20, 100_000_001] {
-            let first = Layout::with_room(limit, 140).unwrap();
+            let first = Layout::new(limit, 140).unwrap();
             let len = |layout: &Layout| -> u64 {
                 layout.extents().iter().map(|part| part.end - part.start).sum()
             };

@@ -138,7 +138,10 @@ pub struct Store {
     incarnation: u16,
     /// What is still to be looked at after a start that went on with what a killed one left.
     check: Option<Check>,
+    /// As it was at the start; see `page_count`.
     layout: Layout,
+    /// Pages that the region has by now: more than at the start when the limit was raised.
+    pages: AtomicU32,
     classes: Classes,
     config: StoreConfig,
     secret: HashSecret,
@@ -186,8 +189,9 @@ impl Store {
         let page_len = Layout::page_len_for(config.memory_limit);
         let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
         let layout = Layout::new(config.memory_limit, classes.count())?;
-        let len = layout.region_len();
-        let region = Region::map(len).map_err(|source| StoreError::Map { len, source })?;
+        let (len, room) = (layout.region_len(), layout.room_len());
+        let region = if config.growing { Region::map_in(room, len) } else { Region::map(len) };
+        let region = region.map_err(|source| StoreError::Map { len, source })?;
         let secret = config.hash_seed.map_or_else(HashSecret::random, HashSecret::of_seed);
         let store = Self::assemble(config, region, layout, classes, secret)?;
         store.format();
@@ -237,6 +241,7 @@ impl Store {
             start: None,
             incarnation: 1,
             check: None,
+            pages: AtomicU32::new(layout.pages),
             layout,
             classes,
             config: *config,
@@ -326,11 +331,18 @@ impl Store {
         len <= self.config.item_size_max
     }
 
+    /// Pages of the region, whether they are in use or not.
+    fn page_count(&self) -> u32 {
+        // Acquire: their memory was opened and their entries cleared before; pairs with the
+        // Release in `grow_region`.
+        self.pages.load(Ordering::Acquire)
+    }
+
     /// The page that the sweep looks at next.
     fn next_swept_page(&self) -> u32 {
         // Relaxed: a cursor; two workers on one page do no harm.
         let swept = self.swept.0.fetch_add(1, Ordering::Relaxed);
-        (swept % u64::from(self.layout.pages)) as u32
+        (swept % u64::from(self.page_count())) as u32
     }
 
     /// Whether the sweep must look at its next page although nothing expires there.
@@ -342,7 +354,7 @@ impl Store {
 
     /// Makes the sweep look at every page once.
     fn force_sweep(&self) {
-        let all = self.swept.0.load(Ordering::Relaxed) + u64::from(self.layout.pages);
+        let all = self.swept.0.load(Ordering::Relaxed) + u64::from(self.page_count());
         self.sweep_forced.fetch_max(all, Ordering::Relaxed);
     }
 

@@ -122,7 +122,7 @@ impl Store {
             return Some(TakenPage { page: head, fresh: false });
         }
         let page = pool.pool_fresh.get();
-        if page == self.layout.pages {
+        if page == self.page_count() {
             return None;
         }
         pool.pool_fresh.put(page + 1);

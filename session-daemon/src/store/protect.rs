@@ -62,7 +62,9 @@ impl Store {
         // Relaxed: by the promise of the caller there is nobody else.
         let taken = |taken: &AtomicBool| taken.load(Ordering::Relaxed);
         assert!(!self.workers.iter().any(|worker| taken(&worker.taken)), "no worker exists");
-        let pages = (0..self.layout.pages).map(|_| AtomicU32::new(0)).collect();
+        // Zeros from the allocator cost no memory before they are counted on.
+        let pages = vec![0; self.layout.pages_max as usize];
+        let pages = pages.into_iter().map(AtomicU32::new).collect();
         let protection = Protection { prefixes: prefixes.into(), percent, pages };
         assert!(self.protection.set(protection).is_ok(), "protected once");
         self.count_what_is_there();
@@ -190,7 +192,7 @@ impl Store {
         let protection = self.protection.get()?;
         let (mut items, mut bytes) = (0, 0);
         let mut pages = vec![0_u32; protection.pages.len()];
-        for page in 0..self.layout.pages {
+        for page in 0..self.page_count() {
             self.each_item(page, |item, state| {
                 if self.is_protected(item) {
                     items += 1;

@@ -150,7 +150,7 @@ impl Worker {
     pub(super) fn know_margin(&self, class: u32, now: Now) {
         // Relaxed: an estimate.
         if self.shared().margins[class as usize].load(Ordering::Relaxed) == 0 {
-            let pages = self.shared().layout.pages;
+            let pages = self.shared().page_count();
             for _ in 0..PAGE_SAMPLES {
                 self.page_offer(self.random(pages), None, now);
             }
@@ -173,7 +173,7 @@ impl Worker {
     /// The cheapest of some pages: for a class, of which the bytes of the page's class are worth
     /// least, and for a use that cannot wait, of which its own bytes are.
     fn choose_page(&self, asking: Option<u32>, now: Now) -> Option<Offer> {
-        let pages = self.shared().layout.pages;
+        let pages = self.shared().page_count();
         let price = |offer: &Offer| {
             if asking.is_some() { (offer.margin, offer.mean) } else { (offer.mean, offer.margin) }
         };

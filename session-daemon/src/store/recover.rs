@@ -228,6 +228,9 @@ impl Store {
         }
         superblock.memory_limit.store(self.config.memory_limit as u64, RELAXED);
         superblock.item_size_max.store(self.config.item_size_max as u64, RELAXED);
+        if !self.config.succeeding {
+            superblock.limit_set.store(0, RELAXED);
+        }
         // Last: until here an interrupted take-over begins again from the pages of before.
         superblock.pages.store(self.layout.pages, Ordering::Release);
     }

@@ -2,9 +2,13 @@
 //! It owns the memory; it never knows what the bytes mean.
 
 use crate::store::sync::{AtomicU32, AtomicU64};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::ptr::{NonNull, null_mut};
 
@@ -32,6 +36,9 @@ pub(super) enum Access {
 }
 
 /// A mapping: anonymous, reserved whole and backed as it is touched; or of a file.
+///
+/// Behind it there may be addresses that are reserved for its growth. They count as its own: what
+/// touches them before they are opened ends the process, and no offset leads there.
 #[derive(Debug)]
 pub(super) struct Region {
     base: NonNull<Line>,
@@ -55,6 +62,57 @@ impl Region {
         Ok(Self { base, len })
     }
 
+    /// Maps `len` zero bytes, with addresses behind them up to `room`. Those cost no memory, and
+    /// nothing that the kernel would have to promise.
+    pub(super) fn map_in(room: usize, len: usize) -> io::Result<Self> {
+        let region = Self::reserve(room)?;
+        region.open(0..len as u64)?;
+        Ok(region)
+    }
+
+    /// [`Region::map_file`] for this process and others, with addresses behind it up to `room`.
+    pub(super) fn map_file_in(room: usize, file: &File, len: usize) -> io::Result<Self> {
+        let region = Self::reserve(room)?;
+        region.open_file(file, 0..len as u64)?;
+        Ok(region)
+    }
+
+    fn reserve(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::empty(), flags) }?;
+        let base = NonNull::new(base.cast::<Line>()).expect("mmap does not return null");
+        Ok(Self { base, len })
+    }
+
+    /// Makes zeros of addresses that were reserved and not opened before, from one page of the
+    /// system's to another.
+    pub(super) fn open(&self, part: Range<u64>) -> io::Result<()> {
+        let (start, len) = self.part(part);
+        // SAFETY: the part belongs to this mapping, and nothing is taken away from it.
+        Ok(unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }?)
+    }
+
+    /// Makes the same part of a file, which must have it, of addresses that were reserved and not
+    /// opened before.
+    pub(super) fn open_file(&self, file: &File, part: Range<u64>) -> io::Result<()> {
+        let (flags, protection) =
+            (MapFlags::SHARED | MapFlags::FIXED, ProtFlags::READ | ProtFlags::WRITE);
+        let (start, len) = self.part(part.clone());
+        // SAFETY: replaces a part of this mapping that nobody could touch. Other processes that map
+        // the file: as in `map_file`.
+        unsafe { mmap(start, len, protection, flags, file, part.start) }?;
+        Ok(())
+    }
+
+    fn part(&self, part: Range<u64>) -> (*mut c_void, usize) {
+        assert!(part.start <= part.end && part.end <= self.len(), "the part is of the region");
+        let base = self.base.as_ptr().cast::<u8>();
+        // SAFETY: inside the mapping, as asserted.
+        let start = unsafe { base.add(part.start as usize) };
+        (start.cast(), (part.end - part.start) as usize)
+    }
+
     /// Maps the first `len` bytes of a file. The file must keep them while the mapping lives:
     /// touching what was cut off ends the process.
     pub(super) fn map_file(file: &File, len: usize, access: Access) -> io::Result<Self> {
@@ -72,7 +130,7 @@ impl Region {
         Ok(Self { base, len })
     }
 
-    /// Bytes of the mapping.
+    /// Bytes of the mapping, those that are reserved among them.
     pub(super) fn len(&self) -> u64 {
         self.len as u64
     }

@@ -282,6 +282,11 @@ pub struct StoreConfig {
     pub chunk_min: Option<usize>,
     /// Most workers that exist at one time.
     pub workers: usize,
+    /// Whether addresses are reserved for a limit of up to sixteen times `memory_limit`, so that
+    /// it can be raised while serving.
+    pub growing: bool,
+    /// Whether a limit that the process before has set while serving goes on.
+    pub succeeding: bool,
     /// Makes the secret of the hash from this number, for measurements that must repeat; `None`
     /// for a random one, which alone keeps clients from choosing keys that collide.
     pub hash_seed: Option<u64>,
@@ -298,6 +303,8 @@ impl Default for StoreConfig {
             growth_factor: None,
             chunk_min: None,
             workers: 4,
+            growing: true,
+            succeeding: false,
             hash_seed: None,
         }
     }
@@ -361,6 +368,9 @@ pub enum StoreError {
         /// The kernel's reason.
         source: std::io::Error,
     },
+    /// The limit that the process before had set cannot be set again.
+    #[error("the limit that was set by cache_memlimit: {0}")]
+    Limit(LimitError),
     /// The kernel refused the mapping.
     #[error("cannot map {len} bytes for the store: {source}")]
     Map {
@@ -369,6 +379,30 @@ pub enum StoreError {
         /// The kernel's reason.
         source: std::io::Error,
     },
+}
+
+/// Why a limit cannot be set while serving.
+#[derive(Debug, Error)]
+pub enum LimitError {
+    /// The store cannot work with so little.
+    #[error("that is too little to work with")]
+    TooSmall,
+    /// It is beyond the addresses that were reserved at the start.
+    #[error("that is more than can be had without a start: see -m")]
+    NoRoom,
+    /// Another is being set by somebody else.
+    #[error("another is being set")]
+    Busy,
+    /// The kernel refused the memory.
+    #[error("the kernel has no memory for it: {0}")]
+    Memory(std::io::Error),
+}
+
+impl From<StoreError> for LimitError {
+    /// What a layout refuses is a limit that is too small.
+    fn from(_: StoreError) -> Self {
+        Self::TooSmall
+    }
 }
 
 /// Why an upload cannot begin or go on.

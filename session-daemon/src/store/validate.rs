@@ -235,7 +235,7 @@ impl Walk<'_> {
         ensure(pool.len() == pool_len, || {
             format!("the pool has {} pages and counts {pool_len}", pool.len())
         })?;
-        for page in 0..self.store.layout.pages {
+        for page in 0..self.store.page_count() {
             let state = self.store.page_state(page);
             let is_free = page >= fresh || pool.contains(&page);
             ensure(is_free == (state == PageState::Free), || {
@@ -256,7 +256,7 @@ impl Walk<'_> {
         }
         let per_page = self.store.layout.page_len() as u64 / crate::store::words::LINE_LEN;
         let directory = self.census.buckets.div_ceil(per_page);
-        let buckets = (0..self.store.layout.pages).filter(|p| self.store.is_index_page(*p)).count();
+        let buckets = (0..self.store.page_count()).filter(|p| self.store.is_index_page(*p)).count();
         ensure(buckets as u64 == directory || buckets as u64 == directory + 1, || {
             format!("{buckets} pages of buckets for {} buckets", self.census.buckets)
         })

@@ -1,7 +1,9 @@
 //! What an administrator does to a store: walking, limits, pages taken.
 use crate::clock::Now;
 use crate::store::scan::Scan;
-use crate::store::types::{ClientFlags, Key, Lifetime, Mode, Reassigned, StoreConfig, Stored};
+use crate::store::types::{
+    ClientFlags, Key, Lifetime, LimitError, Mode, Reassigned, StoreConfig, Stored,
+};
 use crate::store::{Store, Worker};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,7 +61,7 @@ fn a_lowered_limit_is_reached_page_by_page_and_can_be_raised_again() {
     }
     let before = store.totals();
     assert!(before.pages_used * before.page_len > 30 << 20);
-    assert!(store.set_memory_limit(16 << 20));
+    store.set_memory_limit(16 << 20).unwrap();
     let mut ms = 0;
     while store.totals().pages_used * before.page_len > 16 << 20 {
         ms += 1;
@@ -73,15 +75,61 @@ fn a_lowered_limit_is_reached_page_by_page_and_can_be_raised_again() {
     let full = store.totals();
     assert!(full.pages_used * full.page_len <= 16 << 20, "{full:?}");
     assert_eq!(full.limit_maxbytes, 16 << 20);
-    assert!(store.set_memory_limit(64 << 20));
+    store.set_memory_limit(64 << 20).unwrap();
     for idx in 0..100_000 {
         set(&mut worker, &format!("again{idx}"), 300, later(ms));
     }
     assert!(store.totals().pages_used * full.page_len > 30 << 20);
-    assert!(!store.set_memory_limit(1 << 30) && !store.set_memory_limit(1 << 20));
+    assert!(matches!(store.set_memory_limit(2 << 30), Err(LimitError::NoRoom)));
+    assert!(matches!(store.set_memory_limit(1 << 20), Err(LimitError::TooSmall)));
     worker.quiesce();
     drop(worker);
     store.validate().unwrap();
+}
+
+#[test]
+fn a_limit_is_raised_above_that_of_the_start_and_lowered_again() {
+    let (store, mut worker) = store(8 << 20);
+    let items = 100_000;
+    for idx in 0..items {
+        set(&mut worker, &format!("key{idx}"), 300, NOW);
+    }
+    let before = store.totals();
+    assert!(before.evictions > 0 && before.pages_used * before.page_len <= 8 << 20);
+    store.set_memory_limit(64 << 20).unwrap();
+    for idx in 0..items {
+        set(&mut worker, &format!("key{idx}"), 300, NOW);
+    }
+    let raised = store.totals();
+    assert_eq!((raised.curr_items, raised.limit_maxbytes), (items, 64 << 20));
+    assert_eq!(raised.evictions, before.evictions);
+    assert!(raised.pages_used * raised.page_len > 30 << 20);
+    let mut met = 0;
+    let (mut scan, mut more) = (Scan::default(), true);
+    while more {
+        more = worker.scan(&mut scan, NOW, &mut |_| met += 1);
+        worker.quiesce();
+    }
+    assert_eq!(met, items);
+    store.set_memory_limit(8 << 20).unwrap();
+    let mut ms = 0;
+    while store.totals().pages_used * before.page_len > 8 << 20 {
+        ms += 1;
+        assert!(ms < 60_000, "the limit is never reached: {:?}", store.totals());
+        worker.maintain(later(ms));
+    }
+    worker.quiesce();
+    drop(worker);
+    store.validate().unwrap();
+}
+
+#[test]
+fn without_room_a_limit_goes_as_high_as_it_was() {
+    let config = StoreConfig { growing: false, workers: 1, ..StoreConfig::default() };
+    let store = Store::create(&config).unwrap();
+    store.set_memory_limit(32 << 20).unwrap();
+    store.set_memory_limit(64 << 20).unwrap();
+    assert!(matches!(store.set_memory_limit(65 << 20), Err(LimitError::NoRoom)));
 }
 
 #[test]

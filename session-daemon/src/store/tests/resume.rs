@@ -301,3 +301,47 @@ fn a_store_without_a_file_passes_on_as_it_stands() {
     fill(&mut worker, 12);
     store.validate().unwrap();
 }
+
+#[test]
+fn a_limit_that_was_set_while_serving_passes_on_to_a_successor_alone() {
+    let succeeding = StoreConfig { succeeding: true, ..config(8) };
+    for is_file in [true, false] {
+        let mut file = file();
+        let (store, mut worker) = if is_file {
+            let (store, worker, _) = go_on(&file, &config(8), 10);
+            (store, worker)
+        } else {
+            let store = Store::create(&config(8)).unwrap();
+            let worker = store.worker().unwrap();
+            (store, worker)
+        };
+        store.set_memory_limit(40 << 20).unwrap();
+        let items = fill(&mut worker, 10);
+        let before = store.totals();
+        assert!((before.curr_items, before.evictions) == (items.len() as u64, 0), "{before:?}");
+        assert!(before.pages_used * before.page_len > 9 << 20, "{before:?}");
+        drop(worker);
+        if is_file {
+            assert!(store.close());
+        } else {
+            file = store.leave(file, BOOT).unwrap();
+        }
+        for limit in [40 << 20, 30 << 20] {
+            let (store, mut worker, start) = go_on(&file, &succeeding, 11);
+            assert_eq!(how(&store, start), "closed");
+            assert_eq!(store.totals().limit_maxbytes, limit as u64);
+            store.validate().unwrap();
+            check(&mut worker, &items, 11);
+            // Lowered above what is in use: nothing has to go.
+            store.set_memory_limit(30 << 20).unwrap();
+            close(worker, store);
+        }
+        let (store, _, start) = go_on(&file, &config(8), 12);
+        assert_eq!(how(&store, start), "anew");
+        assert_eq!(store.totals().limit_maxbytes, 8 << 20);
+        store.validate().unwrap();
+        drop(store);
+        let (store, _, _) = go_on(&file, &succeeding, 13);
+        assert_eq!(store.totals().limit_maxbytes, 8 << 20, "a start forgets it");
+    }
+}
