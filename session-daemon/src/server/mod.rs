@@ -33,6 +33,7 @@ pub mod talk;
 mod tests;
 pub mod tls;
 pub mod tuning;
+pub mod turns;
 pub mod udp;
 pub mod uring;
 pub mod values;

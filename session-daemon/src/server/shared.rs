@@ -2,6 +2,7 @@
 //! owns who is counted where; nothing here is touched between a read and its answer but a
 //! connection's own cells.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::allowlist::Allowlist;
 use crate::clock::Now;
@@ -9,6 +10,7 @@ use crate::command::counters::{self, Counter, Counters};
 use crate::server::config::ServerConfig;
 use crate::server::prefixes::Prefixes;
 use crate::server::tuning::Tuning;
+use crate::server::turns::Turns;
 use crate::server::watchers::Watchers;
 use crate::store::Store;
 use arc_swap::ArcSwap;
@@ -253,6 +255,8 @@ pub struct Seat {
     inlets: Mutex<Vec<Arc<ConnectionInfo>>>,
     /// What `stats detail` counts.
     pub prefixes: Prefixes,
+    /// How long its turns take.
+    pub turns: Turns,
 }
 
 impl Seat {
@@ -458,7 +462,7 @@ impl Shared {
         // Relaxed: the count itself is all that is agreed on.
         self.connections
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                (count < self.config.conns_max).then_some(count + 1)
+                (count < self.config.conns_max).then(|| count.saturating_add(1))
             })
             .is_ok()
     }

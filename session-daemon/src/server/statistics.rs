@@ -1,6 +1,7 @@
 //! What `stats` tells: names and order of memcached, values of ours. It owns which number stands
 //! behind which name; the mechanisms that this server does not have read 0 (docs/protocol.md).
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 mod classes;
 mod settings;
@@ -11,6 +12,7 @@ use crate::command::request::StatsTopic;
 use crate::protocol::text::encode;
 use crate::server::shared::Shared;
 use crate::server::tuning::Tuning;
+use crate::server::turns;
 use crate::store::stats::Totals;
 use crate::store::{Kept, Start};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -28,13 +30,13 @@ pub fn each(shared: &Shared, topic: StatsTopic, now: Now, take: &mut dyn FnMut(&
     list(shared, topic, now, &mut |name, value| take(name, &value.to_string()));
 }
 
-/// The general statistics as text.
+/// The general statistics as text, and the workers' turns.
 #[must_use]
 pub fn general_text(shared: &Shared) -> Vec<(String, String)> {
     let mut all = Vec::new();
-    general(shared, Now::sample(), &mut |name, value| {
-        all.push((name.to_owned(), value.to_string()));
-    });
+    let mut sink = |name: &str, value: &dyn Display| all.push((name.to_owned(), value.to_string()));
+    general(shared, Now::sample(), &mut sink);
+    turns::each(shared.seats.iter().map(|seat| &seat.turns), &mut sink);
     all
 }
 
@@ -165,7 +167,8 @@ fn connections(shared: &Shared, sink: &mut Sink<'_>) {
     sink("read_buf_bytes", &shared.held());
     zeros(&["read_buf_bytes_free"], sink);
     sink(Counter::ReadBufOom.name(), &shared.count(Counter::ReadBufOom));
-    sink("reserved_fds", &(shared.listeners.len() + shared.config.threads * FDS_PER_WORKER));
+    let of_workers = shared.config.threads.saturating_mul(FDS_PER_WORKER);
+    sink("reserved_fds", &shared.listeners.len().saturating_add(of_workers));
 }
 
 /// What a worker's runtime opens: an epoll and an eventfd.
@@ -284,6 +287,7 @@ fn guard(shared: &Shared, sink: &mut Sink<'_>) {
     for counter in UDP {
         sink(counter.name(), &shared.count(counter));
     }
+    turns::each(shared.seats.iter().map(|seat| &seat.turns), sink);
     for (name, value) in shared.guard_counters.load().iter() {
         sink(name, value);
     }

@@ -1,6 +1,7 @@
 //! One worker: a thread with its own runtime, store access, buffers and connections. It owns the
 //! turn: one clock sample at its start, one quiesce at its end, before the thread may sleep.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use crate::command::admin::{Admin, AdminOutcome, DumpKind, watch};
@@ -19,6 +20,7 @@ use crate::server::locks::{self, SessionLock};
 use crate::server::observing::{self, Observing};
 use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
+use crate::server::turns::LOOKED_AT_EVERY;
 use crate::server::udp::{self, Inlet};
 use crate::server::uring::reactor::{self, Reactor};
 use crate::server::watchers::Watching;
@@ -115,6 +117,8 @@ pub struct Local {
     now: Cell<Now>,
     /// Looks at connections since the turn began; 0 before it has.
     drives: Cell<u32>,
+    /// Turns that have ended.
+    turns: Cell<u32>,
     /// Whether the connection that has its turn may steer the server.
     trusted: Cell<bool>,
     /// Connections for another process, from when there is to be one.
@@ -129,6 +133,7 @@ thread_local! {
 impl Local {
     /// This worker's place.
     #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "there is one for each worker")]
     pub fn seat(&self) -> &Seat {
         &self.shared.seats[self.seat_idx]
     }
@@ -217,7 +222,7 @@ impl Local {
             self.end_turn();
         }
         let now = self.now();
-        self.drives.set(self.drives.get() + 1);
+        self.drives.set(self.drives.get().saturating_add(1));
         self.trusted.set(rights.trusted);
         let shared = &*self.shared;
         let (kinds, delimiter) = (shared.watchers.kinds(), shared.detail_delimiter());
@@ -247,6 +252,11 @@ impl Local {
     /// Ends the turn: nothing of the store is held, and the time is no longer true.
     fn end_turn(&self) {
         if self.drives.replace(0) > 0 {
+            self.turns.set(self.turns.get().wrapping_add(1));
+            if self.turns.get().is_multiple_of(LOOKED_AT_EVERY) {
+                let (begun, ended) = (self.now.get(), self.shared.sample());
+                self.seat().turns.note(ended.boottime_ns.saturating_sub(begun.boottime_ns));
+            }
             let mut store = self.store.borrow_mut();
             store.maintain(self.now.get());
             for evicted in store.take_evicted() {
@@ -383,6 +393,7 @@ pub fn run(
         store: RefCell::new(store),
         now: Cell::default(),
         drives: Cell::new(0),
+        turns: Cell::new(0),
         trusted: Cell::new(false),
         parked: RefCell::default(),
     });
@@ -443,6 +454,7 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
 }
 
 /// Closes what is idle at once and waits a while for the rest.
+#[expect(clippy::arithmetic_side_effects, reason = "a few seconds from now there is a time")]
 async fn finish(local: &Local) {
     let give_up = tokio::time::Instant::now() + GRACE;
     while tokio::time::Instant::now() < give_up {
@@ -456,6 +468,7 @@ async fn finish(local: &Local) {
 }
 
 /// Waits a while for requests that are half received and answers that are half sent.
+#[expect(clippy::arithmetic_side_effects, reason = "a moment from now there is a time")]
 async fn settle(local: Rc<Local>, reply: mpsc::Sender<()>) {
     let give_up = tokio::time::Instant::now() + SETTLE;
     let is_busy = || local.seat().connections().values().any(|info| info.is_busy());

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -237,6 +237,37 @@ struct Family {
 #[derive(Debug, Default)]
 struct Page {
     families: BTreeMap<&'static str, Family>,
+    turns: Turns,
+}
+
+/// Workers' turns: in seconds all together, and by the bounds between which they are.
+#[derive(Debug, Default)]
+struct Turns {
+    sum_s: f64,
+    buckets: Vec<(f64, u64)>,
+}
+
+impl Turns {
+    /// What `stats guard` tells of them.
+    fn of(guard: &[(String, String)]) -> Self {
+        let bucket = |(name, count): &(String, String)| {
+            let bound = match name.strip_prefix("turns_below_us:") {
+                Some(bound_us) => bound_us.parse::<f64>().ok()? / 1e6,
+                None => (name == "turns_longer").then_some(f64::INFINITY)?,
+            };
+            Some((bound, count.parse().ok()?))
+        };
+        let sum_s = value(guard, "turns_sum_us").unwrap_or(0.0) / 1e6;
+        Self { sum_s, buckets: guard.iter().filter_map(bucket).collect() }
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Turns of the workers, one in some; a client waits for two at most";
+        let count = self.buckets.iter().map(|(_, count)| count).sum();
+        encoder
+            .encode_descriptor("session_turn_seconds", help, None, MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(self.sum_s, count, &self.buckets, None)
+    }
 }
 
 /// The page.
@@ -248,6 +279,7 @@ pub(crate) fn render(figures: &Figures) -> String {
     page.rows(GUARD, &figures.guard);
     page.classes(&figures.items, &figures.slabs);
     page.guard(&figures.guard);
+    page.turns = Turns::of(&figures.guard);
     let mut registry = Registry::default();
     registry.register_collector(Box::new(page));
     let mut text = String::new();
@@ -408,7 +440,7 @@ impl Collector for Page {
                 family.kind.encode(*value, metric.encode_family(labels)?)?;
             }
         }
-        Ok(())
+        self.turns.encode(&mut encoder)
     }
 }
 
@@ -438,6 +470,10 @@ mod tests {
                 ("interface:eth0:1:dropped:not_listed", "3"),
                 ("guard_complete", "yes"),
                 ("list_allow", "2"),
+                ("turns_below_us:1", "3"),
+                ("turns_below_us:2", "4"),
+                ("turns_longer", "1"),
+                ("turns_sum_us", "2000000"),
             ]),
         });
         for line in [
@@ -456,6 +492,10 @@ mod tests {
             "session_guard_interface_open{interface=\"eth0.7\"} 0.0",
             "session_guard_complete 1.0",
             "session_list_entries{action=\"allow\"} 2.0",
+            "session_turn_seconds_sum 2.0",
+            "session_turn_seconds_count 8",
+            "session_turn_seconds_bucket{le=\"0.000002\"} 7",
+            "session_turn_seconds_bucket{le=\"+Inf\"} 8",
         ] {
             assert!(text.lines().any(|found| found == line), "no `{line}` in\n{text}");
         }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::control::ctl::top::sample::Sample;
 
 /// Lines of the traffic.
-const TRAFFIC_LINES: u16 = 6;
+const TRAFFIC_LINES: u16 = 7;
 /// Refused sources that are named.
 const SOURCES_SHOWN: usize = 3;
 
@@ -94,6 +94,7 @@ fn traffic(frame: &mut Frame<'_>, area: Rect, before: &Sample, now: &Sample) {
             rate("total_connections"),
             rate("evictions"),
         )),
+        Line::from(format!("turns  {}", turns(&now.turns(before)))),
     ];
     frame.render_widget(Paragraph::new(lines).block(boxed("traffic")), area);
 }
@@ -210,6 +211,34 @@ fn boxed(title: &str) -> Block<'_> {
 fn header<'a>(words: &[&'a str]) -> Row<'a> {
     let style = Style::default().add_modifier(Modifier::UNDERLINED);
     Row::new(words.iter().map(|word| Cell::from(*word)).collect::<Vec<_>>()).style(style)
+}
+
+/// Below what half of the turns and nearly all of them stay.
+fn turns(lengths: &[(f64, u64)]) -> String {
+    let all: u64 = lengths.iter().map(|(_, count)| count).sum();
+    if all == 0 {
+        return "none was looked at".to_owned();
+    }
+    let below = |part: u64| {
+        let mut left = all * part / 100;
+        let bound = lengths.iter().find(|(_, count)| {
+            let is_here = left < *count;
+            left = left.saturating_sub(*count);
+            is_here
+        });
+        bound.map_or("-".to_owned(), |(bound_us, _)| time(*bound_us))
+    };
+    let (half, most) = (below(50), below(99));
+    format!("half below {half}, 99 of 100 below {most}; a client waits for two at most")
+}
+
+/// Microseconds in the unit that leaves a short number.
+fn time(us: f64) -> String {
+    match us {
+        us if us.is_infinite() => "a second".to_owned(),
+        us if us < 1000.0 => format!("{us:.0} us"),
+        us => format!("{:.0} ms", us / 1000.0),
+    }
 }
 
 fn percent(part: f64, whole: f64) -> String {

@@ -64,6 +64,17 @@ impl Sample {
         if seconds > 0.0 { grown.max(0.0) / seconds } else { 0.0 }
     }
 
+    /// Workers' turns since an earlier look, of those that were looked at: an upper bound in
+    /// microseconds, and how many there were between it and the bound before.
+    pub(super) fn turns(&self, before: &Self) -> Vec<(f64, u64)> {
+        let grown = |name: &str| (self.figure(name) - before.figure(name)).max(0.0) as u64;
+        let bounds = (0..64).map(|bits| 1_u64 << bits);
+        let named = bounds.map(|bound| (bound as f64, format!("turns_below_us:{bound}")));
+        let told = named.take_while(|(_, name)| !self.status["statistics"][name].is_null());
+        let longer = (f64::INFINITY, grown("turns_longer"));
+        told.map(|(bound, name)| (bound, grown(&name))).chain([longer]).collect()
+    }
+
     /// Packets by reason, with their fate.
     pub(super) fn packets(&self) -> BTreeMap<String, (bool, u64)> {
         let reasons = self.status["guard"]["reasons"].as_array().into_iter().flatten();
