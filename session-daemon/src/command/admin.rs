@@ -1,6 +1,7 @@
 //! What an administrator asks: commands that steer the server, dumps of its contents, watching.
 //! It owns their meaning; how they look on the wire is the business of `protocol`.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 /// A set of slab classes, 0 to 255.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,14 +14,16 @@ impl ClassSet {
     /// Adds a class.
     pub fn insert(&mut self, class: u8) {
         if let Some(word) = self.0.get_mut(usize::from(class / 64)) {
-            *word |= 1 << (class % 64);
+            *word |= 1_u64.wrapping_shl(class.into());
         }
     }
 
     /// Whether a class is in the set.
     #[must_use]
     pub fn contains(&self, class: u8) -> bool {
-        self.0.get(usize::from(class / 64)).is_some_and(|word| word >> (class % 64) & 1 == 1)
+        self.0
+            .get(usize::from(class / 64))
+            .is_some_and(|word| word.wrapping_shr(class.into()) & 1 == 1)
     }
 }
 

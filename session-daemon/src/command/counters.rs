@@ -1,6 +1,7 @@
 //! The counters behind `stats`: one block a worker, written by that worker alone and summed when
 //! somebody asks. It owns their names and how a reset works; it never formats a reply.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -143,7 +144,7 @@ impl Counters {
 
     /// Adds `count`. Called by the worker that owns the block, and by nobody else.
     pub fn add(&self, counter: Counter, count: u64) {
-        let value = &self.values[counter as usize];
+        let Some(value) = self.values.get(counter as usize) else { return };
         // Relaxed, and no read-modify-write: there is one writer, and a reader wants a number
         // that was true at some moment, not an order between numbers.
         value.store(value.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
@@ -153,8 +154,8 @@ impl Counters {
     #[must_use]
     pub fn value(&self, counter: Counter) -> u64 {
         let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
-        let value = self.values[counter as usize].load(Ordering::Relaxed);
-        value.saturating_sub(baseline[counter as usize])
+        let values = self.values.get(counter as usize).zip(baseline.get(counter as usize));
+        values.map_or(0, |(value, base)| value.load(Ordering::Relaxed).saturating_sub(*base))
     }
 
     /// Makes every counter read 0.

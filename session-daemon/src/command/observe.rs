@@ -1,6 +1,7 @@
 //! What happens to items, told to whoever watches. It owns the kinds of events; while nobody
 //! watches nothing of it is called.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use super::request::{Outcome, StoreMode};
 use crate::store::Item;

@@ -1,6 +1,7 @@
 //! Commands of one line that `sessionctl` hands in: asked on a worker as a client would ask them,
 //! with the right to steer the server. It owns the bounds of such an answer.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::binding::Binding;
 use crate::server::connection::{Connection, Step};

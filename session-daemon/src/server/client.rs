@@ -1,6 +1,7 @@
 //! One client's task: read, drive, write, and again. It owns the order of the three; what they
 //! mean is the business of `connection`.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::counters::Counter;
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;

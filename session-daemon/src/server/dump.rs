@@ -3,6 +3,7 @@
 //! index: whoever dumps gives way to the other connections between two of them, and sends what
 //! has been collected before more is.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use crate::command::admin::{ClassSet, DumpKind};
@@ -66,7 +67,7 @@ impl Dump {
 
     /// What was counted of `stats sizes`: lengths, and how many items have each.
     pub fn sizes(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.sizes.iter().map(|(step, count)| (step * SIZE_STEP, *count))
+        self.sizes.iter().map(|(step, count)| (step.saturating_mul(SIZE_STEP), *count))
     }
 
     fn is_enough(&self) -> bool {
@@ -121,11 +122,12 @@ fn list(
         DumpKind::Cachedump { class, limit }
             if item.class() == class && (limit == 0 || *listed < limit) =>
         {
-            *listed += 1;
+            *listed = listed.saturating_add(1);
             cachedump(item, now, out);
         }
         DumpKind::Sizes => {
-            *sizes.entry(item.item_len().div_ceil(SIZE_STEP)).or_default() += 1;
+            let count = sizes.entry(item.item_len().div_ceil(SIZE_STEP)).or_default();
+            *count = count.saturating_add(1);
         }
         _ => {}
     }
@@ -134,7 +136,7 @@ fn list(
 /// A second of the boot clock as a date.
 fn date(second: u32, now: Now) -> u64 {
     let started_ns = now.realtime_ns.saturating_sub(now.boottime_ns);
-    started_ns / NS + u64::from(second)
+    (started_ns / NS).saturating_add(second.into())
 }
 
 /// When the item ends, as a date; none for never.

@@ -2,6 +2,7 @@
 //! reset, which can overtake the answers and the error that says why; so the client hears the end
 //! of the answers first, and what it still sends is passed over, within bounds.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::client::Presence;
 use crate::server::connection::Connection;

@@ -1,6 +1,7 @@
 //! Locks of PHP sessions among the items, as the two handlers write them. It owns how such a lock
 //! is told from other items; who holds one is in no item.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::socket::yield_turn;
 use crate::server::watchers::Shown;
@@ -91,7 +92,8 @@ fn handler(key: &[u8]) -> Option<Handler> {
         return last(session).then_some(Handler::Memcache);
     }
     let begin = key.windows(PREFIX.len()).rposition(|window| window == PREFIX)?;
-    is_session(&key[begin + PREFIX.len()..]).then_some(Handler::Memcached)
+    let number = key.get(begin.saturating_add(PREFIX.len())..)?;
+    is_session(number).then_some(Handler::Memcached)
 }
 
 #[cfg(test)]

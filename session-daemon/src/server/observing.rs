@@ -2,6 +2,7 @@
 //! It owns the words of the events, which are those of memcached's logger; it is made only while
 //! somebody watches or `stats detail` is on.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use crate::command::admin::watch;
@@ -54,8 +55,8 @@ impl Observing<'_> {
     fn fetched(&self, key: &[u8], found: Option<Seen>) {
         if let Some(delimiter) = self.delimiter {
             self.seat.prefixes.count(key, delimiter, |uses| {
-                uses.gets += 1;
-                uses.hits += u64::from(found.is_some());
+                uses.gets = uses.gets.saturating_add(1);
+                uses.hits = uses.hits.saturating_add(found.is_some().into());
             });
         }
         let status = if found.is_some() { "found" } else { "not_found" };
@@ -73,7 +74,9 @@ impl Observing<'_> {
 
     fn stored(&self, key: &[u8], outcome: Outcome, mode: StoreMode, ttl_s: u32, value_len: usize) {
         if let Some(delimiter) = self.delimiter {
-            self.seat.prefixes.count(key, delimiter, |uses| uses.sets += 1);
+            self.seat
+                .prefixes
+                .count(key, delimiter, |uses| uses.sets = uses.sets.saturating_add(1));
         }
         let status = match outcome {
             Outcome::Stored => "stored",
@@ -106,7 +109,9 @@ impl Observing<'_> {
 
     fn deleted(&self, key: &[u8], command: &str, found: Option<Seen>) {
         if let Some(delimiter) = self.delimiter {
-            self.seat.prefixes.count(key, delimiter, |uses| uses.deletes += 1);
+            self.seat.prefixes.count(key, delimiter, |uses| {
+                uses.deletes = uses.deletes.saturating_add(1);
+            });
         }
         if let Some(Seen { class, value_len }) = found {
             let key = Shown(key);

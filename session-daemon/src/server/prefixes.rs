@@ -1,6 +1,7 @@
 //! `stats detail`: how often keys of each prefix are used. Every worker has a table of its own,
 //! so that none waits for another; a dump takes pieces of all tables in turn.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -26,6 +27,15 @@ pub struct Uses {
 }
 
 type Table = BTreeMap<Box<[u8]>, Uses>;
+
+impl Uses {
+    fn add(&mut self, others: &Self) {
+        self.gets = self.gets.saturating_add(others.gets);
+        self.hits = self.hits.saturating_add(others.hits);
+        self.sets = self.sets.saturating_add(others.sets);
+        self.deletes = self.deletes.saturating_add(others.deletes);
+    }
+}
 
 /// One worker's table.
 #[derive(Debug, Default)]
@@ -63,15 +73,11 @@ impl Prefixes {
         for table in tables {
             let table = table.table();
             let part = table.range::<[u8], _>((start, Bound::Unbounded)).take(PIECE);
-            let mut len = 0;
+            let mut len = 0_usize;
             let mut last = None;
             for (prefix, uses) in part {
-                let sum = piece.entry(prefix.clone()).or_default();
-                sum.gets += uses.gets;
-                sum.hits += uses.hits;
-                sum.sets += uses.sets;
-                sum.deletes += uses.deletes;
-                (len, last) = (len + 1, Some(prefix));
+                piece.entry(prefix.clone()).or_default().add(uses);
+                (len, last) = (len.saturating_add(1), Some(prefix));
             }
             // Behind the last of a full part this table may have more: no sum is whole there.
             if len == PIECE {

@@ -1,6 +1,7 @@
 //! A client's socket under tokio: reads and writes without waiting, and waiting without reading.
 //! It owns the descriptor and how it ends; it never looks at a byte.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::shared::ConnectionInfo;
 use rustix::io::Errno;
@@ -119,7 +120,7 @@ impl Socket {
                         if len < space_len {
                             ready.clear_ready();
                         }
-                        *reads += 1;
+                        *reads = reads.saturating_add(1);
                         return Poll::Ready(Ok(len));
                     }
                     Err(Errno::AGAIN) => ready.clear_ready(),

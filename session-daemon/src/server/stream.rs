@@ -1,6 +1,7 @@
 //! What a connection asks of the engine that moves its bytes. The engines are `socket` (tokio) and
 //! `uring`; what is said over a stream is the business of `client`.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::buffers::Wire;
 use crate::server::client::Presence;

@@ -1,5 +1,6 @@
 //! What of a conversation can be told to another process: it owns that form, never how it crosses.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use serde::{Deserialize, Serialize};
 

@@ -2,6 +2,7 @@
 //! command, told back by `stats settings`. It owns their defaults and bounds. Those that steer
 //! nothing here are listed in docs/protocol.md.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use serde::{Deserialize, Serialize};
 

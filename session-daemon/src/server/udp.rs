@@ -2,6 +2,7 @@
 //! [`Connection`] as a stream, one datagram at a time. It owns who is answered, with how much;
 //! what a request means is the business of `connection`, which may come by it of `protocol::udp`.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::counters::Counter;
 use crate::protocol::udp::scope::{self, Refusal, Scope};
@@ -173,7 +174,8 @@ impl Desk {
             Binding::Ascii => false,
             Binding::Binary => true,
         };
-        let reply_len_max = AMPLIFICATION_MAX * (udp::FRAME_LEN + payload.len());
+        let request_len = payload.len().saturating_add(udp::FRAME_LEN);
+        let reply_len_max = request_len.saturating_mul(AMPLIFICATION_MAX);
         let judged = scope::judge(payload, binary, self.scope);
         let requests = payload.get(..judged.len).unwrap_or_default();
         self.reply.clear();
@@ -206,7 +208,9 @@ impl Desk {
         'requests: while !rest.is_empty() {
             let space = self.connection.space(&mut local.pool.borrow_mut());
             let (part, behind) = rest.split_at(rest.len().min(space.len()));
-            space[..part.len()].copy_from_slice(part);
+            if let Some(space) = space.get_mut(..part.len()) {
+                space.copy_from_slice(part);
+            }
             rest = behind;
             self.connection.filled(part.len());
             loop {
@@ -214,7 +218,7 @@ impl Desk {
                 let step = local.drive_datagram(&mut self.connection, info, writes);
                 let output = self.connection.output();
                 let output_len = output.len();
-                fits = self.reply.len() + output_len <= reply_len_max;
+                fits = self.reply.len().saturating_add(output_len) <= reply_len_max;
                 if fits {
                     self.reply.extend_from_slice(output);
                 }
@@ -239,7 +243,8 @@ impl Desk {
             self.bytes.extend_from_slice(&header);
             self.bytes.extend_from_slice(part);
             let end = self.bytes.len();
-            let one = Outgoing { start, end, segment_len: end - start, target, own };
+            let segment_len = end.saturating_sub(start);
+            let one = Outgoing { start, end, segment_len, target, own };
             let train = self.outgoing.last_mut().filter(|_| self.cuts);
             if !train.is_some_and(|train| couple(train, &one)) {
                 self.outgoing.push(one);
@@ -254,8 +259,8 @@ impl Desk {
         for train in trains {
             let starts = (train.start..train.end).step_by(train.segment_len);
             self.outgoing.extend(starts.map(|start| {
-                let end = train.end.min(start + train.segment_len);
-                Outgoing { start, end, segment_len: end - start, ..train }
+                let end = train.end.min(start.saturating_add(train.segment_len));
+                Outgoing { start, end, segment_len: end.saturating_sub(start), ..train }
             }));
         }
     }
@@ -263,14 +268,14 @@ impl Desk {
     /// Sends what was enclosed. What the kernel has no room for is tried again for a moment and
     /// then lost, as datagrams may be.
     async fn send(&mut self, local: &Local, socket: std::os::fd::BorrowedFd<'_>) {
-        let mut sent = 0;
+        let mut sent = 0_usize;
         let mut retries = 0;
         while let Some(waiting) = self.outgoing.get(sent..).filter(|left| !left.is_empty()) {
             match datagrams::send(socket, &self.bytes, waiting) {
                 Ok(count) => {
                     let bytes: usize = waiting.iter().take(count).map(Outgoing::len).sum();
                     local.counters().add(Counter::BytesWritten, bytes as u64);
-                    sent += count;
+                    sent = sent.saturating_add(count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if retries == SEND_RETRIES_MAX {
@@ -278,7 +283,7 @@ impl Desk {
                         local.counters().add(Counter::UdpUnsent, lost as u64);
                         break;
                     }
-                    retries += 1;
+                    retries = retries.saturating_add(1);
                     tokio::time::sleep(SEND_RETRY).await;
                 }
                 // A way without checksums in hardware, or with a small MTU, takes no trains.
@@ -288,7 +293,7 @@ impl Desk {
                 // This client cannot be reached; the next one can.
                 Err(_) => {
                     local.counters().add_one(Counter::UdpUnsent);
-                    sent += 1;
+                    sent = sent.saturating_add(1);
                 }
             }
         }
@@ -307,7 +312,7 @@ fn couple(train: &mut Outgoing, one: &Outgoing) -> bool {
         && (train.target, train.own) == (one.target, one.own)
         && one.segment_len <= train.segment_len
         && train.count() < SEGMENTS_MAX
-        && one.end - train.start <= TRAIN_LEN_MAX;
+        && one.end.saturating_sub(train.start) <= TRAIN_LEN_MAX;
     if fits {
         train.end = one.end;
     }

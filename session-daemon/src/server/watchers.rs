@@ -3,6 +3,7 @@
 //! what was written and left out, and the head of every line. A worker never waits here: buffers
 //! are queues without a lock, and what does not fit is left out and counted.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
 use arc_swap::ArcSwap;
@@ -68,7 +69,7 @@ impl Watcher {
     ///
     /// All is relaxed: the queue orders the lines, these only count them.
     fn make_room(&self, len: usize, buffer_len: usize) -> bool {
-        if self.len.fetch_add(len, Ordering::Relaxed) + len <= buffer_len {
+        if self.len.fetch_add(len, Ordering::Relaxed).saturating_add(len) <= buffer_len {
             return true;
         }
         self.len.fetch_sub(len, Ordering::Relaxed);
@@ -147,7 +148,7 @@ impl Watchers {
         if self.kinds() & kind == 0 {
             return;
         }
-        let gid = self.latest.fetch_add(1, Ordering::Relaxed) + 1;
+        let gid = self.latest.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let (s, us) = (now.realtime_ns / 1_000_000_000, now.realtime_ns % 1_000_000_000 / 1000);
         let mut line = String::with_capacity(LINE_LEN_USUAL);
         // Writing to a string does not fail.

@@ -15,6 +15,24 @@ const MACHINE_PATHS: &[&str] =
 /// What clippy would also refuse, refused where clippy is not run as well.
 const UNFINISHED: &[&str] = &["todo!", "unimplemented!", "dbg!"];
 
+/// Rooms in which nothing that a client says may panic, and the line that has clippy see to it.
+const FOR_CLIENTS: &[&str] =
+    &["session-daemon/src/protocol", "session-daemon/src/command", "session-daemon/src/server"];
+/// What stands there and is done with before, or hears no client: the start, listening sockets,
+/// another process, the kernel.
+const NOT_FOR_CLIENTS: &[&str] = &[
+    "session-daemon/src/server/binding.rs",
+    "session-daemon/src/server/config.rs",
+    "session-daemon/src/server/handover.rs",
+    "session-daemon/src/server/listener.rs",
+    "session-daemon/src/server/mod.rs",
+    "session-daemon/src/server/tls/mod.rs",
+    "session-daemon/src/server/uring/probe.rs",
+    "session-daemon/src/server/uring/reactor.rs",
+];
+const NO_PANIC: &str =
+    "#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]";
+
 /// Rules for every text file.
 pub(super) fn any_file(text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -35,6 +53,11 @@ pub(super) fn rust_file(path: &Path, text: &str, code: &str) -> Vec<Finding> {
     let count = text.lines().count();
     if count > LINES_MAX {
         findings.push(Finding::new(0, format!("{count} lines, more than {LINES_MAX}: split it")));
+    }
+    let is_in = |paths: &[&str]| paths.iter().any(|known| path.starts_with(known));
+    let for_clients = is_in(FOR_CLIENTS) && !is_in(NOT_FOR_CLIENTS);
+    if for_clients && !is_test(path) && has_word(code, "fn") && !text.contains(NO_PANIC) {
+        findings.push(Finding::new(1, format!("has not {NO_PANIC}")));
     }
     for (number, line) in mask::lines_before_tests(code) {
         if !is_test(path) && is_glob_import(line) {
@@ -78,7 +101,7 @@ pub(super) fn has_word(line: &str, word: &str) -> bool {
 mod tests {
     use std::path::Path;
 
-    use super::{any_file, has_word, rust_file};
+    use super::{NO_PANIC, any_file, has_word, rust_file};
     use crate::tidy::mask;
 
     fn messages(text: &str) -> Vec<String> {
@@ -98,6 +121,16 @@ mod tests {
         assert_eq!(messages("//! x\nuse a::{b::*, c};\n").len(), 1);
         assert_eq!(messages("//! x\nfn f() { dbg!(1); }\n").len(), 1);
         assert_eq!(messages(&format!("//! x\n{}", "\n".repeat(600))).len(), 1);
+    }
+
+    #[test]
+    fn clippy_sees_to_it_that_no_client_makes_a_panic() {
+        let found = |path: &str, text: &str| rust_file(Path::new(path), text, text).len();
+        let path = "session-daemon/src/protocol/new.rs";
+        assert_eq!(found(path, "//! x\nfn f() {}\n"), 1);
+        assert_eq!(found(path, &format!("//! x\n{NO_PANIC}\nfn f() {{}}\n")), 0);
+        assert_eq!(found("session-daemon/src/protocol/tests.rs", "//! x\nfn f() {}\n"), 0);
+        assert_eq!(found("session-daemon/src/guard/new.rs", "//! x\nfn f() {}\n"), 0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `stats items` and `stats slabs`: figures of each slab class in memcached's names and order.
 //! This store keeps all items of a class in one list, which `cold` stands for.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::shared::Shared;
 use crate::server::statistics::Sink;

@@ -1,6 +1,7 @@
 //! `stats settings`: memcached's names in memcached's order. What the server runs by, and what
 //! administration commands have set, whether or not it steers anything here (docs/protocol.md).
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::login::Login;
 use crate::server::shared::Shared;

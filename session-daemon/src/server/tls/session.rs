@@ -1,6 +1,7 @@
 //! One client's task over TLS: the same order of reading, driving and writing as in `client`,
 //! with rustls between the socket and the connection.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::counters::Counter;
 use crate::protocol::text::encode::NO_MEMORY_FOR_REQUEST;
@@ -217,7 +218,8 @@ impl Session {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         self.sealed.rest(&mut local.pool.borrow_mut());
                         self.connection.rest(&mut local.pool.borrow_mut());
-                        let kept = self.connection.kept_len() + self.sealed.capacity();
+                        let kept =
+                            self.connection.kept_len().saturating_add(self.sealed.capacity());
                         wait_until_writable(&mut self.socket, presence, kept).await?;
                     }
                     Err(error) => return Err(error),
@@ -259,7 +261,7 @@ impl ReadInto for Into<'_> {
         let pool = &mut self.presence.local.pool.borrow_mut();
         self.sealed.rest(pool);
         self.connection.rest(pool);
-        if self.presence.hold(self.connection.kept_len() + self.sealed.capacity()) {
+        if self.presence.hold(self.connection.kept_len().saturating_add(self.sealed.capacity())) {
             Ok(())
         } else {
             Err(ErrorKind::OutOfMemory.into())

@@ -1,6 +1,7 @@
 //! A client's socket under io_uring. It owns the order of sending and receiving; the memory and
 //! the requests are the business of `ring`.
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::counters::Counter;
 use crate::server::buffers::Wire;
@@ -79,7 +80,7 @@ impl UringStream {
         };
         if may_be_more && let Some(rest) = space.get_mut(len..).filter(|rest| !rest.is_empty()) {
             // The end, or why there is nothing, is met again by the next receive.
-            len += read_now(&self.fd, rest).unwrap_or_default();
+            len = len.saturating_add(read_now(&self.fd, rest).unwrap_or_default());
         }
         connection.filled(len);
         Ok(len)
