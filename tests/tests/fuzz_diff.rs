@@ -21,3 +21,14 @@ fn random_streams_are_answered_as_memcached_answers_them() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn every_known_difference_is_one() -> Result<()> {
+    session_tests::require_program!("memcached");
+    let memcached = Memcached::start(&[])?;
+    let setup = Setup::loopback()?;
+    let daemon = setup.start(None)?;
+    let stale = fuzz::stale(daemon.setup.port(), memcached.port)?;
+    assert!(stale.is_empty(), "both answer the same by now: {stale:#?}");
+    Ok(())
+}

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 
 pub use generate::Protocol;
 use generate::{Random, Stream};
-pub use normal::KNOWN;
+pub use normal::{KNOWN, Known};
 
 /// How long a server may be silent before its answer counts as over.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -90,6 +90,21 @@ pub fn run(options: &Options, most: usize) -> Result<Vec<Difference>> {
         }
     }
     Ok(found)
+}
+
+/// Known differences that are none any more: both servers, on these ports, answer the same.
+///
+/// # Errors
+/// When a server cannot be reached.
+pub fn stale(ours: u16, theirs: u16) -> Result<Vec<&'static str>> {
+    let mut stale = Vec::new();
+    for known in KNOWN {
+        let Some(witness) = known.witness else { continue };
+        if converse(ours, witness, &[])? == converse(theirs, witness, &[])? {
+            stale.push(known.what);
+        }
+    }
+    Ok(stale)
 }
 
 struct Rounds {

@@ -29,8 +29,8 @@ pub const REPLY_MAGIC: u8 = 0x81;
 /// Bytes of a header, in both directions.
 pub const HEADER_LEN: usize = 24;
 
-/// Longest body that a request may announce: memcached's own bound, 2^31 - 1.
-pub const BODY_LEN_MAX: u32 = i32::MAX.unsigned_abs();
+/// Longest body that a request may announce: memcached's own bound, its largest `-I`.
+pub const BODY_LEN_MAX: u32 = 1 << 30;
 
 /// The expiry time by which `incr` and `decr` ask not to create what is missing.
 pub const DO_NOT_CREATE: u32 = u32::MAX;
