@@ -100,17 +100,31 @@ fn half_sent_values_do_not_take_the_cache() -> Result<()> {
 #[test]
 fn idle_connections_cost_less_than_a_page() -> Result<()> {
     const COUNT: u64 = 1000;
-    let setup = Setup::loopback()?.args(["-c", "2048", "-t", "2"]);
-    let daemon = setup.start(None)?;
-    let mut observer = daemon.client();
-    let before = resident(&mut observer)?;
-    let mut idle = Vec::new();
-    for _ in 0..COUNT {
-        let mut client = daemon.client();
-        client.command("version")?;
-        idle.push(client);
+    for engine in engines() {
+        let setup = Setup::loopback()?.args(["-c", "2048", "-t", "2"]);
+        let setup = setup.arg(format!("--io={engine}"));
+        let daemon = setup.start(None)?;
+        let mut observer = daemon.client();
+        let before = resident(&mut observer)?;
+        let mut idle = Vec::new();
+        for _ in 0..COUNT {
+            let mut client = daemon.client();
+            client.command("version")?;
+            idle.push(client);
+        }
+        let each = resident(&mut observer)?.saturating_sub(before) / COUNT;
+        ensure!(each < 4096, "--io={engine}: {each} bytes each");
     }
     Ok(())
+}
+
+/// The engines that this machine has.
+fn engines() -> Vec<&'static str> {
+    if session_daemon::server::uring::probe::probe(1).is_ok() {
+        return vec!["tokio", "uring"];
+    }
+    eprintln!("no io_uring here");
+    vec!["tokio"]
 }
 
 #[test]
@@ -206,11 +220,7 @@ fn whoever_is_closed_while_sending_is_told_why() -> Result<()> {
     let value = vec![b'v'; 2 << 20];
     let line = format!("set k 0 0 {}x\r\n", value.len());
     let told = "CLIENT_ERROR bad command line format\r\n";
-    for engine in ["tokio", "uring"] {
-        if engine == "uring" && session_daemon::server::uring::probe::probe(1).is_err() {
-            eprintln!("no io_uring here");
-            continue;
-        }
+    for engine in engines() {
         let setup = Setup::loopback()?.arg(format!("--io={engine}"));
         let daemon = setup.start(None)?;
         let mut observer = daemon.client();
