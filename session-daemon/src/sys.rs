@@ -14,6 +14,7 @@ use std::path::Path;
 use tokio::io::unix::AsyncFd;
 
 pub mod datagrams;
+pub mod epolls;
 
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;

@@ -5,6 +5,8 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -96,6 +98,42 @@ fn what_cannot_be_had_is_refused_before_anything_listens() -> Result<()> {
     ensure!(output.status.code() == Some(71), "{:?}: {text}", output.status);
     ensure!(text.contains("--io=uring: io_uring is not permitted"), "{text}");
     ensure!(!text.contains("serving"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn nobody_waits_for_a_client_that_never_rests() -> Result<()> {
+    require_uring!();
+    let setup = uring()?.args(["-t", "1"]);
+    let daemon = setup.start(None)?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut restless = daemon.client();
+    let talk = {
+        let is_over = Arc::clone(&is_over);
+        thread::spawn(move || -> Result<u32> {
+            let mut count = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                ensure!(restless.command("version")?.starts_with("VERSION"), "no version");
+                count += 1;
+            }
+            Ok(count)
+        })
+    };
+    // Accepting is the runtime's, and so is what another thread asks of a worker.
+    for round in 0..60 {
+        let key = format!("key{round}");
+        ensure!(daemon.client().set(&key, b"value")? == "STORED", "{round}: not stored");
+        if round % 20 == 10 {
+            ensure!(daemon.ctl(&["admin", "verbosity", "0"])?.contains("OK"), "{round}: not heard");
+        }
+    }
+    // Its timers too: the clock of a worker goes on, and what has a lifetime ends.
+    let mut client = daemon.client();
+    client.command("set short 0 1 1\r\nx")?;
+    wait::until("an item to end", || client.get("short").ok()?.is_none().then_some(()));
+    is_over.store(true, Ordering::Relaxed);
+    let count = talk.join().expect("no panic")?;
+    ensure!(count > 0, "it was never answered");
     Ok(())
 }
 

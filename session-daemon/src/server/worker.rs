@@ -41,6 +41,10 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 /// Looks at connections within one turn after which the turn ends though others are ready.
 const DRIVES_PER_TURN_MAX: u32 = 64;
 
+/// Tasks that give way in a row before the ring has its turn, which it has in any case when none is
+/// left to run.
+const YIELDS_PER_TURN_MAX: u32 = 64;
+
 /// How often idle connections are looked for, and how often a worker without clients does the
 /// store's upkeep.
 const TICK: Duration = Duration::from_secs(1);
@@ -119,6 +123,8 @@ pub struct Local {
     drives: Cell<u32>,
     /// Turns that have ended.
     turns: Cell<u32>,
+    /// Tasks that have given way since the ring had its turn.
+    yields: Cell<u32>,
     /// Whether the connection that has its turn may steer the server.
     trusted: Cell<bool>,
     /// Connections for another process, from when there is to be one.
@@ -249,6 +255,26 @@ impl Local {
         (connection.drive(&mut turn), turn.requests_left < requests_max)
     }
 
+    /// The thread is about to sleep.
+    fn before_sleep(&self) {
+        self.end_turn();
+        if let Some(reactor) = &self.reactor {
+            self.yields.set(0);
+            reactor.before_sleep(self);
+        }
+    }
+
+    /// Turns the ring at times while tasks give way to each other and the thread does not sleep.
+    fn gives_way(&self) {
+        let Some(reactor) = &self.reactor else { return };
+        let yields = self.yields.get().saturating_add(1);
+        if yields < YIELDS_PER_TURN_MAX {
+            return self.yields.set(yields);
+        }
+        self.yields.set(0);
+        reactor.turn(self);
+    }
+
     /// Ends the turn: nothing of the store is held, and the time is no longer true.
     fn end_turn(&self) {
         if self.drives.replace(0) > 0 {
@@ -358,11 +384,20 @@ pub fn runtime() -> io::Result<Runtime> {
         .on_thread_park(|| {
             LOCAL.with_borrow(|local| {
                 if let Some(local) = local {
-                    local.end_turn();
+                    local.before_sleep();
                 }
             });
         })
         .build()
+}
+
+/// A task gives way to the others of this thread.
+pub fn gives_way() {
+    LOCAL.with_borrow(|local| {
+        if let Some(local) = local {
+            local.gives_way();
+        }
+    });
 }
 
 /// Serves until told to stop. Says first whether it can.
@@ -375,11 +410,13 @@ pub fn run(
     ways_in: WaysIn,
     ready: mpsc::Sender<io::Result<()>>,
 ) {
-    let (reactor, doorbell) = match Reactor::of(shared.config.engine) {
-        Ok(made) => made.unzip(),
+    let context = runtime.enter();
+    let reactor = match Reactor::of(shared.config.engine) {
+        Ok(reactor) => reactor,
         // Whoever started the worker waits for this, and no client is served before.
         Err(error) => return drop(ready.send(Err(error))),
     };
+    drop(context);
     // Whoever waits for it waits until all senders are gone.
     let _ = ready.send(Ok(()));
     drop(ready);
@@ -394,13 +431,14 @@ pub fn run(
         now: Cell::default(),
         drives: Cell::new(0),
         turns: Cell::new(0),
+        yields: Cell::new(0),
         trusted: Cell::new(false),
         parked: RefCell::default(),
     });
     LOCAL.set(Some(Rc::clone(&local)));
     let tasks = LocalSet::new();
-    if let (Some(reactor), Some(doorbell)) = (local.reactor.clone(), doorbell) {
-        tasks.spawn_local(reactor::run(Rc::clone(&local), reactor, doorbell));
+    if let Some(reactor) = local.reactor.clone() {
+        tasks.spawn_local(reactor::idle(reactor));
     }
     tasks.block_on(runtime, serve(Rc::clone(&local), mailbox, ways_in));
     drop(tasks);

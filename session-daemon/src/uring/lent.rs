@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// beyond are told to ask again. A power of two, as the kernel wants it.
 pub(super) const BUFFERS_MAX: u16 = 256;
 
-/// Bytes of a buffer: what most requests fit. More than that is read where it is wanted, by whoever
-/// gets a full one.
-pub(super) const BUFFER_LEN: usize = 4 << 10;
+/// Bytes of a buffer: what most requests fit, those that store 10 KB too. More than that is read
+/// where it is wanted, by whoever gets a full one. Memory is taken as far as requests have reached.
+pub(super) const BUFFER_LEN: usize = 16 << 10;
 
 /// The group by which requests name the buffers.
 pub(super) const GROUP: u16 = 0;

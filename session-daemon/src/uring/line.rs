@@ -21,9 +21,18 @@ pub(super) struct Line<U> {
     pub(super) under_way: u8,
     /// Nobody uses the line any more.
     pub(super) abandoned: bool,
+    /// Its client has once not taken an answer at once.
+    pub(super) was_stuck: bool,
     pub(super) waker: Option<Waker>,
     /// Whether the waker is for bytes of the client, not for the end of a send alone.
     pub(super) awaits_bytes: bool,
+}
+
+impl<U> Line<U> {
+    /// Wakes whoever waits for the line; false when nobody does.
+    pub(super) fn wake(&mut self) -> bool {
+        self.waker.take().map(Waker::wake).is_some()
+    }
 }
 
 /// An answer on its way.

@@ -9,6 +9,8 @@
 //! When the ring itself ends it first cancels and waits; what would not end is leaked.
 #![allow(unsafe_code)]
 
+mod sleep;
+
 use crate::uring::lent::{BUFFER_LEN, GROUP, Lent};
 use crate::uring::line::{Line, Received, Sending, set_aside};
 use io_uring::types::{CancelBuilder, Fd};
@@ -20,8 +22,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::atomic::{Ordering, fence};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 /// Requests that may be queued between two calls of the kernel; more make a call of their own. Both
 /// are small because a user may lock 8 MiB in all, rings included.
@@ -39,10 +40,14 @@ const LEAVE_TURNS_MAX: u32 = 16;
 /// Calls of the kernel that the end of a ring waits for what is under way.
 const DRAIN_TURNS_MAX: u32 = 1000;
 
+/// Bytes of an answer that a client's socket takes at once, unless the client leaves others unread.
+const PROMPT_LEN_MAX: usize = 16 << 10;
+
 /// What a completion is for; the lower bits of its number, above it the line's.
 const RECEIVE: u64 = 0;
 const SEND: u64 = 1;
 const CANCEL: u64 = 2;
+const BESIDE: u64 = 3;
 const KIND_BITS: u32 = 2;
 
 /// Whom a line serves.
@@ -62,13 +67,15 @@ pub enum Event {
     Stuck,
 }
 
-/// Bytes that the reactor accounts for after a turn.
-#[derive(Debug, Default)]
-pub struct Spent {
-    /// Buffers of answers that are sent.
-    pub buffers: Vec<Vec<u8>>,
-    /// How many bytes the kernel took.
-    pub sent_len: u64,
+/// What a turn has led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Came {
+    /// Somebody who waited for a line was woken.
+    pub woken: bool,
+    /// What is waited for beside the lines is there.
+    pub beside: bool,
+    /// Something was handed over, or has come.
+    pub any: bool,
 }
 
 /// One worker's io_uring.
@@ -84,9 +91,16 @@ pub struct Ring<U: User> {
     fresh: Vec<usize>,
     /// Completions that were taken out to make room.
     backlog: VecDeque<(u64, i32, u32)>,
-    spent: Spent,
-    /// The reactor, while it sleeps.
-    sleeper: Option<Waker>,
+    /// Buffers of answers that are sent, for whoever gave them.
+    spent: Vec<Vec<u8>>,
+    /// Bytes that the kernel took since this was asked last.
+    sent_len: u64,
+    /// Sends since the last call of the kernel that end within it, as far as one can know.
+    prompt: usize,
+    /// Whether the descriptor beside the lines is watched.
+    watches_beside: bool,
+    /// What has come since this turn began.
+    came: Came,
 }
 
 impl<U: User> Ring<U> {
@@ -118,8 +132,11 @@ impl<U: User> Ring<U> {
             under_way: 0,
             fresh: Vec::new(),
             backlog: VecDeque::new(),
-            spent: Spent::default(),
-            sleeper: None,
+            spent: Vec::new(),
+            sent_len: 0,
+            prompt: 0,
+            watches_beside: false,
+            came: Came::default(),
         })
     }
 
@@ -134,6 +151,7 @@ impl<U: User> Ring<U> {
             send_error: None,
             under_way: 0,
             abandoned: false,
+            was_stuck: false,
             waker: None,
             awaits_bytes: false,
         };
@@ -214,6 +232,8 @@ impl<U: User> Ring<U> {
     pub fn send(&mut self, idx: usize, bytes: Vec<u8>, sent: usize, busy_behind: bool) {
         let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return };
         debug_assert!(line.sending.is_none(), "answers are sent one after the other");
+        let is_prompt = !line.was_stuck && bytes.len().saturating_sub(sent) <= PROMPT_LEN_MAX;
+        self.prompt += usize::from(is_prompt);
         line.sending = Some(Sending { bytes, sent, stuck: false, progress: false, busy_behind });
         self.send_rest(idx);
         self.fresh.push(idx);
@@ -255,20 +275,20 @@ impl<U: User> Ring<U> {
         while unsafe { self.uring.submission().push(&request) }.is_err() {
             self.submit();
         }
-        if let Some(sleeper) = self.sleeper.take() {
-            sleeper.wake();
-        }
     }
 
     fn submit(&mut self) {
-        match self.uring.submit() {
-            Ok(_) => {}
-            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::INTR) => {}
-                // The kernel keeps completions that had no room: they are taken first.
-                Some(Errno::BUSY | Errno::AGAIN) => self.make_room(),
-                _ => panic!("io_uring_enter: {error}"),
-            },
+        let submitted = self.uring.submit();
+        self.submitted(submitted);
+    }
+
+    fn submitted(&mut self, submitted: io::Result<usize>) {
+        let Err(error) = submitted else { return };
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::INTR | Errno::TIME) => {}
+            // The kernel keeps completions that had no room: they are taken first.
+            Some(Errno::BUSY | Errno::AGAIN) => self.make_room(),
+            _ => panic!("io_uring_enter: {error}"),
         }
     }
 
@@ -277,22 +297,30 @@ impl<U: User> Ring<U> {
         self.backlog.extend(taken);
     }
 
-    /// Hands over what is queued and takes what has come; false when there was neither.
-    pub fn turn(&mut self) -> bool {
-        let queued = {
-            let queue = self.uring.submission();
-            !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
-        };
-        if queued {
+    /// Hands over what is queued and takes what has come.
+    pub fn turn(&mut self) -> Came {
+        let is_due = self.is_due();
+        if is_due {
             self.submit();
         }
-        let mut completed = false;
+        self.came.any = is_due;
+        self.take_completions()
+    }
+
+    /// Whether the kernel is to be called.
+    fn is_due(&mut self) -> bool {
+        let queue = self.uring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    fn take_completions(&mut self) -> Came {
+        self.prompt = 0;
         while let Some((number, result, flags)) = self.next_completion() {
-            completed = true;
+            self.came.any = true;
             self.completed(number, result, flags);
         }
         self.find_stuck();
-        queued || completed
+        std::mem::take(&mut self.came)
     }
 
     fn next_completion(&mut self) -> Option<(u64, i32, u32)> {
@@ -304,6 +332,11 @@ impl<U: User> Ring<U> {
         self.under_way -= 1;
         let (idx, kind) = ((number >> KIND_BITS) as usize, number & ((1 << KIND_BITS) - 1));
         if kind == CANCEL {
+            return;
+        }
+        if kind == BESIDE {
+            self.watches_beside = false;
+            self.came.beside = true;
             return;
         }
         let buffer_id = cqueue::buffer_select(flags);
@@ -326,7 +359,7 @@ impl<U: User> Ring<U> {
         let Some(sending) = &mut line.sending else { return };
         let taken = usize::try_from(result).unwrap_or_default();
         sending.sent += taken;
-        self.spent.sent_len += taken as u64;
+        self.sent_len += taken as u64;
         if result < 0 {
             line.send_error = Some(Errno::from_raw_os_error(-result));
         }
@@ -334,15 +367,13 @@ impl<U: User> Ring<U> {
         if is_whole || result < 0 {
             let (busy, tell) = (sending.busy_behind, sending.stuck || result < 0);
             if let Some(done) = line.sending.take() {
-                self.spent.buffers.push(done.bytes);
+                self.spent.push(done.bytes);
             }
             line.user.sent(busy);
             // One that waits for more than the send alone is woken by what it waits for.
             let goes_on_waiting = line.awaits_bytes && matches!(line.received, Received::Armed);
-            if (tell || !goes_on_waiting)
-                && let Some(waker) = line.waker.take()
-            {
-                waker.wake();
+            if tell || !goes_on_waiting {
+                self.came.woken |= line.wake();
             }
         } else if !line.abandoned {
             sending.progress = true;
@@ -379,9 +410,7 @@ impl<U: User> Ring<U> {
             sending.progress = true;
             set_aside(line, &mut self.lent);
         }
-        if let Some(waker) = line.waker.take() {
-            waker.wake();
-        }
+        self.came.woken |= line.wake();
     }
 
     /// Tells those whose answers the kernel did not take at once.
@@ -391,10 +420,9 @@ impl<U: User> Ring<U> {
             if let Some(sending) = &mut line.sending {
                 sending.stuck = true;
                 sending.progress = true;
+                line.was_stuck = true;
                 set_aside(line, &mut self.lent);
-                if let Some(waker) = line.waker.take() {
-                    waker.wake();
-                }
+                self.came.woken |= line.wake();
             }
         }
     }
@@ -477,39 +505,14 @@ impl<U: User> Ring<U> {
         Ok(len)
     }
 
-    /// What has been sent since this was asked last.
-    pub fn take_spent(&mut self) -> Spent {
-        std::mem::take(&mut self.spent)
+    /// Bytes that were sent since this was asked last.
+    pub fn take_sent_len(&mut self) -> u64 {
+        std::mem::take(&mut self.sent_len)
     }
 
-    /// Prepares the reactor's sleep; false when there is something to do first. From here on
-    /// the doorbell rings.
-    pub fn fall_asleep(&mut self, context: &Context<'_>) -> bool {
-        self.uring.completion().enable_eventfd();
-        // SeqCst: the kernel announces work and then looks whether the bell may ring; here it is
-        // the other way round, so that one of both sees the other.
-        fence(Ordering::SeqCst);
-        let is_busy = {
-            let queue = self.uring.submission();
-            !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
-        };
-        if is_busy || !self.uring.completion().is_empty() || !self.backlog.is_empty() {
-            self.uring.completion().disable_eventfd();
-            return false;
-        }
-        self.sleeper = Some(context.waker().clone());
-        true
-    }
-
-    /// Whether nothing was queued since the reactor fell asleep.
-    pub fn is_asleep(&self) -> bool {
-        self.sleeper.is_some()
-    }
-
-    /// Ends the sleep: the doorbell is silent.
-    pub fn wake_up(&mut self) {
-        self.sleeper = None;
-        self.uring.completion().disable_eventfd();
+    /// Gives the buffers of answers back that are sent.
+    pub fn take_spent(&mut self) -> impl Iterator<Item = Vec<u8>> {
+        self.spent.drain(..)
     }
 
     /// Cancels all that is under way and waits for it; false when it would not end.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use crate::uring::lent::{BUFFER_LEN, BUFFERS_MAX};
-use crate::uring::ring::{Event, Ring, User};
+use crate::uring::ring::{Came, Event, Ring, User};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::thread;
 
 /// Turns within which what is at hand has come.
 const TURNS_MAX: u32 = 10_000;
@@ -75,10 +76,10 @@ fn bytes_go_both_ways_and_the_end_is_told() {
     let mut word = [0; 5];
     theirs.read_exact(&mut word).unwrap();
     assert_eq!(&word, b"hello");
-    theirs.write_all(&[b'f'; BUFFER_LEN]).unwrap();
+    theirs.write_all(&vec![b'f'; BUFFER_LEN]).unwrap();
     assert_eq!(event(&mut ring, line, true), Event::Received);
     assert!(ring.is_full(line));
-    assert_eq!(ring.copy(line, &mut [0; 2 * BUFFER_LEN]).unwrap(), BUFFER_LEN);
+    assert_eq!(ring.copy(line, &mut vec![0; 2 * BUFFER_LEN]).unwrap(), BUFFER_LEN);
     theirs.write_all(b"defg").unwrap();
     assert_eq!(event(&mut ring, line, true), Event::Received);
     let mut piece = [0; 3];
@@ -232,4 +233,56 @@ fn a_ring_that_ends_lets_all_descriptors_go() {
     ring.turn();
     drop(ring);
     assert_eq!((Rc::strong_count(&idle_fd), Rc::strong_count(&stuck_fd)), (1, 1));
+}
+
+/// Never readable, unless the test makes it so.
+fn beside() -> OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC).unwrap()
+}
+
+#[test]
+fn a_wait_ends_with_what_a_client_says_and_not_with_what_it_is_sent() {
+    let Some(mut ring) = ring() else { return };
+    let (line, mut theirs, ..) = open(&mut ring);
+    let beside = beside();
+    for round in 0..100_u8 {
+        assert!(poll(&mut ring, line, true).is_pending());
+        ring.send(line, vec![round], 0, false);
+        let client = thread::spawn(move || {
+            let mut answer = [0];
+            theirs.read_exact(&mut answer).unwrap();
+            theirs.write_all(b"next").unwrap();
+            (answer, theirs)
+        });
+        // On a busy machine the client may let it wait in vain.
+        let mut came = ring.wait(&beside);
+        while !came.woken {
+            assert!(!came.beside, "{came:?}");
+            came = ring.wait(&beside);
+        }
+        assert_eq!(event(&mut ring, line, true), Event::Received);
+        assert_eq!(ring.copy(line, &mut [0; 9]).unwrap(), 4);
+        let (answer, their_end) = client.join().unwrap();
+        assert_eq!(answer, [round]);
+        theirs = their_end;
+    }
+}
+
+#[test]
+fn a_wait_ends_with_what_is_watched_beside_the_clients_and_in_vain() {
+    let Some(mut ring) = ring() else { return };
+    let (line, _theirs, ..) = open(&mut ring);
+    let beside = beside();
+    for _ in 0..3 {
+        rustix::io::write(&beside, &1_u64.to_ne_bytes()).unwrap();
+        let came = ring.wait(&beside);
+        assert!(came.beside && came.any && !came.woken, "{came:?}");
+        rustix::io::read(&beside, &mut [0; 8]).unwrap();
+    }
+    assert_eq!(ring.wait(&beside), Came::default());
+    // One who takes nothing keeps nobody waiting.
+    ring.send(line, vec![b'v'; 8 << 20], 0, false);
+    assert!(poll(&mut ring, line, false).is_pending());
+    assert!(ring.wait(&beside).woken);
+    assert_eq!(event(&mut ring, line, false), Event::Stuck);
 }
