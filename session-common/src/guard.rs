@@ -7,7 +7,7 @@ use core::mem::size_of;
 
 /// Version of every layout in this module and of the pin directory that holds such maps.
 /// A change of any layout, map size or meaning raises it.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// First word of [`Meta`]: `sess` in ASCII.
 pub const MAGIC: u32 = 0x7365_7373;
@@ -18,9 +18,19 @@ pub const LISTS_MAX: u32 = 8;
 /// Most guarded (protocol, port) pairs.
 pub const ENDPOINTS_MAX: u32 = 256;
 
-/// Most host entries of one family over all lists. Twice the promised 1,000,000, because a list
-/// that is replaced stands beside its successor until the switch.
-pub const HOSTS_MAX: u32 = 2_097_152;
+/// Most host entries of one family in a list whose hosts stand in the tables that all lists share;
+/// a larger list has tables of its own.
+pub const SMALL_HOSTS_MAX: u32 = 4_096;
+
+/// Most host entries of one family in the shared tables: of each list those in force and those of
+/// the successor that is written beside them until the switch.
+pub const HOSTS_MAX: u32 = 2 * LISTS_MAX * SMALL_HOSTS_MAX;
+
+/// Most host entries of one family in a table of a list's own.
+pub const LARGE_HOSTS_MAX: u32 = 1_048_576;
+
+/// Places for tables of lists' own: a list in force and its successor each have one.
+pub const LARGE_PLACES: u32 = 2 * LISTS_MAX;
 
 /// Most prefix entries of one family over all lists, doubled for the same reason and because
 /// kernels before 6.13 refuse to update an existing key of a full LPM trie.
@@ -81,11 +91,12 @@ pub struct EndpointValue {
 /// The one word that a packet reads once to learn which entries are in force.
 ///
 /// ```text
-///  31            8 7        0
-/// +---------------+----------+
-/// |  generation   |   list   |    0 = no list: everything is refused
-/// +---------------+----------+
+///  31            8   7      6     5    0
+/// +---------------+-------+------+------+
+/// |  generation   | large | half | list |    0 = no list: everything is refused
+/// +---------------+-------+------+------+
 /// ```
+/// `large`: the list's hosts stand in tables of its own, and `half` says in which of its two places.
 /// The whole word is part of every entry's key, so that a replaced list (four maps) changes at
 /// one instant: the new entries are written under the next generation, then the word is stored.
 #[repr(transparent)]
@@ -100,13 +111,37 @@ impl ListWord {
     /// The word of `list` (below [`LISTS_MAX`]) in `generation` (1 to 2^24 - 1).
     #[must_use]
     pub const fn new(list: u32, generation: u32) -> Self {
-        Self(generation << 8 | (list & 0xff))
+        Self(generation << 8 | (list & LIST_BITS))
+    }
+
+    /// The same for hosts in a table of the list's own, in the first or second of its places.
+    #[must_use]
+    pub const fn in_large(self, half: bool) -> Self {
+        Self(self.0 | LARGE | if half { HALF } else { 0 })
     }
 
     /// Index of the list.
     #[must_use]
     pub const fn list(self) -> u32 {
-        self.0 & 0xff
+        self.0 & LIST_BITS
+    }
+
+    /// Whether the hosts stand in tables of the list's own.
+    #[must_use]
+    pub const fn is_large(self) -> bool {
+        self.0 & LARGE != 0
+    }
+
+    /// In which of the list's places these stand.
+    #[must_use]
+    pub const fn half(self) -> bool {
+        self.0 & HALF != 0
+    }
+
+    /// Index of that place, below [`LARGE_PLACES`] for every list there is.
+    #[must_use]
+    pub const fn large_place(self) -> u32 {
+        self.list() << 1 | self.half() as u32
     }
 
     /// Generation of the entries in force; 0 stands for none.
@@ -115,6 +150,11 @@ impl ListWord {
         self.0 >> 8
     }
 }
+
+/// Bits of a [`ListWord`].
+const LIST_BITS: u32 = 0x3f;
+const HALF: u32 = 0x40;
+const LARGE: u32 = 0x80;
 
 /// Key of one IPv4 host (a /32).
 #[repr(C)]
@@ -273,6 +313,8 @@ const _: () = {
     assert!(size_of::<EndpointKey>() == 4);
     assert!(size_of::<EndpointValue>() == 4);
     assert!(size_of::<ListWord>() == 4);
+    assert!(LISTS_MAX <= LIST_BITS);
+    assert!(ListWord::new(LISTS_MAX - 1, 1).in_large(true).large_place() < LARGE_PLACES);
     assert!(size_of::<HostKey4>() == 8);
     assert!(size_of::<HostKey6>() == 20);
     assert!(size_of::<PrefixKey6>() == 24);

@@ -16,6 +16,8 @@ use tokio::io::unix::AsyncFd;
 pub mod datagrams;
 pub mod epolls;
 
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
@@ -207,6 +209,31 @@ pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 pub fn object_open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf_fd(BPF_OBJ_GET, ObjectAttr::new(&path, 0))
+}
+
+/// `BPF_MAP_UPDATE_ELEM` of an array of maps: puts a map at a place. The kernel refuses one that is
+/// of another shape than those for which the array was made.
+pub fn map_set_inner(map: BorrowedFd<'_>, place: u32, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let inner = raw(inner);
+    let (key, value) = ((&raw const place) as u64, (&raw const inner) as u64);
+    let attr = ElementAttr { map_fd: raw(map), padding: 0, key, value, flags: 0 };
+    bpf(BPF_MAP_UPDATE_ELEM, attr).map(drop)
+}
+
+/// `BPF_MAP_DELETE_ELEM`: removes one key.
+pub fn map_delete<K: Copy>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let key = std::ptr::from_ref(key) as u64;
+    let attr = ElementAttr { map_fd: raw(map), padding: 0, key, value: 0, flags: 0 };
+    bpf(BPF_MAP_DELETE_ELEM, attr).map(drop)
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// `BPF_MAP_UPDATE_BATCH`: writes all pairs in order. Returns how many were written beside the

@@ -9,6 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use session_daemon::allowlist::{Action, Entry, Origin};
 use session_daemon::guard::interfaces::Interfaces;
@@ -212,6 +214,15 @@ impl Holder {
             }
         }
         std::mem::take(&mut self.events)
+    }
+
+    /// Sends the process a signal.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("pids are small");
+        kill(Pid::from_raw(pid), signal).expect("it runs");
     }
 
     /// Kills the process (`SIGKILL`) and waits for it.

@@ -3,12 +3,13 @@
 //! It is loaded but never attached, so no interface sees it.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{
     ProgramError, SchedClassifier, SocketFilter, TestRun as _, TestRunOptions, Xdp,
 };
@@ -87,6 +88,16 @@ pub struct GuardProgram {
     ebpf: Ebpf,
     counted: Vec<Counter>,
     hooks: Vec<Hook>,
+    /// Tables of large lists, by their place, and for how many hosts they are made.
+    large: BTreeMap<u32, Large>,
+    entries: u32,
+}
+
+/// Hosts of a large list.
+#[derive(Debug)]
+struct Large {
+    v4: HashMap<MapData, HostKey4, Rule>,
+    v6: HashMap<MapData, HostKey6, Rule>,
 }
 
 /// Where the object under test stands: `SESSION_GUARD_OBJECT`, else the kept one.
@@ -134,7 +145,7 @@ impl GuardProgram {
         let program = ebpf.program_mut("guard_socket").context("not in the object")?;
         <&mut SocketFilter>::try_from(program)?.load()?;
         let counted = vec![Counter::default(); Reason::ALL.len()];
-        let mut guard = Self { ebpf, counted, hooks };
+        let mut guard = Self { ebpf, counted, hooks, large: BTreeMap::new(), entries };
         guard.settings(0)?;
         Ok(guard)
     }
@@ -184,6 +195,9 @@ impl GuardProgram {
     /// # Errors
     /// When the kernel refuses.
     pub fn host(&mut self, list: ListWord, source: impl Into<IpAddr>, rule: Rule) -> Result<()> {
+        if list.is_large() {
+            return self.large_host(list, source.into(), rule);
+        }
         match source.into() {
             IpAddr::V4(source) => {
                 self.insert("HOSTS4", HostKey4 { list, address: source.octets() }, rule)
@@ -192,6 +206,33 @@ impl GuardProgram {
                 self.insert("HOSTS6", HostKey6 { list, address: source.octets() }, rule)
             }
         }
+    }
+
+    /// Writes it where the list has tables of its own, which are made with the first host.
+    fn large_host(&mut self, list: ListWord, source: IpAddr, rule: Rule) -> Result<()> {
+        let place = list.large_place();
+        if !self.large.contains_key(&place) {
+            const NO_PREALLOC: u32 = 1;
+            let tables = Large {
+                v4: HashMap::create(self.entries, NO_PREALLOC)?,
+                v6: HashMap::create(self.entries, NO_PREALLOC)?,
+            };
+            ArrayOfMaps::<_, HashMap<MapData, HostKey4, Rule>>::try_from(self.map("LARGE4")?)?
+                .set(place, &tables.v4, 0)?;
+            ArrayOfMaps::<_, HashMap<MapData, HostKey6, Rule>>::try_from(self.map("LARGE6")?)?
+                .set(place, &tables.v6, 0)?;
+            self.large.insert(place, tables);
+        }
+        let tables = self.large.get_mut(&place).context("it was made")?;
+        match source {
+            IpAddr::V4(source) => {
+                tables.v4.insert(HostKey4 { list, address: source.octets() }, rule, 0)?;
+            }
+            IpAddr::V6(source) => {
+                tables.v6.insert(HostKey6 { list, address: source.octets() }, rule, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a prefix entry.

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData};
+use anyhow::Result;
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
 use session_common::guard::{ACTION_ALLOW, HostKey4, ListWord, Rule};
 use session_daemon::allowlist::{Action, Entry, Origin, host};
 use session_daemon::clock::Now;
@@ -336,11 +336,22 @@ fn a_hundred_thousand_hosts_are_replaced_in_one_step() -> Result<()> {
         assert_eq!(status.counts.len(), 8191);
         bed.assert_guarded(&sockets);
     }
-    let path = format!("{}/maps/HOSTS4", holder.status().pins);
-    let keys = HashMap::<_, HostKey4, Rule>::try_from(Map::HashMap(MapData::from_pin(path)?))
-        .context("the map of hosts")?
-        .keys()
-        .count();
-    assert_eq!(keys, 100_001, "the list before is swept");
+    let pins = holder.status().pins;
+    let short = |name: &str| -> Result<usize> {
+        let data = MapData::from_pin(format!("{pins}/maps/{name}"))?;
+        let map = HashMap::<_, HostKey4, Rule>::try_from(Map::HashMap(data))?;
+        Ok(map.keys().count())
+    };
+    let long = || -> Result<Vec<usize>> {
+        let data = MapData::from_pin(format!("{pins}/maps/LARGE4"))?;
+        let places =
+            ArrayOfMaps::<_, HashMap<MapData, HostKey4, Rule>>::try_from(Map::ArrayOfMaps(data))?;
+        let tables = (0..places.len()).filter_map(|place| places.get(&place, 0).ok());
+        Ok(tables.map(|table| table.keys().count()).collect())
+    };
+    assert_eq!((short("HOSTS4")?, long()?), (0, vec![100_001]), "the lists before are swept");
+    holder.ask(&Request::Replace(entries(&bed.topology.allow_argument())))?;
+    assert_eq!((short("HOSTS4")?, long()?), (1, vec![]), "a short list takes little");
+    bed.assert_guarded(&sockets);
     Ok(())
 }

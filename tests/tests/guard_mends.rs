@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use aya::EbpfLoader;
 use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
+use nix::sys::signal::Signal;
 use session_daemon::guard::Mode;
 use session_daemon::guard::status::{GuardStatus, InterfaceState};
 use session_daemon::sys;
@@ -108,6 +110,43 @@ fn an_unmounted_bpffs_is_mounted_and_filled_again() -> Result<()> {
     // Another daemon of the same name still sees that this one lives.
     let error = bed.start(&bed.setup()).unwrap_err().to_string();
     assert!(error.contains("already runs"), "{error}");
+    holder.kill();
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
+/// Another daemon that has the new directory for long keeps nobody from looking at the links.
+#[test]
+fn a_directory_that_another_daemon_has_is_waited_for_beside_the_watch() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let ifindex = interface(&status, "eth0").ifindex.to_string();
+    let link = sys::object_open(&pins(&status).join("links").join(ifindex))?;
+    holder.signal(Signal::SIGSTOP);
+    run(Command::new("umount").arg("--lazy").arg(&bed.bpffs))?;
+    run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bed.bpffs))?;
+    std::fs::create_dir_all(pins(&status))?;
+    for directory in pins(&status).ancestors().take(3) {
+        std::fs::set_permissions(directory, PermissionsExt::from_mode(0o700))?;
+    }
+    let theirs = std::fs::File::open(pins(&status))?;
+    theirs.lock()?;
+    holder.signal(Signal::SIGCONT);
+
+    let mut object = EbpfLoader::new().load_file(flood::object_path())?;
+    let pass: &mut Xdp = object.program_mut("bare_pass").context("no program")?.try_into()?;
+    pass.load()?;
+    sys::link_update(link.as_fd(), pass.fd()?.as_fd())?;
+    holder.event("took the guard's place on eth0");
+    bed.assert_guarded(&sockets);
+    let events = holder.events();
+    assert!(!events.iter().any(|event| event.contains("unmounted")), "{events:?}");
+    drop(theirs);
+    holder.event("the bpffs was unmounted");
+    drop(link);
+    assert!(interface(&holder.status(), "eth0").pinned);
     holder.kill();
     bed.assert_guarded(&sockets);
     Ok(())

@@ -11,6 +11,7 @@ use aya::EbpfLoader;
 use aya::maps::{Array, Map, MapData};
 use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
+use nix::sys::signal::Signal;
 use session_common::guard::{MAGIC, Meta, SCHEMA};
 use session_daemon::guard::interfaces::Interfaces;
 use session_daemon::guard::lists::Protocol;
@@ -206,14 +207,14 @@ fn tampered_pins_are_refused_while_another_daemon_uses_them() -> Result<()> {
     let (first, status) = bed.start(&bed.setup())?;
     // The daemon that runs would put the pins right within a second, so it is stopped.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(first.pid())?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    nix::sys::signal::kill(pid, Signal::SIGSTOP)?;
     replace(&maps(&status).join("HOSTS4"), "hash", 8, 24, 16, 1)?;
     let second = Setup { list: "second".to_owned(), endpoints: Vec::new(), ..bed.setup() };
     let error = bed.start(&second).unwrap_err().to_string();
     assert!(error.contains("cannot be trusted (map HOSTS4 has value size 24"), "{error}");
     assert!(error.contains("(default); restart those daemons"), "{error}");
     bed.assert_guarded(&sockets);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
+    nix::sys::signal::kill(pid, Signal::SIGCONT)?;
     Ok(())
 }
 
@@ -323,5 +324,39 @@ fn only_detaching_ends_it_and_not_while_a_daemon_runs() -> Result<()> {
     assert!(!Path::new(&status.pins).exists());
     assert!(!bed.bpffs.join("session").exists(), "no directory is left");
     assert_eq!(detach()?.links, 0, "again is no error");
+    Ok(())
+}
+
+/// A daemon with maps of another layout takes the links over: no packet meets an interface
+/// without a program, and nothing of the other layout is left.
+#[test]
+fn a_guard_with_maps_of_another_layout_is_succeeded() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, first) = bed.start(&bed.setup())?;
+    let own = PathBuf::from(&first.pins);
+    let other = own.with_file_name(format!("v{}", SCHEMA - 1));
+    // While its daemon lives it is left alone. Stopped, or it would mend what is done here.
+    holder.signal(Signal::SIGSTOP);
+    std::fs::rename(&own, &other)?;
+    let error = bed.start(&Setup { list: "second".to_owned(), ..bed.setup() }).unwrap_err();
+    assert!(error.to_string().contains("daemons still run"), "{error}");
+    holder.kill();
+    let _ = std::fs::remove_dir_all(&own);
+    bed.assert_guarded(&sockets);
+    let (mut holder, second) = bed.start(&bed.setup())?;
+    let (before, after) = (interface(&first, "eth0"), interface(&second, "eth0"));
+    assert_eq!((after.link_id, after.pinned), (before.link_id, true));
+    assert_ne!(after.program_id, before.program_id);
+    assert!(!other.exists() && own.exists());
+    bed.assert_guarded(&sockets);
+    holder.kill();
+    // What such a guard has left is detached too.
+    std::fs::rename(&own, &other)?;
+    let cache = &bed.topology.cache;
+    let detached = cache.run(|| detach_all(&bed.bpffs))?;
+    assert_eq!((detached.links, other.exists()), (1, false));
+    assert_eq!(bed.program_on("eth0")?, None);
     Ok(())
 }

@@ -26,7 +26,7 @@ use session_tests::packet::{
     AUTHENTICATION, FRAGMENT, IPV4, IPV6, TCP, UDP, authentication, ethernet, extension, fragment,
     ipv4, ipv6, transport,
 };
-use session_tests::require_root;
+use session_tests::{require_root, skip};
 
 const PORT: u16 = 11_211;
 const TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
@@ -454,6 +454,10 @@ fn model(entries: &[Entry], frame: &[u8]) -> Reason {
 /// Maps are filled once for as many frames.
 const FRAMES: usize = 64;
 
+/// How often that is done. All of it is more than 100,000 frames.
+const CASES: u32 = 128;
+const CASES_ALL: u32 = 1_600;
+
 fn compare(
     guard: &mut GuardProgram,
     words: [ListWord; 3],
@@ -492,9 +496,9 @@ fn the_program_does_what_the_model_does() -> Result<()> {
             guard.endpoint(protocol, PORT, word.list())?;
         }
         let (guard, round) = (RefCell::new(guard), Cell::new(0));
-        // 64 frames a case. Failures are found again by the seed that proptest writes down.
+        // Failures are found again by the seed that proptest writes down.
         let mut runner = TestRunner::new(Config {
-            cases: 128,
+            cases: if skip::all() { CASES_ALL } else { CASES },
             max_shrink_iters: 64,
             source_file: Some(file!()),
             ..Config::default()

@@ -175,6 +175,49 @@ fn the_list_word_switches_all_entries_at_once() -> Result<()> {
     })
 }
 
+/// Hosts of a large list stand in a place that the word names, and nowhere else.
+#[test]
+fn the_list_word_says_where_hosts_stand() -> Result<()> {
+    require_root!();
+    in_namespace(|| {
+        let mut guard = guard()?;
+        let word = |generation| ListWord::new(0, generation);
+        let words = [
+            word(1),
+            word(2).in_large(false),
+            word(3).in_large(true),
+            word(4).in_large(false),
+            word(5),
+        ];
+        let sources = |idx: usize| [format!("198.18.0.{}", 10 + idx), format!("2001:db8::{idx}a")];
+        for (idx, list) in words.into_iter().enumerate() {
+            for source in sources(idx) {
+                host(&mut guard, list, &source, ALLOW)?;
+            }
+            prefix(&mut guard, list, &format!("198.18.{}.0/24", 100 + idx), ALLOW)?;
+        }
+        for (current, list) in words.into_iter().enumerate() {
+            guard.list(list)?;
+            for idx in 0..words.len() {
+                let reason = if idx == current { Reason::Allowed } else { Reason::NotListed };
+                for source in sources(idx) {
+                    check(&mut guard, &source, reason).context(format!("{list:?}"))?;
+                }
+                check(&mut guard, &format!("198.18.{}.9", 100 + idx), reason)?;
+            }
+        }
+        // Another list's hosts are looked for in its own places, of which one is empty.
+        for list in [ListWord::new(1, 2), ListWord::new(1, 2).in_large(false)] {
+            guard.endpoint(TCP, PORT, 1)?;
+            guard.list(list)?;
+            for source in (0..words.len()).flat_map(sources) {
+                check(&mut guard, &source, Reason::NotListed)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 fn boottime_ns() -> Result<u64> {
     let now = clock_gettime(ClockId::Boottime);
     Ok(u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec)?)

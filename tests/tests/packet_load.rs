@@ -118,6 +118,8 @@ fn the_object_has_the_documented_maps() -> Result<()> {
         "HEAD",
         "HOSTS4",
         "HOSTS6",
+        "LARGE4",
+        "LARGE6",
         "LISTS",
         "LOCAL4",
         "LOCAL6",

@@ -14,13 +14,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
-use session_common::guard::{HOSTS_MAX, PREFIXES_MAX, Reason};
+use session_common::guard::{LARGE_HOSTS_MAX, PREFIXES_MAX, Reason};
 
-/// Most hosts of one family in one list: half of the kernel's table, because a list that is
+/// Most hosts of one family in one list.
+pub const LIST_HOSTS_MAX: usize = LARGE_HOSTS_MAX as usize;
+
+/// Most prefixes of one family in one list: half of the kernel's table, because a list that is
 /// replaced stands beside its successor until the switch.
-pub const LIST_HOSTS_MAX: usize = HOSTS_MAX as usize / 2;
-
-/// Most prefixes of one family in one list, for the same reason.
 pub const LIST_PREFIXES_MAX: usize = PREFIXES_MAX as usize / 2;
 
 /// What an entry says about its sources.
@@ -165,6 +165,55 @@ pub struct TooLong {
     max: usize,
 }
 
+/// How many entries of each kind a list has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// IPv4 hosts.
+    pub hosts4: usize,
+    /// IPv4 prefixes.
+    pub prefixes4: usize,
+    /// IPv6 hosts.
+    pub hosts6: usize,
+    /// IPv6 prefixes.
+    pub prefixes6: usize,
+}
+
+impl Sizes {
+    /// The number that a prefix counts in.
+    pub fn of(&mut self, prefix: IpNet) -> &mut usize {
+        match (prefix, prefix.prefix_len() == prefix.max_prefix_len()) {
+            (IpNet::V4(_), true) => &mut self.hosts4,
+            (IpNet::V4(_), false) => &mut self.prefixes4,
+            (IpNet::V6(_), true) => &mut self.hosts6,
+            (IpNet::V6(_), false) => &mut self.prefixes6,
+        }
+    }
+
+    /// All entries.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.hosts4 + self.prefixes4 + self.hosts6 + self.prefixes6
+    }
+
+    /// Whether the kernel's tables hold such a list beside a successor of the same size.
+    ///
+    /// # Errors
+    /// The first kind of which there are too many.
+    pub fn check(&self) -> Result<(), TooLong> {
+        for (family, kind, count, max) in [
+            ("IPv4", "hosts", self.hosts4, LIST_HOSTS_MAX),
+            ("IPv4", "prefixes", self.prefixes4, LIST_PREFIXES_MAX),
+            ("IPv6", "hosts", self.hosts6, LIST_HOSTS_MAX),
+            ("IPv6", "prefixes", self.prefixes6, LIST_PREFIXES_MAX),
+        ] {
+            if count > max {
+                return Err(TooLong { family, kind, count, max });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How one list differs from another, each part sorted by prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diff {
@@ -224,6 +273,11 @@ impl Allowlist {
     /// All entries, in no particular order.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> {
         self.entries.iter()
+    }
+
+    /// All entries, in no particular order, out of the list.
+    pub fn into_entries(self) -> impl ExactSizeIterator<Item = Entry> {
+        self.entries.into_iter()
     }
 
     /// The entry of exactly this prefix.
@@ -321,8 +375,15 @@ impl Allowlist {
 
     /// Whether the kernel's tables hold this list beside a successor of the same size.
     pub fn check_size(&self) -> Result<(), TooLong> {
-        check_family("IPv4", &self.v4, 32)?;
-        check_family("IPv6", &self.v6, 128)
+        self.sizes().check()
+    }
+
+    /// How many entries of each kind there are.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let (hosts4, prefixes4) = sizes_of(&self.v4, 32);
+        let (hosts6, prefixes6) = sizes_of(&self.v6, 128);
+        Sizes { hosts4, prefixes4, hosts6, prefixes6 }
     }
 
     /// What changes when `other` takes this list's place.
@@ -423,17 +484,10 @@ fn take<B: Bits>(index: &mut Index<B>, length: u8, network: B) -> Option<u32> {
     position
 }
 
-fn check_family<B>(family: &'static str, index: &Index<B>, host_len: u8) -> Result<(), TooLong> {
+/// Numbers of hosts and of prefixes.
+fn sizes_of<B>(index: &Index<B>, host_len: u8) -> (usize, usize) {
     let hosts = index.get(&host_len).map_or(0, HashMap::len);
-    let prefixes = index.range(..host_len).map(|(_, networks)| networks.len()).sum();
-    for (kind, count, max) in
-        [("hosts", hosts, LIST_HOSTS_MAX), ("prefixes", prefixes, LIST_PREFIXES_MAX)]
-    {
-        if count > max {
-            return Err(TooLong { family, kind, count, max });
-        }
-    }
-    Ok(())
+    (hosts, index.range(..host_len).map(|(_, networks)| networks.len()).sum())
 }
 
 /// The prefix that stands for one host.

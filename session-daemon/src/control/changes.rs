@@ -112,9 +112,9 @@ impl Control {
     }
 
     /// What `sync` would change, and which entries could go.
-    pub(crate) async fn sync_diff(&self, entries: &[Entry], any: bool) -> Result<Value> {
+    pub(crate) async fn sync_diff(&self, entries: Vec<Entry>, any: bool) -> Result<Value> {
         let keeper = self.shared.keeper.lock().await;
-        let (wanted, diff) = keeper.sync_diff(entries, permission(any))?;
+        let (wanted, diff) = keeper.sync_diff(entries, permission(any)).await?;
         drop(keeper);
         let mut answer = diff_json(&diff);
         answer["ok"] = true.into();
@@ -130,7 +130,7 @@ impl Control {
     /// `sync`.
     pub(crate) async fn sync(
         &self,
-        entries: &[Entry],
+        entries: Vec<Entry>,
         any: bool,
         confirm_s: Option<u64>,
         peer: Peer,
@@ -187,7 +187,7 @@ impl Control {
 
     fn audit_kernel(&self, on: bool) -> Result<()> {
         let Some(guard) = &self.shared.guard else { return Ok(()) };
-        Ok(guard.borrow_mut().set_audit(on)?)
+        Ok(guard.hold().set_audit(on)?)
     }
 
     async fn audit_serving(&self, on: bool) -> Result<()> {

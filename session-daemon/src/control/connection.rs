@@ -93,8 +93,8 @@ impl Connection {
             Request::List => return self.list(control).await.map(|()| true),
             Request::Sync { count, dry_run, any, confirm_s } => {
                 match self.sync_entries(count).await? {
-                    Ok(entries) if dry_run => control.sync_diff(&entries, any).await,
-                    Ok(entries) => control.sync(&entries, any, confirm_s, self.peer).await,
+                    Ok(entries) if dry_run => control.sync_diff(entries, any).await,
+                    Ok(entries) => control.sync(entries, any, confirm_s, self.peer).await,
                     Err(error) => Err(error),
                 }
             }

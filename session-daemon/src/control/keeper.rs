@@ -6,6 +6,8 @@
 //! trial is in force like any other and is taken back unless it is confirmed in time.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::IpNet;
 use serde::Serialize;
@@ -13,16 +15,19 @@ use serde::Serialize;
 use crate::allowlist::parse::{Any, check_any};
 use crate::allowlist::{Action, Allowlist, Diff, Entry, Note, Origin};
 use crate::clock::Now;
-use crate::control::overlay::{Overlay, OverlayFile, Pending};
+use crate::control::overlay::{Overlay, OverlayFile, Pending, Prepared};
+use crate::guard::error::GuardError;
+use crate::link::ENTRIES_PER_PART_MAX;
 
 /// The list in the kernel.
 pub(crate) trait Kernel {
-    /// Inserts an entry or replaces that of the same prefix.
+    /// Inserts an entry or replaces that of the same prefix. [`GuardError::Outgrown`] asks for a
+    /// replacement of the whole list.
     fn insert(&mut self, entry: &Entry) -> Result<()>;
     /// Removes the entry of a prefix.
     fn remove(&mut self, prefix: IpNet) -> Result<()>;
     /// Replaces the whole list at one instant.
-    fn replace(&mut self, list: &Allowlist) -> Result<()>;
+    async fn replace(&mut self, list: &Arc<Allowlist>) -> Result<()>;
 }
 
 /// The list of the serving process.
@@ -66,9 +71,9 @@ enum Order {
 
 /// The list in force and everything that has to agree with it.
 pub(crate) struct Keeper<K, U> {
-    base: Allowlist,
-    overlay: Overlay,
-    list: Allowlist,
+    base: Arc<Allowlist>,
+    overlay: Arc<Overlay>,
+    list: Arc<Allowlist>,
     /// Entries of the list that allow.
     allowed: usize,
     file: Option<OverlayFile>,
@@ -85,8 +90,9 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         kernel: K,
         user: U,
     ) -> Self {
-        let list = overlay.over(&base);
+        let list = Arc::new(overlay.over(&base));
         let allowed = allowed(&list);
+        let (base, overlay) = (Arc::new(base), Arc::new(overlay));
         Self { base, overlay, list, allowed, file, kernel, user }
     }
 
@@ -134,7 +140,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         trial: Option<Trial>,
         now: Now,
     ) -> Result<Changed> {
-        let mut overlay = self.overlay.clone();
+        let mut overlay = Overlay::clone(&self.overlay);
         let mut order = Order::Opening;
         for entry in entries {
             check_any(entry.prefix, entry.action, any)?;
@@ -198,7 +204,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         trial: Option<Trial>,
         now: Now,
     ) -> Result<Changed> {
-        let mut overlay = self.overlay.clone();
+        let mut overlay = Overlay::clone(&self.overlay);
         for prefix in prefixes {
             ensure!(
                 self.list.get(*prefix).is_some(),
@@ -210,31 +216,33 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         self.change(overlay, Order::Closing, trial, now).await
     }
 
-    /// What would change if the list said exactly `entries`.
-    pub(crate) fn sync_diff(&self, entries: &[Entry], any: Any) -> Result<(Allowlist, Diff)> {
-        let mut wanted = Allowlist::new();
-        for entry in entries {
-            check_any(entry.prefix, entry.action, any)?;
-            let entry = Entry { origin: Origin::Control, ..entry.clone() };
-            let kept = self.list.get(entry.prefix).filter(|_| self.says_already(&entry));
-            wanted.insert(kept.cloned().unwrap_or(entry));
-        }
-        wanted.check_size()?;
-        let diff = self.list.diff(&wanted);
-        Ok((wanted, diff))
+    /// What would change if the list said exactly `entries`, and that list.
+    pub(crate) async fn sync_diff(
+        &self,
+        entries: Vec<Entry>,
+        any: Any,
+    ) -> Result<(Allowlist, Diff)> {
+        let list = Arc::clone(&self.list);
+        beside(move || {
+            let wanted = wanted(&list, entries, any)?;
+            let diff = list.diff(&wanted);
+            Ok((wanted, diff))
+        })
+        .await
     }
 
     /// Makes the list say exactly `entries`, at one instant.
     pub(crate) async fn sync(
         &mut self,
-        entries: &[Entry],
+        entries: Vec<Entry>,
         any: Any,
         trial: Option<Trial>,
         now: Now,
     ) -> Result<Changed> {
         ensure!(self.pending().is_none(), WAITS);
-        let (wanted, _) = self.sync_diff(entries, any)?;
-        let overlay = Overlay::between(&self.base, &wanted);
+        let (base, list) = (Arc::clone(&self.base), Arc::clone(&self.list));
+        let overlay =
+            beside(move || Ok(Overlay::between(&base, wanted(&list, entries, any)?))).await?;
         self.change(overlay, Order::Whole, trial, now).await
     }
 
@@ -242,7 +250,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     pub(crate) async fn reload(&mut self, base: Allowlist, now: Now) -> Result<Changed> {
         let overlay = match &self.file {
             Some(file) => file.read(now)?,
-            None => self.overlay.clone(),
+            None => Overlay::clone(&self.overlay),
         };
         let (overlay, _) = overlay.settled(now);
         self.bring_into_force(Some(base), overlay, Order::Whole, now).await
@@ -273,7 +281,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
             return self.bring_into_force(None, overlay, order, now).await;
         };
         ensure!(self.pending().is_none(), WAITS);
-        if overlay == self.overlay {
+        if overlay == *self.overlay {
             return Ok(Changed::default());
         }
         let overlay = self.overlay.on_trial(overlay, &self.base, command, deadline_ns);
@@ -281,13 +289,8 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     }
 
     /// Whether the list says the same of the same prefix, so that nothing has to change.
-    fn says_already(&self, wanted: &Entry) -> bool {
-        self.list.get(wanted.prefix).is_some_and(|entry| {
-            entry.action == wanted.action
-                && entry.deadline_ns == wanted.deadline_ns
-                && (wanted.name.is_none() || entry.name == wanted.name)
-                && (wanted.comment.is_none() || entry.comment == wanted.comment)
-        })
+    fn says_already(&self, entry: &Entry) -> bool {
+        says_already(&self.list, entry)
     }
 
     async fn bring_into_force(
@@ -297,17 +300,12 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         order: Order,
         now: Now,
     ) -> Result<Changed> {
-        let list = overlay.over(base.as_ref().unwrap_or(&self.base));
-        list.check_size()?;
-        let diff = self.list.diff(&list);
-        if diff.is_empty() && overlay == self.overlay {
-            self.base = base.unwrap_or_else(|| std::mem::take(&mut self.base));
+        let plan = self.plan(base, overlay, now).await?;
+        let Plan { base, overlay, list, allowed, diff, prepared } = plan;
+        if diff.is_empty() && *overlay == *self.overlay {
+            self.base = base;
             return Ok(Changed::default());
         }
-        let prepared = match &self.file {
-            Some(file) => Some(file.prepare(&overlay, now)?),
-            None => None,
-        };
         let done = match self.apply(&diff, &list, order).await {
             Ok(reset) => prepared.map_or(Ok(()), |prepared| prepared.commit()).map(|()| reset),
             Err(error) => Err(error),
@@ -316,72 +314,75 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
             Ok(reset) => reset,
             Err(error) => return Err(self.roll_back(error, now).await),
         };
-        if let Some(base) = base {
-            self.base = base;
-        }
-        self.overlay = overlay;
-        self.allowed = allowed(&list);
-        self.list = list;
+        (self.base, self.overlay, self.list, self.allowed) = (base, overlay, list, allowed);
         Ok(Changed { diff, reset })
     }
 
+    /// What is to be done, worked out beside what the daemon does, for a long list takes seconds.
+    async fn plan(&self, base: Option<Allowlist>, overlay: Overlay, now: Now) -> Result<Plan> {
+        let base = base.map_or_else(|| Arc::clone(&self.base), Arc::new);
+        let (before, in_force) = (Arc::clone(&self.overlay), Arc::clone(&self.list));
+        let file = self.file.clone();
+        beside(move || {
+            let list = overlay.over(&base);
+            list.check_size()?;
+            let diff = in_force.diff(&list);
+            let is_new = !diff.is_empty() || overlay != *before;
+            let prepared = match file.filter(|_| is_new) {
+                Some(file) => Some(file.prepare(&overlay, now)?),
+                None => None,
+            };
+            let allowed = allowed(&list);
+            let (overlay, list) = (Arc::new(overlay), Arc::new(list));
+            Ok(Plan { base, overlay, list, allowed, diff, prepared })
+        })
+        .await
+    }
+
     /// Brings both sides from the list in force to `list`; returns how many connections ended.
-    async fn apply(&mut self, diff: &Diff, list: &Allowlist, order: Order) -> Result<u64> {
+    async fn apply(&mut self, diff: &Diff, list: &Arc<Allowlist>, order: Order) -> Result<u64> {
         if diff.is_empty() {
             return Ok(0);
+        }
+        if order == Order::Whole && !is_small(diff, list) {
+            self.kernel.replace(list).await.context(KERNEL)?;
+            self.user.replace(list).await.context(USER_SIDE)?;
+            return self.user.enforce().await.context(RESETTING);
         }
         let changed = diff.changed.iter().map(|(_, entry)| entry);
         let insert: Vec<Entry> = diff.added.iter().chain(changed).cloned().collect();
         let remove: Vec<IpNet> = diff.removed.iter().map(|entry| entry.prefix).collect();
         match order {
-            Order::Whole if is_small(diff, list) => {
-                self.change_kernel_in_order(diff)?;
-                self.user.change(insert, remove).await.context(USER_SIDE)?;
-                self.user.enforce().await.context("resetting live connections")
-            }
             Order::Opening => {
                 self.user.change(insert.clone(), remove.clone()).await.context(USER_SIDE)?;
-                self.change_kernel(&insert, &remove)?;
+                self.change_kernel(&insert, &remove, list).await.context(KERNEL)?;
                 Ok(0)
             }
-            Order::Closing => {
-                self.change_kernel(&insert, &remove)?;
+            Order::Closing | Order::Whole => {
+                let (insert, remove) = in_order(insert, remove);
+                self.change_kernel(&insert, &remove, list).await.context(KERNEL)?;
                 self.user.change(insert, remove).await.context(USER_SIDE)?;
-                self.user.enforce().await.context("resetting live connections")
-            }
-            Order::Whole => {
-                self.kernel.replace(list).context(KERNEL)?;
-                self.user.replace(list).await.context(USER_SIDE)?;
-                self.user.enforce().await.context("resetting live connections")
+                self.user.enforce().await.context(RESETTING)
             }
         }
     }
 
-    fn change_kernel(&mut self, insert: &[Entry], remove: &[IpNet]) -> Result<()> {
+    /// Changes the kernel's list entry by entry; where that has no room for one more, it becomes
+    /// `list` as a whole.
+    async fn change_kernel(
+        &mut self,
+        insert: &[Entry],
+        remove: &[IpNet],
+        list: &Arc<Allowlist>,
+    ) -> Result<()> {
         for entry in insert {
-            self.kernel.insert(entry).context(KERNEL)?;
+            match self.kernel.insert(entry) {
+                Err(error) if is_outgrown(&error) => return self.kernel.replace(list).await,
+                outcome => outcome?,
+            }
         }
         for prefix in remove {
-            self.kernel.remove(*prefix).context(KERNEL)?;
-        }
-        Ok(())
-    }
-
-    /// Changes a large list entry by entry, so that each source goes from its old verdict to its
-    /// new one at one instant and never through a third: what comes is written longest prefix
-    /// first, so that whichever new entry decides stands before a shorter one could; what goes is
-    /// taken shortest prefix first, so that the one that decided goes last.
-    fn change_kernel_in_order(&mut self, diff: &Diff) -> Result<()> {
-        let changed = diff.changed.iter().map(|(_, entry)| entry);
-        let mut insert: Vec<&Entry> = diff.added.iter().chain(changed).collect();
-        insert.sort_by_key(|entry| std::cmp::Reverse(entry.prefix.prefix_len()));
-        for entry in insert {
-            self.kernel.insert(entry).context(KERNEL)?;
-        }
-        let mut remove: Vec<&Entry> = diff.removed.iter().collect();
-        remove.sort_by_key(|entry| entry.prefix.prefix_len());
-        for entry in remove {
-            self.kernel.remove(entry.prefix).context(KERNEL)?;
+            self.kernel.remove(*prefix)?;
         }
         Ok(())
     }
@@ -389,7 +390,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     /// Puts the list in force back on both sides and on disk; returns the error to be told.
     async fn roll_back(&mut self, error: anyhow::Error, now: Now) -> anyhow::Error {
         let mut failures = Vec::new();
-        if let Err(error) = self.kernel.replace(&self.list) {
+        if let Err(error) = self.kernel.replace(&self.list).await {
             failures.push(format!("{KERNEL}: {error:#}"));
         }
         if let Err(error) = self.user.replace(&self.list).await {
@@ -397,7 +398,7 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
         }
         let restored = self.file.as_ref().map(|file| -> Result<()> {
             // Untouched unless the failure came after the rename.
-            if file.read(now)? == self.overlay { Ok(()) } else { self.rewrite(file, now) }
+            if file.read(now)? == *self.overlay { Ok(()) } else { self.rewrite(file, now) }
         });
         if let Some(Err(error)) = restored {
             failures.push(format!("the overlay: {error:#}"));
@@ -417,9 +418,61 @@ impl<K: Kernel, U: UserSide> Keeper<K, U> {
     }
 }
 
+/// What a change comes to.
+struct Plan {
+    base: Arc<Allowlist>,
+    overlay: Arc<Overlay>,
+    list: Arc<Allowlist>,
+    allowed: usize,
+    diff: Diff,
+    prepared: Option<Prepared>,
+}
+
+/// Works on another thread: what is said of a million entries keeps nobody waiting.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("working on the list")?
+}
+
+/// The list that says exactly `entries`; an entry that says nothing new stays as it is.
+fn wanted(list: &Allowlist, entries: Vec<Entry>, any: Any) -> Result<Allowlist> {
+    let mut wanted = Allowlist::new();
+    for entry in entries {
+        check_any(entry.prefix, entry.action, any)?;
+        let entry = Entry { origin: Origin::Control, ..entry };
+        let kept = list.get(entry.prefix).filter(|_| says_already(list, &entry));
+        wanted.insert(kept.cloned().unwrap_or(entry));
+    }
+    wanted.check_size()?;
+    Ok(wanted)
+}
+
+fn says_already(list: &Allowlist, wanted: &Entry) -> bool {
+    list.get(wanted.prefix).is_some_and(|entry| {
+        entry.action == wanted.action
+            && entry.deadline_ns == wanted.deadline_ns
+            && (wanted.name.is_none() || entry.name == wanted.name)
+            && (wanted.comment.is_none() || entry.comment == wanted.comment)
+    })
+}
+
+fn is_outgrown(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(GuardError::Outgrown))
+}
+
+/// The order in which each source goes from its old verdict to its new one at one instant and
+/// never through a third: what comes is written longest prefix first, so that whichever new entry
+/// decides stands before a shorter one could; what goes is taken shortest prefix first, so that the
+/// one that decided goes last.
+fn in_order(mut insert: Vec<Entry>, mut remove: Vec<IpNet>) -> (Vec<Entry>, Vec<IpNet>) {
+    insert.sort_by_key(|entry| std::cmp::Reverse(entry.prefix.prefix_len()));
+    remove.sort_by_key(IpNet::prefix_len);
+    (insert, remove)
+}
+
 /// Whether so little of a large list changes that the rest is better left where it stands.
 fn is_small(diff: &Diff, list: &Allowlist) -> bool {
-    list.len() >= DELTA_LIST_MIN && diff.len() <= list.len() / DELTA_SHARE
+    list.len() >= DELTA_LIST_MIN
+        && diff.len() <= (list.len() / DELTA_SHARE).min(ENTRIES_PER_PART_MAX)
 }
 
 fn allowed(list: &Allowlist) -> usize {
@@ -437,6 +490,7 @@ const WAITS: &str =
     "a change waits already; run `sessionctl confirm` or `sessionctl rollback` first";
 const KERNEL: &str = "changing the list in the kernel";
 const USER_SIDE: &str = "changing the list of the serving process";
+const RESETTING: &str = "resetting live connections";
 
 #[cfg(test)]
 mod tests;

@@ -6,22 +6,22 @@
 //! a lost denial would open the port.
 #![forbid(unsafe_code)]
 
+mod text;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Cursor, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use crate::allowlist::{Action, Allowlist, Entry};
 use crate::clock::Now;
+use crate::control::overlay::text::{decode, write};
 use crate::files::UNTRUSTED;
 
-/// First word of the file, with the version of its format.
-const HEAD: &str = "session-overlay-1";
 /// Longest file: a million entries with comments.
 const LEN_MAX: u64 = 512 << 20;
 
@@ -146,16 +146,16 @@ impl Overlay {
     }
 
     /// Makes the changes that turn `base` into `wanted`.
-    pub(crate) fn between(base: &Allowlist, wanted: &Allowlist) -> Self {
+    pub(crate) fn between(base: &Allowlist, wanted: Allowlist) -> Self {
         let mut overlay = Self::default();
-        for entry in wanted.entries() {
-            if base.get(entry.prefix) != Some(entry) {
-                overlay.put(entry.clone());
-            }
-        }
         for entry in base.entries() {
             if wanted.get(entry.prefix).is_none() {
                 overlay.changes.insert(entry.prefix, Change::Out);
+            }
+        }
+        for entry in wanted.into_entries() {
+            if base.get(entry.prefix) != Some(&entry) {
+                overlay.put(entry);
             }
         }
         overlay
@@ -181,41 +181,12 @@ fn over(changes: &Changes, base: &Allowlist) -> Allowlist {
     list
 }
 
-/// One change as the file has it. Deadlines are on the boot clock, which ends with the boot: the
-/// wall clock time stands beside it for the first start after a boot.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Record {
-    prefix: IpNet,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    entry: Option<Entry>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    deadline_realtime_ns: Option<u64>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    boot_id: String,
-    records: Vec<Record>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pending: Option<PendingBody>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PendingBody {
-    command: String,
-    deadline_ns: u64,
-    deadline_realtime_ns: u64,
-    before: Vec<Record>,
-    after: Vec<Record>,
-}
-
 impl Overlay {
     /// The overlay as a file would have it.
     pub(crate) fn to_text(&self, now: Now) -> Result<String> {
-        encode(self, &boot_id(), now)
+        let mut text = Cursor::new(Vec::new());
+        write(self, &boot_id(), now, &mut text)?;
+        Ok(String::from_utf8(text.into_inner())?)
     }
 
     /// The overlay of [`Overlay::to_text`].
@@ -301,7 +272,6 @@ impl OverlayFile {
         temporary.push(".new");
         let temporary = PathBuf::from(temporary);
         let what = || format!("writing {}", temporary.display());
-        let text = encode(overlay, &boot_id(), now)?;
         // What an interrupted run left, or a trap; either way it is not written through.
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -317,7 +287,8 @@ impl OverlayFile {
             .open(&temporary)
             .with_context(what)?;
         let prepared = Prepared { temporary: temporary.clone(), path: self.path.clone() };
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(what)?;
+        write(overlay, &boot_id(), now, &mut file).with_context(what)?;
+        file.sync_all().with_context(what)?;
         Ok(prepared)
     }
 }
@@ -341,95 +312,6 @@ impl Drop for Prepared {
         // Gone already if it was committed.
         let _ = fs::remove_file(&self.temporary);
     }
-}
-
-fn encode(overlay: &Overlay, boot_id: &str, now: Now) -> Result<String> {
-    let pending = overlay.pending.as_deref().map(|pending| PendingBody {
-        command: pending.command.clone(),
-        deadline_ns: pending.deadline_ns,
-        deadline_realtime_ns: realtime(pending.deadline_ns, now),
-        before: records(&pending.before, now),
-        after: records(&pending.after, now),
-    });
-    let boot_id = boot_id.to_owned();
-    let body = Body { boot_id, records: records(&overlay.changes, now), pending };
-    let json = serde_json::to_string(&body).context("encoding the overlay")?;
-    Ok(format!("{HEAD} {:016x}\n{json}\n", checksum(json.as_bytes())))
-}
-
-/// The wall clock's time at a deadline.
-fn realtime(deadline_ns: u64, now: Now) -> u64 {
-    now.realtime_ns + deadline_ns.saturating_sub(now.boottime_ns)
-}
-
-fn records(changes: &Changes, now: Now) -> Vec<Record> {
-    let record = |(prefix, change): (&IpNet, &Change)| {
-        let entry = match change {
-            Change::Put(entry) => Some(entry.clone()),
-            Change::Out => None,
-        };
-        let deadline = entry.as_ref().and_then(|entry| entry.deadline_ns);
-        let deadline_realtime_ns = deadline.map(|deadline| realtime(deadline, now));
-        Record { prefix: *prefix, entry, deadline_realtime_ns }
-    };
-    changes.iter().map(record).collect()
-}
-
-fn decode(bytes: &[u8], boot_id: &str, now: Now) -> Result<Overlay> {
-    let text = std::str::from_utf8(bytes).context("it is not UTF-8 text")?;
-    let (head, rest) = text.split_once('\n').context("it has no second line")?;
-    let sum = head
-        .strip_prefix(HEAD)
-        .and_then(|rest| rest.strip_prefix(' '))
-        .with_context(|| format!("it does not begin with `{HEAD}`"))?;
-    let json = rest.strip_suffix('\n').context("its end is missing")?;
-    ensure!(sum == format!("{:016x}", checksum(json.as_bytes())), "its checksum is wrong");
-    let body: Body = serde_json::from_str(json)?;
-    let same_boot = body.boot_id == boot_id;
-    let pending = body.pending.map(|pending| -> Result<Box<Pending>> {
-        let moved = moved_deadline(pending.deadline_realtime_ns, now);
-        Ok(Box::new(Pending {
-            command: pending.command,
-            deadline_ns: if same_boot { pending.deadline_ns } else { moved },
-            before: changes(pending.before, same_boot, now)?,
-            after: changes(pending.after, same_boot, now)?,
-        }))
-    });
-    let changes = changes(body.records, same_boot, now)?;
-    Ok(Overlay { changes, pending: pending.transpose()? })
-}
-
-/// A deadline of another boot on this boot's clock. One that passed while the machine was down is
-/// over at once.
-fn moved_deadline(realtime_ns: u64, now: Now) -> u64 {
-    match realtime_ns.saturating_sub(now.realtime_ns) {
-        0 => 1,
-        left => now.boottime_ns + left,
-    }
-}
-
-fn changes(records: Vec<Record>, same_boot: bool, now: Now) -> Result<Changes> {
-    let mut changes = Changes::new();
-    for record in records {
-        let Some(mut entry) = record.entry else {
-            changes.insert(record.prefix, Change::Out);
-            continue;
-        };
-        ensure!(entry.prefix == record.prefix, "an entry of {} is {}", record.prefix, entry.prefix);
-        if entry.deadline_ns.is_some() && !same_boot {
-            let deadline = record.deadline_realtime_ns.context("a deadline has no wall clock")?;
-            entry.deadline_ns = Some(moved_deadline(deadline, now));
-        }
-        changes.insert(entry.prefix, Change::Put(entry));
-    }
-    Ok(changes)
-}
-
-/// FNV-1a, 64 bits: against torn and flipped bytes, not against people; the file is root's.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 fn boot_id() -> String {
@@ -460,6 +342,12 @@ mod tests {
         .collect()
     }
 
+    fn text(overlay: &Overlay) -> String {
+        let mut text = Cursor::new(Vec::new());
+        write(overlay, "boot", NOW, &mut text).unwrap();
+        String::from_utf8(text.into_inner()).unwrap()
+    }
+
     fn sample() -> Overlay {
         let mut overlay = Overlay::default();
         overlay.put(Entry {
@@ -486,7 +374,7 @@ mod tests {
             prefixes(&list),
             ["Allow 198.18.0.0/24", "Deny 198.18.0.128/25", "Allow 198.18.7.7/32"]
         );
-        assert_eq!(Overlay::between(&base(), &list), sample());
+        assert_eq!(Overlay::between(&base(), list), sample());
     }
 
     #[test]
@@ -514,7 +402,7 @@ mod tests {
 
     #[test]
     fn every_torn_or_flipped_byte_is_noticed() {
-        let text = encode(&sample(), "boot", NOW).unwrap();
+        let text = text(&sample());
         assert_eq!(decode(text.as_bytes(), "boot", NOW).unwrap(), sample());
         for len in 0..text.len() {
             assert!(decode(&text.as_bytes()[..len], "boot", NOW).is_err(), "cut at {len}");
@@ -528,7 +416,7 @@ mod tests {
 
     #[test]
     fn deadlines_move_to_the_boot_clock_of_another_boot() {
-        let text = encode(&sample(), "boot", NOW).unwrap();
+        let text = text(&sample());
         let deadline = |now| {
             let list = decode(text.as_bytes(), "other", now).unwrap().over(&Allowlist::new());
             list.get(parse_prefix("198.18.7.7").unwrap()).unwrap().deadline_ns.unwrap()
@@ -550,7 +438,7 @@ mod tests {
         assert_eq!(deadline("198.18.9.0/24"), Some(9_000 + GRACE_NS));
         assert_eq!(deadline("198.18.0.7"), None, "what closes stays closed without a daemon");
         assert_eq!((trial.confirmed(), trial.taken_back()), (Some(after), Some(before.clone())));
-        let text = encode(&trial, "boot", NOW).unwrap();
+        let text = text(&trial);
         assert_eq!(decode(text.as_bytes(), "boot", NOW).unwrap(), trial);
         let early = Now { boottime_ns: 8_999, ..NOW };
         assert_eq!(trial.clone().settled(early), (trial.clone(), None));

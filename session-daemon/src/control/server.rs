@@ -183,11 +183,11 @@ impl Control {
         let now = Now::sample();
         let verdict = keeper.list().verdict(address, now.boottime_ns);
         let guard = self.shared.guard.as_ref();
-        let is_own = guard.is_some_and(|guard| guard.borrow().is_own(address));
+        let is_own = guard.is_some_and(|guard| guard.hold().is_own(address));
         // What the host sends to itself meets no interface, and a wire carries no such source.
         let packets = match guard {
             Some(guard) if !is_own && !address.is_loopback() => {
-                Some(guard.borrow().test(address, port)?)
+                Some(guard.hold().test(address, port)?)
             }
             _ => None,
         };
@@ -258,7 +258,7 @@ impl Control {
 
     fn guard_status(&self, list: &Allowlist) -> Value {
         let Some(guard) = &self.shared.guard else { return Value::Null };
-        let status = guard.borrow().status();
+        let status = guard.hold().status();
         let names: Vec<Option<&str>> = status
             .counts
             .iter()
@@ -277,7 +277,7 @@ impl Control {
     /// Packets by what became of them.
     fn packets(&self) -> Value {
         let Some(guard) = &self.shared.guard else { return Value::Null };
-        let reasons = guard.borrow().status().reasons;
+        let reasons = guard.hold().reasons();
         let packets = reasons.into_iter().map(|count| (count.reason, count.packets.into()));
         Value::Object(packets.collect())
     }
@@ -287,7 +287,7 @@ impl Control {
     /// certificates to be read again.
     pub(crate) async fn publish_guard(&self) -> bool {
         let mut counters = match &self.shared.guard {
-            Some(guard) => guard_counters(&guard.borrow().status()),
+            Some(guard) => guard_counters(&guard.hold().summary()),
             None => Vec::new(),
         };
         counters.extend(self.list_counters().await);

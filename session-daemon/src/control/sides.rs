@@ -1,48 +1,85 @@
 //! The two sides of the list as the keeper sees them: the guard's maps and the serving process.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
 use tokio::sync::Mutex;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::allowlist::{Allowlist, Entry};
 use crate::control::keeper::{Kernel, UserSide};
 use crate::guard::Guard;
 use crate::link::ParentEnd;
 
-/// The guard, borrowed between two awaits and never across one.
-pub(crate) type SharedGuard = Rc<RefCell<Guard>>;
+/// The guard, for the thread that watches it and for those who change the list or look.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedGuard(Arc<std::sync::Mutex<Guard>>);
+
+impl SharedGuard {
+    /// Shares a guard.
+    pub(crate) fn new(guard: Guard) -> Self {
+        Self(Arc::new(std::sync::Mutex::new(guard)))
+    }
+
+    /// The guard, which nobody else has until this is dropped: for milliseconds.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, Guard> {
+        // A panic ends the process.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The socket pair's end, one request at a time.
 pub(crate) type SharedLink = Rc<Mutex<ParentEnd>>;
 
 /// The list in the guard's maps; none where there is no guard.
-pub(crate) struct KernelSide(pub(crate) Option<SharedGuard>);
+pub(crate) struct KernelSide {
+    guard: Option<SharedGuard>,
+    /// The list before the one in force, as long as it is being removed.
+    removal: Option<JoinHandle<()>>,
+}
+
+impl KernelSide {
+    pub(crate) fn new(guard: Option<SharedGuard>) -> Self {
+        Self { guard, removal: None }
+    }
+}
 
 impl Kernel for KernelSide {
     fn insert(&mut self, entry: &Entry) -> Result<()> {
-        match &self.0 {
-            Some(guard) => Ok(guard.borrow_mut().insert(entry)?),
+        match &self.guard {
+            Some(guard) => Ok(guard.hold().insert(entry)?),
             None => Ok(()),
         }
     }
 
     fn remove(&mut self, prefix: IpNet) -> Result<()> {
-        match &self.0 {
-            Some(guard) => Ok(guard.borrow_mut().remove(prefix).map(drop)?),
+        match &self.guard {
+            Some(guard) => Ok(guard.hold().remove(prefix).map(drop)?),
             None => Ok(()),
         }
     }
 
-    fn replace(&mut self, list: &Allowlist) -> Result<()> {
-        match &self.0 {
-            Some(guard) => Ok(guard.borrow_mut().replace(list)?),
-            None => Ok(()),
+    async fn replace(&mut self, list: &Arc<Allowlist>) -> Result<()> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        // The tables hold two lists, not three.
+        if let Some(removal) = self.removal.take() {
+            removal.await.context(REMOVING)?;
         }
+        let mut successor = guard.hold().successor(list.sizes())?;
+        let list = Arc::clone(list);
+        // The guard is watched while a long list is written.
+        let filled = spawn_blocking(move || successor.fill(&list).map(|()| successor));
+        let successor = filled.await.context("writing the list")??;
+        let predecessor = guard.hold().switch(successor)?;
+        self.removal = Some(spawn_blocking(move || predecessor.remove()));
+        Ok(())
     }
 }
+
+const REMOVING: &str = "removing the list before";
 
 /// The list of the serving process.
 pub(crate) struct ServingSide(pub(crate) SharedLink);
@@ -53,8 +90,7 @@ impl UserSide for ServingSide {
     }
 
     async fn replace(&mut self, list: &Allowlist) -> Result<()> {
-        let entries: Vec<Entry> = list.entries().cloned().collect();
-        Ok(self.0.lock().await.replace(&entries).await?)
+        Ok(self.0.lock().await.replace(list.entries()).await?)
     }
 
     async fn enforce(&mut self) -> Result<u64> {

@@ -65,9 +65,7 @@ pub enum GuardError {
         list: String,
     },
     /// The guard cannot be taken off while daemons rely on it.
-    #[error(
-        "daemons still run in this network namespace (lists: {lists}); stop them before detaching the guard"
-    )]
+    #[error("daemons still run in this network namespace (lists: {lists}); stop them first")]
     DaemonsRun {
         /// Names of their lists.
         lists: String,
@@ -130,6 +128,9 @@ pub enum GuardError {
         /// Name of the map.
         table: &'static str,
     },
+    /// The list's tables were made for fewer hosts.
+    #[error("the list has outgrown its tables; it has to be replaced as a whole")]
+    Outgrown,
     /// A capability is missing.
     #[error(
         "{what}: not permitted; sessiond needs {capabilities}, run it as root or grant them with setcap or the unit's AmbientCapabilities"

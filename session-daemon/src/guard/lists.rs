@@ -96,6 +96,12 @@ pub(super) fn live(pins: &Pins, own: Option<u32>) -> Result<HashMap<u32, String>
     Ok(live)
 }
 
+/// Refuses to take away what live daemons rely on.
+pub(super) fn refuse_live(pins: &Pins) -> Result<(), GuardError> {
+    let live = live(pins, None)?;
+    if live.is_empty() { Ok(()) } else { Err(GuardError::DaemonsRun { lists: join(&live) }) }
+}
+
 /// Names in a stable order, for messages.
 pub(super) fn join(live: &HashMap<u32, String>) -> String {
     let mut names: Vec<&str> = live.values().map(String::as_str).collect();
@@ -168,6 +174,11 @@ impl Slot {
     /// The lock, for another program in this process.
     pub(super) fn copy_lock(&self) -> std::io::Result<std::os::fd::OwnedFd> {
         self._lock.copy()
+    }
+
+    /// Whether the directory that says whose the list is stands where it should.
+    pub(super) fn is_in(&self, pins: &Pins) -> bool {
+        pins.path(LISTS, &self.directory).exists()
     }
 
     /// Whether the list stood in the maps under another name before, whose ports stay closed.

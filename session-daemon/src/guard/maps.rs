@@ -11,20 +11,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{
-    Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
+    Array, ArrayOfMaps, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType,
+    PerCpuArray, PerCpuValues,
 };
 use aya::{Ebpf, Pod};
 use session_common::answer::{ANSWERS, SAMPLES_MAX, Sample, Sampling};
 use session_common::guard::{
-    Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6, LISTS_MAX,
-    LOCAL_MAX, ListWord, MAGIC, Meta, PREFIXES_MAX, PrefixKey6, REASONS, RULES_MAX, Rule, SCHEMA,
+    Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6,
+    LARGE_PLACES, LISTS_MAX, LOCAL_MAX, ListWord, MAGIC, Meta, PREFIXES_MAX, PrefixKey6, REASONS,
+    RULES_MAX, Rule, SCHEMA,
 };
 
 use crate::guard::error::GuardError;
-use crate::guard::pins::{MAPS, Pins};
+use crate::guard::pins::{MAPS, Pins, with_mount_capability};
+use crate::sys;
 
 /// `BPF_F_NO_PREALLOC`.
-const NO_PREALLOC: u32 = 1;
+pub(super) const NO_PREALLOC: u32 = 1;
 
 /// What a map must look like.
 #[derive(Debug)]
@@ -42,12 +45,14 @@ const fn spec<K, V>(name: &'static str, kind: MapType, entries_max: u32, flags: 
 }
 
 /// All maps of the object.
-pub(super) const SPECS: [Spec; 14] = [
+pub(super) const SPECS: [Spec; 16] = [
     spec::<u32, Meta>("META", MapType::Array, 1, 0),
     spec::<EndpointKey, EndpointValue>("ENDPOINTS", MapType::Hash, ENDPOINTS_MAX, 0),
     spec::<u32, ListWord>("LISTS", MapType::Array, LISTS_MAX, 0),
     spec::<HostKey4, Rule>("HOSTS4", MapType::Hash, HOSTS_MAX, NO_PREALLOC),
     spec::<HostKey6, Rule>("HOSTS6", MapType::Hash, HOSTS_MAX, NO_PREALLOC),
+    spec::<u32, u32>("LARGE4", MapType::ArrayOfMaps, LARGE_PLACES, 0),
+    spec::<u32, u32>("LARGE6", MapType::ArrayOfMaps, LARGE_PLACES, 0),
     spec::<Key<HostKey4>, Rule>("PREFIXES4", MapType::LpmTrie, PREFIXES_MAX, NO_PREALLOC),
     spec::<Key<PrefixKey6>, Rule>("PREFIXES6", MapType::LpmTrie, PREFIXES_MAX, NO_PREALLOC),
     spec::<[u8; 4], u32>("LOCAL4", MapType::Hash, LOCAL_MAX, NO_PREALLOC),
@@ -93,8 +98,9 @@ pub(super) enum Pinned {
     Untrusted(String),
 }
 
-/// Compares pinned maps with [`SPECS`] and their `META` with this program's.
-pub(super) fn inspect(pins: &Pins) -> Pinned {
+/// Compares pinned maps with [`SPECS`] and their `META` with this program's. `slot` is the number
+/// of a list that this process owns.
+pub(super) fn inspect(pins: &Pins, slot: u32) -> Pinned {
     if pins.is_left_over() {
         return Pinned::Untrusted("left by a network namespace that is gone".to_owned());
     }
@@ -111,6 +117,11 @@ pub(super) fn inspect(pins: &Pins) -> Pinned {
             Err(error) => return Pinned::Untrusted(format!("map {}: {error}", spec.name)),
         }
     }
+    let fits = try_inner::<HostKey4>(pins, "LARGE4", slot)
+        .and_then(|()| try_inner::<HostKey6>(pins, "LARGE6", slot));
+    if let Err(error) = fits {
+        return Pinned::Untrusted(format!("tables of large lists take no hosts: {error}"));
+    }
     match read_meta(pins) {
         Ok(meta) if meta.magic == MAGIC && meta.schema == SCHEMA && meta.reserved == 0 => {
             Pinned::Trusted(ids)
@@ -120,9 +131,35 @@ pub(super) fn inspect(pins: &Pins) -> Pinned {
     }
 }
 
+/// Puts a table where no packet looks, which the kernel refuses where tables of another shape
+/// belong, and takes it out again.
+fn try_inner<K: Pod>(pins: &Pins, name: &str, slot: u32) -> io::Result<()> {
+    let inner = HashMap::<MapData, K, Rule>::create(1, NO_PREALLOC).map_err(io::Error::other)?;
+    let outer = sys::object_open(&pins.path(MAPS, name))?;
+    let lists = MapData::from_pin(pins.path(MAPS, "LISTS")).map_err(io::Error::other)?;
+    let lists = Array::<_, ListWord>::try_from(Map::Array(lists)).map_err(io::Error::other)?;
+    let word = lists.get(&slot, 0).map_err(io::Error::other)?;
+    let place = ListWord::new(slot, 0).in_large(!word.half()).large_place();
+    sys::map_set_inner(outer.as_fd(), place, inner.map().fd().as_fd())?;
+    sys::map_delete(outer.as_fd(), &place)
+}
+
 fn read_meta(pins: &Pins) -> Result<Meta, MapError> {
     let data = MapData::from_pin(pins.path(MAPS, "META"))?;
     Array::<_, Meta>::try_from(Map::Array(data))?.get(&0, 0)
+}
+
+/// Networks of one family.
+pub(super) type Prefixes4 = LpmTrie<MapData, HostKey4, Rule>;
+pub(super) type Prefixes6 = LpmTrie<MapData, PrefixKey6, Rule>;
+
+/// The entries' counters.
+pub(super) type Rules = PerCpuArray<MapData, Counter>;
+
+/// Tables for hosts of both families.
+pub(super) struct Hosts {
+    pub(super) v4: HashMap<MapData, HostKey4, Rule>,
+    pub(super) v6: HashMap<MapData, HostKey6, Rule>,
 }
 
 /// The maps, open.
@@ -132,12 +169,12 @@ pub(super) struct Maps {
     pub(super) lists: Array<MapData, ListWord>,
     pub(super) hosts4: HashMap<MapData, HostKey4, Rule>,
     pub(super) hosts6: HashMap<MapData, HostKey6, Rule>,
-    pub(super) prefixes4: LpmTrie<MapData, HostKey4, Rule>,
-    pub(super) prefixes6: LpmTrie<MapData, PrefixKey6, Rule>,
+    pub(super) prefixes4: Prefixes4,
+    pub(super) prefixes6: Prefixes6,
     pub(super) local4: HashMap<MapData, [u8; 4], u32>,
     pub(super) local6: HashMap<MapData, [u8; 16], u32>,
     pub(super) counters: PerCpuArray<MapData, Counter>,
-    pub(super) rules: PerCpuArray<MapData, Counter>,
+    pub(super) rules: Rules,
     pub(super) answers: PerCpuArray<MapData, Counter>,
     pub(super) sampling: PerCpuArray<MapData, Sampling>,
     pub(super) samples: PerCpuArray<MapData, Sample>,
@@ -191,6 +228,37 @@ impl Maps {
         self.handles.iter().map(|(id, _)| *id)
     }
 
+    /// A map's descriptor. Panics if there is no such map.
+    pub(super) fn fd(&self, name: &str) -> BorrowedFd<'_> {
+        let found = self.handles().find(|(other, _, _)| *other == name);
+        found.expect("SPECS has every map").2
+    }
+
+    /// Another handle on a map.
+    pub(super) fn copy<T>(&self, name: &'static str) -> Result<T, GuardError>
+    where
+        T: TryFrom<Map, Error = MapError>,
+    {
+        let fault = |error| GuardError::io("copying a map's descriptor", error);
+        let fd = self.fd(name).try_clone_to_owned().map_err(fault)?;
+        let map = MapData::from_fd(fd).and_then(Map::from_map_data).and_then(T::try_from);
+        map.map_err(|error| write_error(name, &error))
+    }
+
+    /// The hosts that stand under a word, whoever has written them: none where they are in tables
+    /// of a list's own, which only CAP_SYS_ADMIN opens, and that is missing.
+    pub(super) fn hosts_of(&self, word: ListWord) -> Option<Hosts> {
+        if !word.is_large() {
+            return Some(Hosts { v4: self.copy("HOSTS4").ok()?, v6: self.copy("HOSTS6").ok()? });
+        }
+        let place = word.large_place();
+        let v4 = self.copy::<ArrayOfMaps<_, _>>("LARGE4").ok()?;
+        let v6 = self.copy::<ArrayOfMaps<_, _>>("LARGE6").ok()?;
+        with_mount_capability(|| {
+            Some(Hosts { v4: v4.get(&place, 0).ok()?, v6: v6.get(&place, 0).ok()? })
+        })
+    }
+
     /// Each map's name, number and descriptor.
     pub(super) fn handles(&self) -> impl Iterator<Item = (&'static str, u32, BorrowedFd<'_>)> {
         SPECS.iter().zip(&self.handles).map(|(spec, (id, fd))| (spec.name, *id, fd.as_fd()))
@@ -209,9 +277,11 @@ where
 
 pub(super) fn data_of(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) | Map::PerCpuArray(data) => {
-            Some(data)
-        }
+        Map::Array(data)
+        | Map::ArrayOfMaps(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data) => Some(data),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
-mod entries;
+mod counters;
 pub mod error;
 pub mod interfaces;
 pub mod lists;
@@ -18,7 +18,9 @@ pub mod samples;
 mod start;
 pub mod status;
 pub(crate) mod survey;
+mod tables;
 pub mod watch;
+pub mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,11 +32,9 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use session_common::guard::ListWord;
 
-use crate::allowlist::{Allowlist, Entry, canonical};
+use crate::allowlist::{Allowlist, Entry, Sizes, canonical};
 use crate::guard::attach::Link;
-use crate::guard::entries::{Keys, RuleCounters, Staged};
 use crate::guard::error::GuardError;
 use crate::guard::interfaces::{Interface, Interfaces};
 use crate::guard::lists::{Protocol, Slot};
@@ -43,6 +43,8 @@ use crate::guard::netlink::Netlink;
 use crate::guard::object::Programs;
 use crate::guard::pins::Pins;
 use crate::guard::samples::Samples;
+use crate::guard::tables::Keys;
+use crate::guard::written::{Predecessor, Successor, Written, next_word};
 use crate::sys;
 
 /// How the guard stands on an interface.
@@ -155,8 +157,8 @@ pub struct Guard {
     maps: Maps,
     programs: Programs,
     netlink: Netlink,
-    list: Allowlist,
-    counters: RuleCounters,
+    /// The list in force.
+    written: Written,
     samples: Samples,
     /// Own addresses as they stand in the maps.
     addresses: BTreeSet<IpAddr>,
@@ -172,6 +174,8 @@ pub struct Guard {
     troubles: BTreeMap<&'static str, String>,
     /// Generation that was written last, in force or not.
     generation: u32,
+    /// The bpffs was gone, and what is there now does not hold this guard yet.
+    is_adrift: bool,
     listed_at: Instant,
     ticked_at: Instant,
     /// Since when a stranger's program may stand on a device, for all that is known.
@@ -197,45 +201,51 @@ impl SocketGuard {
 /// slot, which is this daemon's for as long as it lives. So no other daemon delays a denial.
 impl Guard {
     /// Adds an entry, in place of one with the same prefix. In force when it returns.
+    ///
+    /// # Errors
+    /// [`GuardError::Outgrown`] says that there is no room for one more host: the list has to be
+    /// replaced as a whole by one with the entry. Nothing has changed then.
     pub fn insert(&mut self, entry: &Entry) -> Result<(), GuardError> {
-        let mut entry = entry.clone();
-        entry.prefix = canonical(entry.prefix);
-        let before = self.list.insert(entry.clone());
-        let size = self.list.check_size();
-        let outcome = size.map_err(GuardError::from).and_then(|()| {
-            let word = self.word()?;
-            entries::insert(&mut self.maps, word, &entry, &mut self.counters)
-        });
-        if outcome.is_err() {
-            match before {
-                Some(before) => drop(self.list.insert(before)),
-                None => drop(self.list.remove(entry.prefix)),
-            }
-        }
-        outcome
+        self.written.insert(&Entry { prefix: canonical(entry.prefix), ..entry.clone() })
     }
 
-    /// Removes the entry of exactly this prefix, if there is one. In force when it returns.
-    pub fn remove(&mut self, prefix: IpNet) -> Result<Option<Entry>, GuardError> {
-        let prefix = canonical(prefix);
-        let word = self.word()?;
-        entries::remove(&mut self.maps, word, prefix, &mut self.counters)?;
-        Ok(self.list.remove(prefix))
+    /// Removes the entry of exactly this prefix; whether there was one. In force when it returns.
+    pub fn remove(&mut self, prefix: IpNet) -> Result<bool, GuardError> {
+        self.written.remove(canonical(prefix))
     }
 
     /// Puts `list` in the place of the one in force, at one instant. On an error the old one
     /// stays, whole.
     pub fn replace(&mut self, list: &Allowlist) -> Result<(), GuardError> {
-        list.check_size()?;
-        let word = self.word()?;
+        let mut successor = self.successor(list.sizes())?;
+        successor.fill(list)?;
+        self.switch(successor)?.remove();
+        Ok(())
+    }
+
+    /// [`Guard::replace`] in steps, for a list so long that others need the guard meanwhile: room
+    /// for a list of so many entries; then [`Successor::fill`], [`Guard::switch`] and
+    /// [`Predecessor::remove`]. Entries must not be inserted or removed between the first and the
+    /// third.
+    pub fn successor(&mut self, sizes: Sizes) -> Result<Successor, GuardError> {
+        sizes.check()?;
         // What a crash left behind was swept when this process started.
         self.generation = Keys::default().next_generation(self.generation);
-        let next = ListWord::new(self.slot.number, self.generation);
-        let staged = entries::stage(&mut self.maps, list, next, &self.counters)?;
-        let before = Keys::of(&self.list, word);
-        self.switch(staged, list)?;
-        entries::sweep(&mut self.maps, &before);
-        Ok(())
+        let word = next_word(self.slot.number, self.generation, &sizes, self.written.word);
+        Written::begin(&self.maps, word, sizes, self.written.counters.clone()).map(Successor)
+    }
+
+    /// Brings a filled list into force.
+    ///
+    /// # Errors
+    /// The kernel refuses; the old list stays.
+    pub fn switch(&mut self, successor: Successor) -> Result<Predecessor, GuardError> {
+        let Successor(next) = successor;
+        if let Err(error) = self.maps.lists.set(self.slot.number, next.word, 0) {
+            next.clear();
+            return Err(maps::write_error("LISTS", &error));
+        }
+        Ok(Predecessor(std::mem::replace(&mut self.written, next)))
     }
 
     /// The guard's program for sockets, over the same list.
@@ -247,32 +257,6 @@ impl Guard {
         let program = self.programs.for_sockets().map_err(|refusal| fault(refusal.text))?;
         let fd = program.fd().try_clone_to_owned().map_err(|error| fault(error.to_string()))?;
         Ok(SocketGuard(fd))
-    }
-
-    /// The list in force.
-    #[must_use]
-    pub fn list(&self) -> &Allowlist {
-        &self.list
-    }
-
-    /// Brings a staged list into force.
-    fn switch(&mut self, staged: Staged, list: &Allowlist) -> Result<(), GuardError> {
-        let outcome = self.maps.lists.set(self.slot.number, staged.word, 0);
-        if let Err(error) = outcome {
-            staged.withdraw(&mut self.maps);
-            return Err(maps::write_error("LISTS", &error));
-        }
-        self.counters = staged.counters;
-        self.list = list.clone();
-        Ok(())
-    }
-
-    /// The word in force.
-    fn word(&self) -> Result<ListWord, GuardError> {
-        self.maps
-            .lists
-            .get(&self.slot.number, 0)
-            .map_err(|error| maps::write_error("LISTS", &error))
     }
 }
 
@@ -286,20 +270,20 @@ pub struct Detached {
 /// Takes the guard of this network namespace off every interface and removes its pins: the only
 /// way to end it. Refused while a daemon runs.
 pub fn detach_all(bpffs: &Path) -> Result<Detached, GuardError> {
-    let pins = Pins::locate(bpffs)?;
-    if !pins.root().exists() {
-        return Ok(Detached { links: 0 });
+    let own = Pins::locate(bpffs)?;
+    let mut directories = own.of_other_schemas();
+    directories.extend(own.root().exists().then_some(own));
+    let mut links = 0;
+    for pins in &directories {
+        let _lock = pins.lock()?;
+        lists::refuse_live(pins)?;
+        for found in attach::pinned_links(pins).values() {
+            attach::detach(found)?;
+            links += 1;
+        }
+        pins.remove_all().map_err(|error| {
+            GuardError::io(format!("removing {}", pins.root().display()), error)
+        })?;
     }
-    let _lock = pins.lock()?;
-    let live = lists::live(&pins, None)?;
-    if !live.is_empty() {
-        return Err(GuardError::DaemonsRun { lists: lists::join(&live) });
-    }
-    let links = attach::pinned_links(&pins);
-    for found in links.values() {
-        attach::detach(found)?;
-    }
-    pins.remove_all()
-        .map_err(|error| GuardError::io(format!("removing {}", pins.root().display()), error))?;
-    Ok(Detached { links: links.len() })
+    Ok(Detached { links })
 }

@@ -82,6 +82,20 @@ impl Pins {
         Ok(Self { bpffs: bpffs.to_owned(), root: bpffs.join(directory), cookie })
     }
 
+    /// Directories of this namespace that daemons with other layouts of the maps have left.
+    pub(super) fn of_other_schemas(&self) -> Vec<Self> {
+        let Some((parent, own)) = self.root.parent().zip(self.root.file_name()) else {
+            return Vec::new();
+        };
+        let is_schema = |name: &String| {
+            let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+            number.is_some() && own != name.as_str()
+        };
+        let others = names(parent).into_iter().filter(is_schema);
+        let others = others.map(|name| Self { root: parent.join(name), ..self.clone() });
+        others.filter(|other| !other.is_left_over()).collect()
+    }
+
     /// The guard's directory.
     pub(super) fn root(&self) -> &Path {
         &self.root
@@ -139,9 +153,18 @@ impl Pins {
         }
     }
 
-    /// As [`Pins::lock`], but `None` at once if another daemon has it.
+    /// As [`Pins::lock`], but `None` at once if another daemon has it, or there is none to have.
     pub(super) fn try_lock(&self) -> Option<Lock> {
-        lock(&self.root, Duration::ZERO).ok()
+        self.lock_at_once().ok().flatten()
+    }
+
+    /// As [`Pins::lock`], but `None` at once if another daemon has it.
+    pub(super) fn lock_at_once(&self) -> Result<Option<Lock>, GuardError> {
+        match lock(&self.root, Duration::ZERO) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(GuardError::io(format!("locking {}", self.root.display()), error)),
+        }
     }
 
     /// Whether the directory was left by a namespace that is gone and whose inode this one got.

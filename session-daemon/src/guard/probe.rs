@@ -21,12 +21,14 @@ use crate::guard::pins::MAPS;
 use crate::guard::{Guard, Mode};
 
 /// Maps that decide; all others are the probe's own.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 11] = [
     "META",
     "ENDPOINTS",
     "LISTS",
     "HOSTS4",
     "HOSTS6",
+    "LARGE4",
+    "LARGE6",
     "PREFIXES4",
     "PREFIXES6",
     "LOCAL4",

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use aya::maps::PerCpuValues;
 use serde::{Deserialize, Serialize};
 use session_common::answer::{Answer, SAMPLES_MAX, Sample};
 use session_common::guard::Reason;
@@ -141,10 +142,19 @@ impl Guard {
         let last: Vec<u64> = states.iter().map(|state| state.number).collect();
         let before = self.samples.read.replace(last.clone());
         let Some(before) = before else { return Vec::new() };
-        let mut samples = Vec::new();
+        let mut samples: Vec<Sample> = Vec::new();
+        // A question to the kernel is about one place of all CPUs' rings, so each is asked once.
+        let mut places: HashMap<u32, Option<PerCpuValues<Sample>>> = HashMap::new();
         for (cpu, (last, before)) in last.iter().zip(&before).enumerate() {
             let first = (before + 1).max((last + 1).saturating_sub(SAMPLES_MAX.into()));
-            samples.extend((first..=*last).filter_map(|number| self.sample(cpu, number)));
+            for number in first..=*last {
+                let place = (number % u64::from(SAMPLES_MAX)) as u32;
+                let values =
+                    places.entry(place).or_insert_with(|| self.maps.samples.get(&place, 0).ok());
+                let sample = values.as_ref().and_then(|values| values.get(cpu));
+                // One that has another number has been written over.
+                samples.extend(sample.filter(|sample| sample.number == number));
+            }
         }
         samples.sort_by_key(|sample| sample.at_ns);
         let drops: Vec<Drop> = samples.iter().map(|sample| self.describe(sample)).collect();
@@ -155,13 +165,6 @@ impl Guard {
             }
         }
         drops
-    }
-
-    /// One sample, if it has not been written over.
-    fn sample(&self, cpu: usize, number: u64) -> Option<Sample> {
-        let place = u32::try_from(number % u64::from(SAMPLES_MAX)).ok()?;
-        let values = self.maps.samples.get(&place, 0).ok()?;
-        values.get(cpu).copied().filter(|sample| sample.number == number)
     }
 
     fn describe(&self, sample: &Sample) -> Drop {

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use session_common::guard::{ListWord, MAGIC, Meta, SCHEMA, settings};
 
-use crate::allowlist::Allowlist;
+use crate::allowlist::{Allowlist, Sizes};
 use crate::guard::attach::{self, Link, Outcome, Taken};
-use crate::guard::entries::{self, Keys, RuleCounters, Staged};
+use crate::guard::counters::RuleCounters;
 use crate::guard::error::GuardError;
 use crate::guard::interfaces::{Interfaces, Plan, plan};
 use crate::guard::lists;
@@ -21,6 +21,8 @@ use crate::guard::netlink::Netlink;
 use crate::guard::object;
 use crate::guard::pins::{Lock, MAPS, PROGRAMS, Pins, mounts_are_private};
 use crate::guard::samples::Samples;
+use crate::guard::tables::{Keys, Places, clear_shared};
+use crate::guard::written::{Successor, Written, next_word, wait_for_readers};
 use crate::guard::{Destination, Guard, GuardConfig, Refuse};
 use crate::sys;
 
@@ -48,7 +50,10 @@ impl Guard {
         let _lock = pins.lock()?;
         let slot = lists::claim(&pins, &config.list, lock.map(Lock::taken_before))?;
         let live = lists::live(&pins, Some(slot.number))?;
-        let pinned = match maps::inspect(&pins) {
+        // Theirs would be the ports that no longer were guarded.
+        let others = pins.of_other_schemas();
+        others.iter().try_for_each(lists::refuse_live)?;
+        let pinned = match maps::inspect(&pins, slot.number) {
             Pinned::Trusted(ids) => Some(ids),
             Pinned::Absent if live.is_empty() => None,
             // They guard over maps whose pins somebody removed a moment ago: new maps without
@@ -68,8 +73,9 @@ impl Guard {
         };
         let (programs, maps) = object::open(&pins, pinned.as_deref())?;
         let netlink = Netlink::open().map_err(|error| GuardError::io("opening netlink", error))?;
+        let counters = RuleCounters::new(slot.number);
         let mut guard = Self {
-            counters: RuleCounters::new(slot.number),
+            written: Written::begin(&maps, ListWord::NONE, Sizes::default(), counters)?,
             samples: Samples::default(),
             config,
             pins,
@@ -77,7 +83,6 @@ impl Guard {
             maps,
             programs,
             netlink,
-            list: Allowlist::new(),
             addresses: BTreeSet::new(),
             interfaces: Vec::new(),
             links: BTreeMap::new(),
@@ -88,11 +93,12 @@ impl Guard {
             listed_at: Instant::now(),
             ticked_at: Instant::now(),
             suspected_at: None,
+            is_adrift: false,
         };
         if mounted && mounts_are_private() {
             guard.troubles.insert("bpffs", PRIVATE_MOUNT.to_owned());
         }
-        guard.start(list, pinned.is_some(), &live)?;
+        guard.start(list, pinned.is_some(), &live, &others)?;
         Ok(guard)
     }
 
@@ -106,6 +112,7 @@ impl Guard {
         list: &Allowlist,
         reused: bool,
         live: &HashMap<u32, String>,
+        others: &[Pins],
     ) -> Result<(), GuardError> {
         let slot = self.slot.number;
         self.check_settings(reused, live)?;
@@ -114,30 +121,51 @@ impl Guard {
             lists::close_endpoints(&mut self.maps, slot)?;
         }
         let before = Keys::of_slot(&self.maps, slot)?;
-        let word = self.word()?;
-        self.counters = RuleCounters::recover(&self.maps, &before, word, list);
+        let word = self.maps.lists.get(&slot, 0).map_err(|error| write_error("LISTS", &error))?;
+        let counters = RuleCounters::recover(&self.maps, &before, word, list);
         self.generation = before.next_generation(word.generation());
-        let next = ListWord::new(slot, self.generation);
-        let mut staged = Some(entries::stage(&mut self.maps, list, next, &self.counters)?);
+        let next = next_word(slot, self.generation, &list.sizes(), word);
+        let mut staged = Written::begin(&self.maps, next, list.sizes(), counters)?;
+        staged.fill(list)?;
         // New maps guard nothing yet, so they are completed first; maps in use change last.
+        let mut staged = Some(Successor(staged));
         let mut outcome = Ok(());
         if !reused {
-            outcome = self.commit(staged.take(), list);
+            outcome = self.commit(staged.take());
         }
-        let outcome = outcome.and_then(|()| self.stand_everywhere());
+        let outcome = outcome.and_then(|()| self.stand_everywhere(others));
         if let Err(error) = outcome {
-            if let Some(staged) = staged {
-                staged.withdraw(&mut self.maps);
+            if let Some(Successor(staged)) = staged {
+                staged.clear();
             }
             return Err(error);
         }
         if reused {
-            self.commit(staged.take(), list)?;
+            self.commit(staged.take())?;
         }
         // Soon: until its program is pinned, other daemons of this guard take it for a stranger's.
         self.pin_everything()?;
-        entries::sweep(&mut self.maps, &before);
+        self.remove_before(&before)?;
         self.slot.mark_known(&self.pins);
+        for other in others {
+            // Its links run this program now and have their pins here.
+            if let Err(error) = other.remove_all() {
+                log::warn!("guard: removing {}: {error}", other.root().display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what earlier processes left of this list.
+    fn remove_before(&mut self, before: &Keys) -> Result<(), GuardError> {
+        wait_for_readers();
+        clear_shared(&mut self.maps, before);
+        let (own, word) = (self.written.word, ListWord::new(self.slot.number, 0));
+        for place in [word.in_large(false), word.in_large(true)] {
+            if !own.is_large() || place.half() != own.half() {
+                Places::of(&self.maps, place)?.clear();
+            }
+        }
         Ok(())
     }
 
@@ -184,17 +212,18 @@ impl Guard {
     }
 
     /// Brings the settings, the staged list and the endpoints into force.
-    fn commit(&mut self, staged: Option<Staged>, list: &Allowlist) -> Result<(), GuardError> {
+    fn commit(&mut self, staged: Option<Successor>) -> Result<(), GuardError> {
         let meta = Meta { magic: MAGIC, schema: SCHEMA, settings: self.settings(), reserved: 0 };
         self.maps.meta.set(0, meta, 0).map_err(|error| write_error("META", &error))?;
         if let Some(staged) = staged {
-            self.switch(staged, list)?;
+            self.switch(staged)?;
         }
         lists::register_endpoints(&mut self.maps, self.slot.number, &self.config.endpoints)
     }
 
-    /// Stands on every selected interface, or on none that was not guarded before.
-    fn stand_everywhere(&mut self) -> Result<(), GuardError> {
+    /// Stands on every selected interface, or on none that was not guarded before. Links of daemons
+    /// with `others`' layouts are taken over.
+    fn stand_everywhere(&mut self, others: &[Pins]) -> Result<(), GuardError> {
         let fault = |error| GuardError::io("listing interfaces", error);
         self.interfaces = self.netlink.interfaces().map_err(fault)?;
         let addresses = self.netlink.addresses().map_err(fault)?;
@@ -203,8 +232,11 @@ impl Guard {
         if let Some(name) = absent.into_iter().next() {
             return Err(GuardError::NoInterface { name });
         }
-        let former = attach::pinned_programs(&self.pins);
-        let mut pinned = attach::pinned_links(&self.pins);
+        let (mut former, mut pinned) = (HashMap::new(), HashMap::new());
+        for pins in others.iter().chain([&self.pins]) {
+            former.extend(attach::pinned_programs(pins));
+            pinned.extend(attach::pinned_links(pins));
+        }
         let mut updated = Vec::new();
         let planned: Vec<_> = self.interfaces.iter().cloned().zip(plans).collect();
         for (interface, plan) in planned {

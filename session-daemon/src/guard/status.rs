@@ -123,6 +123,12 @@ impl Guard {
     /// them last.
     #[must_use]
     pub fn status(&self) -> GuardStatus {
+        GuardStatus { counts: self.counts(), ..self.summary() }
+    }
+
+    /// The state without the entries' counts, each of which is a question to the kernel.
+    #[must_use]
+    pub fn summary(&self) -> GuardStatus {
         let (plans, absent) = plan(&self.interfaces, &self.config.interfaces);
         let interfaces: Vec<InterfaceStatus> = self
             .interfaces
@@ -136,13 +142,13 @@ impl Guard {
         });
         warnings.extend(warned);
         warnings.extend(absent.iter().map(|name| format!("{name}: no such interface now")));
-        if self.list.is_empty() {
+        if self.written.sizes.total() == 0 {
             warnings.push("the list is empty: only the loopback is served".to_owned());
         }
         GuardStatus {
             list: self.config.list.clone(),
-            generation: self.word().map(|word| word.generation()).unwrap_or(0),
-            entries: self.list.len(),
+            generation: self.written.word.generation(),
+            entries: self.written.sizes.total(),
             pins: self.pins.root().display().to_string(),
             destination: self.config.destination,
             audit: self.config.audit,
@@ -153,7 +159,7 @@ impl Guard {
             answers: self.answers(),
             top_sources: self.samples.top(),
             drops: self.samples.by_place(),
-            counts: self.counts(),
+            counts: Vec::new(),
             warnings,
         }
     }
@@ -206,7 +212,9 @@ impl Guard {
             && ports.all(|port| self.stands_on(port.ifindex))
     }
 
-    fn reasons(&self) -> Vec<ReasonCount> {
+    /// Packets by what became of them, over all daemons of this guard.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<ReasonCount> {
         let counts = Reason::ALL.iter().filter_map(|reason| {
             let values = self.maps.counters.get(&(*reason as u32), 0).ok()?;
             let counter = maps::sum(&values);
@@ -231,11 +239,10 @@ impl Guard {
 
     /// Sorted by prefix.
     fn counts(&self) -> Vec<EntryCount> {
-        let counts = self.counters.all().filter_map(|(prefix, idx)| {
-            let entry = self.list.get(prefix)?;
+        let counts = self.written.counters.all().filter_map(|(prefix, action, idx)| {
             let counter = maps::sum(&self.maps.rules.get(&idx, 0).ok()?);
             let (packets, bytes) = (counter.packets, counter.bytes);
-            Some(EntryCount { prefix, action: entry.action, packets, bytes })
+            Some(EntryCount { prefix, action, packets, bytes })
         });
         let mut counts: Vec<EntryCount> = counts.collect();
         counts.sort_by_key(|count| count.prefix);

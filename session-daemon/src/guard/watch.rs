@@ -197,22 +197,33 @@ impl Guard {
 
     /// Mounts the bpffs again if it is gone, and pins everything.
     fn check_bpffs(&mut self, events: &mut Vec<GuardEvent>) {
-        if self.pins.is_mounted() && self.pins.root().exists() {
+        // Another daemon may have mounted it again already.
+        let is_there = self.pins.is_mounted() && self.slot.is_in(&self.pins);
+        if is_there && !self.is_adrift {
             return;
         }
-        let outcome = self.remount();
-        if outcome.is_ok() {
-            events.push(GuardEvent::Remounted);
-        }
+        self.is_adrift = true;
+        let outcome = match self.remount() {
+            Ok(false) => return,
+            Ok(true) => {
+                self.is_adrift = false;
+                events.push(GuardEvent::Remounted);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
         self.note("mount", outcome, events);
     }
 
-    fn remount(&mut self) -> Result<(), GuardError> {
+    /// False if another daemon has the directory: it is not waited for, since the links are to be
+    /// looked at meanwhile, but tried again at the next tick.
+    fn remount(&mut self) -> Result<bool, GuardError> {
         self.pins.prepare()?;
-        let _lock = self.pins.lock()?;
+        let Some(_lock) = self.pins.lock_at_once()? else { return Ok(false) };
         lists::reclaim(&self.pins, &mut self.slot)?;
         self.slot.mark_known(&self.pins);
-        self.pin_everything()
+        self.pin_everything()?;
+        Ok(true)
     }
 
     /// Looks at every link, and gives it our program back. Whether each is still on its device.

@@ -190,23 +190,40 @@ impl ParentEnd {
     ///
     /// # Errors
     /// As [`ParentEnd::done`]; the child's list is the old one then.
-    pub async fn replace(&mut self, entries: &[Entry]) -> Result<(), LinkError> {
-        for part in entries.chunks(ENTRIES_PER_PART_MAX) {
-            self.done(&Request::ListPart(part.to_vec())).await?;
+    pub async fn replace<'a>(
+        &mut self,
+        mut entries: impl Iterator<Item = &'a Entry>,
+    ) -> Result<(), LinkError> {
+        loop {
+            let part: Vec<Entry> = entries.by_ref().take(ENTRIES_PER_PART_MAX).cloned().collect();
+            if part.is_empty() {
+                return self.done(&Request::ListReplace).await;
+            }
+            self.done(&Request::ListPart(part)).await?;
         }
-        self.done(&Request::ListReplace).await
     }
 
-    /// Changes the child's list at once.
+    /// Changes the child's list: at once, but for more entries than fit into one message.
     ///
     /// # Errors
-    /// As [`ParentEnd::done`]; the child's list is the old one then.
+    /// As [`ParentEnd::done`]; the child's list may have been changed in part then.
     pub async fn change(
         &mut self,
         insert: Vec<Entry>,
         remove: Vec<IpNet>,
     ) -> Result<(), LinkError> {
-        self.done(&Request::ListChange { insert, remove }).await
+        if insert.len() + remove.len() <= ENTRIES_PER_PART_MAX {
+            return self.done(&Request::ListChange { insert, remove }).await;
+        }
+        for part in insert.chunks(ENTRIES_PER_PART_MAX) {
+            let (insert, remove) = (part.to_vec(), Vec::new());
+            self.done(&Request::ListChange { insert, remove }).await?;
+        }
+        for part in remove.chunks(ENTRIES_PER_PART_MAX) {
+            let (insert, remove) = (Vec::new(), part.to_vec());
+            self.done(&Request::ListChange { insert, remove }).await?;
+        }
+        Ok(())
     }
 
     /// Resets the connections that the list refuses; returns how many.

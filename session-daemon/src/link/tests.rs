@@ -56,7 +56,7 @@ fn a_long_list_arrives_in_parts() {
     });
     let count = ENTRIES_PER_PART_MAX + 7;
     let entries: Vec<Entry> = (0..u32::try_from(count).unwrap()).map(entry).collect();
-    run(async || ParentEnd::new(ours).unwrap().replace(&entries).await.unwrap());
+    run(async || ParentEnd::new(ours).unwrap().replace(entries.iter()).await.unwrap());
     let requests = child.join().unwrap();
     assert_eq!(requests.len(), 3);
     let Request::ListPart(part) = &requests[1] else { panic!("{:?}", requests[1]) };

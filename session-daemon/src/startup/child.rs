@@ -20,7 +20,7 @@ use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{DumpableBehavior, Resource, getrlimit};
 use serde_json::Value;
 
-use crate::allowlist::{Allowlist, Entry};
+use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::request::Shutdown;
 use crate::config::{Config, EXIT_USAGE, GuardKind};
@@ -120,7 +120,8 @@ struct Child {
     estate: SharedEstate,
     /// Connections of a predecessor, on their way.
     arriving: Option<JoinHandle<Vec<Parked>>>,
-    parts: Vec<Entry>,
+    /// The next list, as far as it has come.
+    parts: Allowlist,
     list: Arc<ArcSwap<Allowlist>>,
     credentials: Arc<ArcSwap<Credentials>>,
     tls: Option<Arc<Tls>>,
@@ -175,8 +176,7 @@ impl Child {
             }
             Request::ListPart(entries) => self.parts.extend(entries),
             Request::ListReplace => {
-                let list = std::mem::take(&mut self.parts).into_iter().collect();
-                self.list.store(Arc::new(list));
+                self.list.store(Arc::new(std::mem::take(&mut self.parts)));
             }
             Request::ListChange { insert, remove } => {
                 let mut list = Allowlist::clone(&self.list.load());

@@ -37,6 +37,7 @@ mod privileges;
 mod process;
 mod run;
 mod sockets;
+mod supervision;
 mod takeover;
 mod upgrade;
 

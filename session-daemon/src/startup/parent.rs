@@ -2,7 +2,6 @@
 //! everything that can be checked is.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::LocalSet;
 
-use crate::allowlist::{Allowlist, Entry};
+use crate::allowlist::Allowlist;
 use crate::cli::{MEMCACHED_VERSION, SERVE_MARKER};
 use crate::clock::Now;
 use crate::config::{Config, EXIT_OS, GuardKind, GuardMode, Refusal};
@@ -196,13 +195,13 @@ pub(super) async fn rule(
     let Reign { prepared, directory, signals, child, end, control, guard, pidfile, listening } =
         reign;
     let link = Rc::new(Mutex::new(end));
-    let guard: Option<SharedGuard> = guard.map(|guard| Rc::new(RefCell::new(guard)));
+    let guard = guard.map(SharedGuard::new);
     let overlay_is_nowhere = prepared.file.is_none();
     let keeper = Keeper::new(
         prepared.base,
         prepared.overlay,
         prepared.file.clone(),
-        KernelSide(guard.clone()),
+        KernelSide::new(guard.clone()),
         ServingSide(Rc::clone(&link)),
     );
     let facts = Facts {
@@ -536,14 +535,13 @@ pub(super) async fn hand_over(
         if let Some((socket, is_unix)) = metrics {
             end.metrics(socket, is_unix).await?;
         }
-        let entries: Vec<Entry> = prepared.list.entries().cloned().collect();
-        end.replace(&entries).await
+        end.replace(prepared.list.entries()).await
     };
     serve.await.context(NOT_STARTED)
 }
 
 fn announce(listening: &Listening, guard: Option<&SharedGuard>) {
-    let interfaces = guard.map(|guard| guard.borrow().status().interfaces).unwrap_or_default();
+    let interfaces = guard.map(|guard| guard.hold().summary().interfaces).unwrap_or_default();
     for interface in interfaces {
         match (interface.mode, &interface.warning) {
             (Some(mode), None) => log::info!("guard: {}: {mode}", interface.name),

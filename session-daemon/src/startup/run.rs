@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -23,7 +22,7 @@ use crate::startup::parent::AUDITED;
 use crate::startup::process::{End, Serving};
 use crate::startup::sockets::Listening;
 use crate::startup::upgrade::upgrade;
-use crate::startup::{certificates, credentials, lists, metrics};
+use crate::startup::{certificates, credentials, lists, metrics, supervision};
 
 /// How often deadlines are looked at and watchers get counters.
 const SECOND: Duration = Duration::from_secs(1);
@@ -131,7 +130,7 @@ impl Running {
             things.push((Thing::Metrics { unix: metrics.is_unix() }, socket));
         }
         if let Some(guard) = &self.guard {
-            let lock = guard.borrow().copy_lock().context("the guard's lock")?;
+            let lock = guard.hold().copy_lock().context("the guard's lock")?;
             things.push((Thing::GuardLock, lock));
         }
         Ok(things)
@@ -141,7 +140,15 @@ impl Running {
     pub(super) async fn until_end(&mut self, config: &Config) -> Ending {
         let mut chores = JoinSet::new();
         if let Some(guard) = &self.guard {
-            chores.spawn_local(watch(SharedGuard::clone(guard), self.control.clone()));
+            match supervision::begin(SharedGuard::clone(guard)) {
+                Ok(news) => {
+                    chores.spawn_local(supervision::tell(news, self.control.clone()));
+                }
+                Err(error) => {
+                    self.stop(false).await;
+                    return Ending::Failed(error);
+                }
+            }
         }
         let link = SharedLink::clone(&self.link);
         chores.spawn_local(every_second(self.control.clone(), config.clone(), link));
@@ -238,28 +245,6 @@ fn ended(end: std::io::Result<End>) -> Ending {
             Ending::Failed(anyhow!("the serving process ended by {}", signal.as_str()))
         }
         Err(error) => Ending::Failed(anyhow!("waiting for the serving process: {error}")),
-    }
-}
-
-/// Looks at the guard and tells what it found and mended; returns only when it cannot look.
-async fn watch(guard: SharedGuard, control: Control) -> anyhow::Error {
-    let watch = guard.borrow().watch();
-    let watch = match watch {
-        Ok(watch) => watch,
-        Err(error) => return error.into(),
-    };
-    loop {
-        watch.ready().await;
-        let events = guard.borrow_mut().tick();
-        for event in events {
-            let level = if event.is_warning() { log::Level::Warn } else { log::Level::Info };
-            log::log!(level, "guard: {event}");
-            control.event(json!({"event": "guard", "text": event.to_string()}));
-        }
-        let drops = guard.borrow_mut().drops();
-        for drop in drops {
-            control.event(json!({"event": "drop", "drop": drop}));
-        }
     }
 }
 

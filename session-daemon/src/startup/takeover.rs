@@ -192,8 +192,11 @@ async fn take_over(
     let before = Before::of(baton)?;
     let (child, end, pause) = match before {
         Some(mut before) if goes_back => {
-            let entries: Vec<_> = prepared.list.entries().cloned().collect();
-            before.end.replace(&entries).await.context("the list of the serving process")?;
+            before
+                .end
+                .replace(prepared.list.entries())
+                .await
+                .context("the list of the serving process")?;
             privileges::lower_parent(guarded)?;
             (before.child, before.end, Duration::ZERO)
         }

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::cli::{DETACHED_MARKER, REHEARSE_MARKER, parse};
 use crate::clock::Now;
 use crate::control::server::Upgrade;
+use crate::control::sides::SharedGuard;
 use crate::startup::baton::{Baton, Facts, Thing, text_file};
 use crate::startup::run::Running;
 use crate::startup::{certificates, configured, credentials, lists, notify};
@@ -77,6 +78,8 @@ async fn attempt(running: &Running, wish: Upgrade) -> Result<Infallible> {
     let before = std::fs::File::open("/proc/self/exe").context("opening /proc/self/exe")?;
     things.push((Thing::Before, before.into()));
     log::info!("upgrade: executing {}", program.display());
+    // The thread that mends the guard ends with this program: not in the middle of it.
+    let _guard = running.guard.as_ref().map(SharedGuard::hold);
     notify::reloading();
     let error = Baton { facts, things }.pass_on(&program);
     notify::notify("READY=1");

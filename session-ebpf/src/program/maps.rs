@@ -7,7 +7,7 @@ use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_boot_ns},
     macros::btf_map,
 };
@@ -15,8 +15,9 @@ use session_common::answer::{
     ANSWERS as ANSWERS_COUNT, Bucket, SAMPLES_MAX, SOURCES_MAX, Sample, Sampling, SourceKey,
 };
 use session_common::guard::{
-    Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6, LISTS_MAX,
-    LOCAL_MAX, LPM_LIST_BITS, ListWord, Meta, PREFIXES_MAX, PrefixKey6, REASONS, RULES_MAX, Rule,
+    Counter, ENDPOINTS_MAX, EndpointKey, EndpointValue, HOSTS_MAX, HostKey4, HostKey6,
+    LARGE_PLACES, LISTS_MAX, LOCAL_MAX, LPM_LIST_BITS, ListWord, Meta, PREFIXES_MAX, PrefixKey6,
+    REASONS, RULES_MAX, Rule,
 };
 use session_ebpf::{Lookup, Pair, Tables};
 
@@ -35,6 +36,14 @@ static LISTS: Array<ListWord, { LISTS_MAX as usize }> = Array::new();
 static HOSTS4: HashMap<HostKey4, Rule, { HOSTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static HOSTS6: HashMap<HostKey6, Rule, { HOSTS_MAX as usize }, NO_PREALLOC> = HashMap::new();
+/// Hosts of large lists, each in a table as large as it has to be. How many entries the inner map
+/// named here has is of no meaning.
+#[btf_map]
+static LARGE4: ArrayOfMaps<HashMap<HostKey4, Rule, 1, NO_PREALLOC>, { LARGE_PLACES as usize }> =
+    ArrayOfMaps::new();
+#[btf_map]
+static LARGE6: ArrayOfMaps<HashMap<HostKey6, Rule, 1, NO_PREALLOC>, { LARGE_PLACES as usize }> =
+    ArrayOfMaps::new();
 #[btf_map]
 static PREFIXES4: LpmTrie<HostKey4, Rule, { PREFIXES_MAX as usize }> = LpmTrie::new();
 #[btf_map]
@@ -106,6 +115,16 @@ pub(super) fn zero() -> u64 {
     // SAFETY: sets a register.
     unsafe { asm!("{zero} = 0", zero = out(reg) zero) };
     zero
+}
+
+/// What a lookup found, or null. The compiler must not make one call of this lookup and another
+/// map's: the kernel puts a lookup in line only where the map is the same for every packet.
+#[inline(always)]
+fn apart<T>(found: Option<*const T>) -> *const T {
+    let mut found = found.unwrap_or(ptr::null());
+    // SAFETY: a register stays as it is.
+    unsafe { asm!("{found} = {found}", found = inout(reg) found) };
+    found
 }
 
 /// The routing lookup's question and answer.
@@ -212,11 +231,20 @@ impl<const ROUTES: bool> Tables for Maps<ROUTES> {
 impl<const ROUTES: bool> Lookup<[u8; 4]> for Maps<ROUTES> {
     #[inline(always)]
     fn host(&self, list: ListWord, address: [u8; 4]) -> Option<Rule> {
+        let key = HostKey4 { list, address };
+        let rule = if list.is_large() {
+            apart(LARGE4.get(list.large_place())?.get_ptr(key))
+        } else {
+            HOSTS4.get_ptr(key).unwrap_or(ptr::null())
+        };
+        if rule.is_null() {
+            return None;
+        }
         // SAFETY: copied at once from memory that stays mapped while the program runs. Since Linux
         // 6.1 an entry that is removed meanwhile may be given to another key at once; the copy is
         // made of integers, any value of which is valid, and whole lists are removed only after
         // a wait for readers.
-        unsafe { HOSTS4.get(HostKey4 { list, address }) }.copied()
+        Some(unsafe { *rule })
     }
 
     #[inline(always)]
@@ -247,8 +275,17 @@ impl<const ROUTES: bool> Lookup<[u8; 4]> for Maps<ROUTES> {
 impl<const ROUTES: bool> Lookup<[u8; 16]> for Maps<ROUTES> {
     #[inline(always)]
     fn host(&self, list: ListWord, address: [u8; 16]) -> Option<Rule> {
+        let key = HostKey6 { list, address };
+        let rule = if list.is_large() {
+            apart(LARGE6.get(list.large_place())?.get_ptr(key))
+        } else {
+            HOSTS6.get_ptr(key).unwrap_or(ptr::null())
+        };
+        if rule.is_null() {
+            return None;
+        }
         // SAFETY: as for IPv4.
-        unsafe { HOSTS6.get(HostKey6 { list, address }) }.copied()
+        Some(unsafe { *rule })
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use session_common::guard::{ACTION_ALLOW, ListWord, Rule};
+use session_common::guard::{ACTION_ALLOW, ListWord, Rule, SMALL_HOSTS_MAX};
 use session_tests::attach::{Attachment, Mode, attach};
 use session_tests::flood::{self, Flood, Packet};
 use session_tests::guard_program::{GuardProgram, Hook};
@@ -102,6 +102,8 @@ impl Bed {
 /// The guard over the port, with so many hosts on its list.
 fn guard(traffic: Traffic, hosts: u32) -> Result<GuardProgram> {
     let list = ListWord::new(0, 1);
+    // As the daemon does it.
+    let list = if hosts > SMALL_HOSTS_MAX { list.in_large(false) } else { list };
     let mut guard = GuardProgram::load_for(hosts + 16)?;
     let rule = Rule { deadline_ns: 0, counter: 1, action: ACTION_ALLOW };
     for number in 0..hosts {

@@ -43,10 +43,10 @@ impl Kernel for Side {
         world.kernel.remove(prefix);
         Ok(())
     }
-    fn replace(&mut self, list: &Allowlist) -> Result<()> {
+    async fn replace(&mut self, list: &Arc<Allowlist>) -> Result<()> {
         let mut world = self.0.borrow_mut();
         world.call("kernel replace")?;
-        world.kernel = list.clone();
+        world.kernel = Allowlist::clone(list);
         Ok(())
     }
 }
@@ -199,7 +199,7 @@ fn a_failure_at_any_call_puts_the_old_list_back() {
                 )),
                 1 => run(fixture.keeper.deny(&prefixes, Action::Deny, &Note::default(), None, NOW)),
                 2 => run(fixture.keeper.remove(&[net("198.18.0.0/24")], None, NOW)),
-                _ => run(fixture.keeper.sync(&[], Any::Refused, None, NOW)),
+                _ => run(fixture.keeper.sync(Vec::new(), Any::Refused, None, NOW)),
             };
             // Not every change makes five calls; one that went through is taken back.
             if let Err(error) = result {
@@ -210,7 +210,7 @@ fn a_failure_at_any_call_puts_the_old_list_back() {
             } else {
                 let entries: Vec<Entry> = before.entries().cloned().collect();
                 fixture.world.borrow_mut().failing = None;
-                run(fixture.keeper.sync(&entries, Any::Refused, None, NOW)).unwrap();
+                run(fixture.keeper.sync(entries, Any::Refused, None, NOW)).unwrap();
             }
             fixture.agrees();
         }
@@ -232,14 +232,14 @@ fn an_overlay_that_cannot_be_written_stops_the_change_before_it_begins() {
 #[test]
 fn sync_makes_the_list_say_the_file_at_one_instant() {
     let mut fixture = fixture();
-    let entries = [
+    let entries = vec![
         Entry::new(net("198.18.0.0/24"), Action::Allow, Origin::File),
         Entry::new(net("198.18.5.0/24"), Action::Deny, Origin::File),
     ];
-    let (_, diff) = fixture.keeper.sync_diff(&entries, Any::Refused).unwrap();
+    let (_, diff) = run(fixture.keeper.sync_diff(entries.clone(), Any::Refused)).unwrap();
     assert_eq!((diff.added.len(), diff.removed.len(), diff.changed.len()), (1, 1, 0));
     assert!(fixture.calls().is_empty());
-    let changed = run(fixture.keeper.sync(&entries, Any::Refused, None, NOW)).unwrap();
+    let changed = run(fixture.keeper.sync(entries, Any::Refused, None, NOW)).unwrap();
     assert_eq!(changed.diff, diff);
     assert_eq!(fixture.calls(), ["kernel replace", "user replace", "enforce"]);
     fixture.agrees();
@@ -255,8 +255,8 @@ fn everybody_needs_a_second_word() {
     assert!(
         run(fixture.keeper.allow(&all, None, &Note::default(), Any::Refused, None, NOW)).is_err()
     );
-    let entries = [Entry::new(all[0], Action::Allow, Origin::File)];
-    assert!(run(fixture.keeper.sync(&entries, Any::Refused, None, NOW)).is_err());
+    let entries = vec![Entry::new(all[0], Action::Allow, Origin::File)];
+    assert!(run(fixture.keeper.sync(entries, Any::Refused, None, NOW)).is_err());
     assert!(fixture.calls().is_empty());
     run(fixture.keeper.allow(&all, None, &Note::default(), Any::Permitted, None, NOW)).unwrap();
     assert!(fixture.allowed("192.0.2.1"));
@@ -330,10 +330,10 @@ fn a_large_list_is_changed_entry_by_entry_and_no_source_meets_a_third_verdict() 
         ("198.18.3.0/24", allow),
         ("198.18.3.9", deny),
     ];
-    run(fixture.keeper.sync(&with(&before), Any::Refused, None, NOW)).unwrap();
+    run(fixture.keeper.sync(with(&before), Any::Refused, None, NOW)).unwrap();
     let old = fixture.keeper.list().clone();
     fixture.calls();
-    run(fixture.keeper.sync(&with(&after), Any::Refused, None, NOW)).unwrap();
+    run(fixture.keeper.sync(with(&after), Any::Refused, None, NOW)).unwrap();
     let calls = fixture.calls();
     assert!(!calls.contains(&"kernel replace".to_owned()), "{calls:?}");
     assert_eq!(calls[calls.len() - 2..], ["user change", "enforce"]);
@@ -348,7 +348,12 @@ fn a_large_list_is_changed_entry_by_entry_and_no_source_meets_a_third_verdict() 
         steps,
         Side(Rc::clone(&fixture.world)),
     );
-    keeper.change_kernel_in_order(&keeper.kernel.old.diff(&new)).unwrap();
+    let diff = keeper.kernel.old.diff(&new);
+    let changed = diff.changed.into_iter().map(|(_, entry)| entry);
+    let insert = diff.added.into_iter().chain(changed).collect();
+    let remove = diff.removed.into_iter().map(|entry| entry.prefix).collect();
+    let (insert, remove) = in_order(insert, remove);
+    run(keeper.change_kernel(&insert, &remove, &Arc::new(new.clone()))).unwrap();
     assert!(keeper.kernel.list.diff(&new).is_empty());
 }
 
@@ -383,8 +388,47 @@ impl Kernel for Steps {
         self.check();
         Ok(())
     }
-    fn replace(&mut self, list: &Allowlist) -> Result<()> {
-        self.list = list.clone();
+    async fn replace(&mut self, list: &Arc<Allowlist>) -> Result<()> {
+        self.list = Allowlist::clone(list);
         Ok(())
     }
+}
+
+/// A kernel with room for two entries, until it gets a whole list.
+#[derive(Default)]
+struct Small {
+    list: Allowlist,
+    room: Option<usize>,
+}
+
+impl Kernel for Small {
+    fn insert(&mut self, entry: &Entry) -> Result<()> {
+        if self.room.is_some_and(|room| self.list.len() >= room) {
+            return Err(GuardError::Outgrown.into());
+        }
+        self.list.insert(entry.clone());
+        Ok(())
+    }
+    fn remove(&mut self, prefix: IpNet) -> Result<()> {
+        self.list.remove(prefix);
+        Ok(())
+    }
+    async fn replace(&mut self, list: &Arc<Allowlist>) -> Result<()> {
+        *self = Self { list: Allowlist::clone(list), room: None };
+        Ok(())
+    }
+}
+
+#[test]
+fn a_kernel_that_has_no_room_for_one_more_gets_the_whole_list() {
+    let world = Rc::new(RefCell::new(World::default()));
+    let kernel = Small { room: Some(2), ..Small::default() };
+    let (base, overlay) = (Allowlist::new(), Overlay::default());
+    let mut keeper = Keeper::new(base, overlay, None, kernel, Side(world));
+    for host in ["198.18.0.1", "198.18.0.2", "198.18.0.3", "198.18.0.4"] {
+        let note = Note::default();
+        run(keeper.allow(&[net(host)], None, &note, Any::Refused, None, NOW)).unwrap();
+        assert!(keeper.list().diff(&keeper.kernel.list).is_empty(), "{host}");
+    }
+    assert_eq!(keeper.kernel.room, None);
 }
