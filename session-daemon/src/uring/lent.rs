@@ -8,6 +8,7 @@
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -39,7 +40,8 @@ pub(super) struct Lent {
     page: NonNull<Page>,
     /// `BUFFERS_MAX` entries, which the kernel reads.
     entries: NonNull<BufRingEntry>,
-    buffers: Box<[Vec<u8>]>,
+    /// All buffers, one behind the other: memory that is not touched before requests reach it.
+    memory: Vec<u8>,
     lent: Box<[bool]>,
     tail: u16,
 }
@@ -49,9 +51,9 @@ impl Lent {
     pub(super) fn new() -> Self {
         let page = NonNull::from(Box::leak(Box::new(Page([0; PAGE_LEN]))));
         let entries = page.cast();
-        let buffers = (0..BUFFERS_MAX).map(|_| vec![0; BUFFER_LEN]).collect();
+        let memory = vec![0; usize::from(BUFFERS_MAX) * BUFFER_LEN];
         let lent = vec![false; usize::from(BUFFERS_MAX)].into();
-        let mut all = Self { page, entries, buffers, lent, tail: 0 };
+        let mut all = Self { page, entries, memory, lent, tail: 0 };
         (0..BUFFERS_MAX).for_each(|id| all.offer(id));
         all
     }
@@ -77,15 +79,13 @@ impl Lent {
     /// The bytes of a buffer that is not lent.
     pub(super) fn bytes(&self, id: u16) -> &[u8] {
         let lent = self.lent.get(usize::from(id)).is_none_or(|lent| *lent);
-        self.buffers.get(usize::from(id)).filter(|_| !lent).map(Vec::as_slice).unwrap_or_default()
+        self.memory.get(place(id)).filter(|_| !lent).unwrap_or_default()
     }
 
     /// Lends a buffer that is not lent.
     pub(super) fn offer(&mut self, id: u16) {
-        let idx = usize::from(id);
-        let (Some(buffer), Some(lent)) = (self.buffers.get_mut(idx), self.lent.get_mut(idx)) else {
-            return;
-        };
+        let (memory, lent) = (self.memory.get_mut(place(id)), self.lent.get_mut(usize::from(id)));
+        let (Some(buffer), Some(lent)) = (memory, lent) else { return };
         if std::mem::replace(lent, true) {
             return;
         }
@@ -106,6 +106,12 @@ impl Lent {
         // Release: the entry is written; pairs with the kernel's acquire of the tail.
         tail.store(self.tail, Ordering::Release);
     }
+}
+
+/// Where in the memory a buffer is.
+fn place(id: u16) -> Range<usize> {
+    let start = usize::from(id) * BUFFER_LEN;
+    start..start + BUFFER_LEN
 }
 
 impl Drop for Lent {
