@@ -8,7 +8,7 @@ use rustix::event::PollFlags;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
-/// Longest wait in the ring, while nothing but the ring can end it.
+/// Longest wait in the ring: so much later than asked for may timers of the runtime be.
 const WAIT_MAX: Timespec = Timespec::new().nsec(4_000_000);
 
 impl<U: User> Ring<U> {
