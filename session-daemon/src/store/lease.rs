@@ -52,6 +52,9 @@ impl Worker {
                     let (state, times) =
                         (self.shared().item_state(offset), self.shared().item_times(offset));
                     let item = Item { worker: self, offset, state, times };
+                    if !terms.unmarked {
+                        self.mark_access(&item, now);
+                    }
                     return Some(Leased { item, created: true, won: true });
                 }
             }

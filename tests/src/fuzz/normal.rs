@@ -54,6 +54,12 @@ pub const KNOWN: &[Known] = &[
         witness: Some(b"ms w5 1 s\r\na\r\n"),
     },
     Known {
+        what: "not sent: `h` of mg",
+        why: "memcached forgets that an item was fetched when it counts while the old number is \
+              sent",
+        witness: Some(b"set w6 0 0 1\r\n1\r\nmg w6 v\r\nma w6\r\nmg w6 h\r\n"),
+    },
+    Known {
         what: "what `me` tells of an item beside its key",
         why: "classes, sizes and versions are each server's own",
         witness: Some(b"set w7 0 0 1\r\na\r\nme w7\r\n"),

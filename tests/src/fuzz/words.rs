@@ -157,7 +157,7 @@ pub(super) fn meta(random: &mut Random) -> Vec<u8> {
         3..=5 => {
             let known = [
                 "v", "f", "k", "s", "q", "Oab", "T0", "T100", "N0", "N100", "R30", "R200", "t",
-                "u", "c", "l", "h",
+                "u", "c", "l",
             ];
             format!("mg {key}{}", flags(random, &known))
         }

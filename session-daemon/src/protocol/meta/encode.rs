@@ -199,7 +199,7 @@ pub struct Told {
     pub key_is_binary: bool,
 }
 
-/// The reply to `me`. memcached counts `exp` downwards from 0: 90 seconds left are -90.
+/// The reply to `me`.
 pub fn told(out: &mut Vec<u8>, key: Key<'_>, told: &Told) {
     out.extend_from_slice(b"ME ");
     if told.key_is_binary || !is_printable(key.bytes()) {
@@ -210,11 +210,7 @@ pub fn told(out: &mut Vec<u8>, key: Key<'_>, told: &Told) {
     out.extend_from_slice(b" exp=");
     match told.ttl {
         None => out.extend_from_slice(b"-1"),
-        Some(0) => out.push(b'0'),
-        Some(left_s) => {
-            out.push(b'-');
-            number(out, left_s.into());
-        }
+        Some(left_s) => number(out, left_s.into()),
     }
     out.extend_from_slice(b" la=");
     number(out, told.idle_s.into());
