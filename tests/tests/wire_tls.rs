@@ -176,6 +176,9 @@ fn each_listener_has_its_own_way() -> Result<()> {
     ensure!(bed.client()?.command("version")?.starts_with("VERSION"), "-Z alone");
     let mut plain = Client::connect(Ipv4Addr::LOCALHOST.into(), ports[1])?;
     ensure!(plain.command("version")?.starts_with("VERSION"), "notls:");
+    let settings = plain.stats("settings")?;
+    ensure!(settings["ssl_enabled"] == "yes" && settings["ssl_verify_mode"] == "0", "{settings:?}");
+    ensure!(settings["ssl_chain_cert"].ends_with("server.crt"), "{settings:?}");
     let asked = |terms: Terms| terms.connect(ports[0]).ok()?.command("version").ok();
     ensure!(asked(Terms::new(&bed.authority, None)?).is_none(), "mtls: without a certificate");
     let own = bed.authority.vouch("client")?;

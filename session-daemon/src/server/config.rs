@@ -5,7 +5,7 @@
 use crate::command::request::Shutdown;
 use crate::server::binding::Binding;
 use crate::server::login::{Credentials, Login};
-use crate::server::tls::{Tls, Verify};
+use crate::server::tls::{Terms, Tls, Verify};
 use crate::server::tuning::Tuning;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,23 @@ pub enum Engine {
     Uring,
 }
 
+/// `-Z` and what its options say, for `stats settings`.
+#[derive(Clone, Debug, Default)]
+pub struct TlsShown {
+    /// `-Z`.
+    pub enabled: bool,
+    /// `ssl_chain_cert`.
+    pub chain: Option<String>,
+    /// `ssl_key`.
+    pub key: Option<String>,
+    /// `ssl_ca_cert`.
+    pub ca: Option<String>,
+    /// `ssl_verify_mode`.
+    pub verify: Verify,
+    /// The rest.
+    pub terms: Terms,
+}
+
 /// What the server is told at start. What concerns the store is asked of the store.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -105,6 +122,8 @@ pub struct ServerConfig {
     pub credentials: Arc<ArcSwap<Credentials>>,
     /// What listeners with TLS need (`-Z`).
     pub tls: Option<Arc<Tls>>,
+    /// What is shown of TLS, whether there is any or not.
+    pub tls_shown: TlsShown,
     /// How often `-v` was given.
     pub verbosity: u32,
     /// Whether items may be changed by datagram (`--udp-writes`).
@@ -157,6 +176,7 @@ impl Default for ServerConfig {
             login: Login::Free,
             credentials: Arc::default(),
             tls: None,
+            tls_shown: TlsShown::default(),
             verbosity: 0,
             udp_writes: false,
             tcp_port: 11211,

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,13 +24,13 @@ use serde_json::Value;
 use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::request::Shutdown;
-use crate::config::{Config, EXIT_USAGE, GuardKind};
+use crate::config::{Config, EXIT_USAGE, GuardKind, TlsOptions};
 use crate::link::{
     ChildEnd, Lent, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX, receive_parked,
     send_parked,
 };
 use crate::server::Server;
-use crate::server::config::{Engine, Listener, ServerConfig, ShutdownHook};
+use crate::server::config::{Engine, Listener, ServerConfig, ShutdownHook, TlsShown};
 use crate::server::handover::Parked;
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
@@ -463,6 +464,18 @@ fn store_config(config: &Config) -> Result<StoreConfig> {
     })
 }
 
+fn tls_shown(options: &TlsOptions) -> TlsShown {
+    let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    TlsShown {
+        enabled: options.enabled,
+        chain: shown(&options.chain),
+        key: shown(&options.key),
+        ca: shown(&options.ca),
+        verify: options.verify,
+        terms: options.terms.clone(),
+    }
+}
+
 fn server_config(
     config: &Config,
     engine: Engine,
@@ -496,6 +509,7 @@ fn server_config(
         },
         credentials: Arc::default(),
         tls: None,
+        tls_shown: tls_shown(&config.tls),
         verbosity: u32::from(config.verbosity),
         udp_writes: config.udp_writes,
         tcp_port: config.port_number().unwrap_or(0),

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+use crate::server::config::TlsShown;
 use crate::server::login::Login;
 use crate::server::shared::Shared;
 use crate::server::statistics::Sink;
+use crate::server::tls::Verify;
 use crate::server::tuning::{TEMPORARY_TTL_S, Tuning};
 use std::sync::atomic::Ordering;
 
@@ -96,9 +98,30 @@ fn buffers(shared: &Shared, tuning: &Tuning, sink: &mut Sink<'_>) {
     sink("track_sizes", &yes_no(tuning.track_sizes));
     sink("inline_ascii_response", &"no");
     sink("drop_privileges", &yes_no(tuning.drop_privileges));
+    tls(&shared.config.tls_shown, sink);
     sink("num_napi_ids", &tuning.napi_ids);
     sink("memory_file", &shared.config.memory_file.as_deref().unwrap_or("(null)"));
     sink("client_flags_size", &size_of::<u32>());
+}
+
+fn tls(tls: &TlsShown, sink: &mut Sink<'_>) {
+    sink("ssl_enabled", &yes_no(tls.enabled));
+    sink("ssl_chain_cert", &tls.chain.as_deref().unwrap_or("(null)"));
+    sink("ssl_key", &tls.key.as_deref().unwrap_or("(null)"));
+    // OpenSSL's bits, which memcached shows: asked for, and not served without one.
+    let verify = match tls.verify {
+        Verify::None => 0,
+        Verify::Request => 1,
+        Verify::Require => 3,
+    };
+    sink("ssl_verify_mode", &verify);
+    sink("ssl_keyformat", &if tls.terms.key_der { 2 } else { 1 });
+    sink("ssl_ciphers", &"NULL");
+    sink("ssl_ca_cert", &tls.ca.as_deref().unwrap_or("NULL"));
+    sink("ssl_wbuf_size", &tls.terms.wbuf_len);
+    sink("ssl_session_cache", &yes_no(tls.terms.session_cache));
+    sink("ssl_kernel_tls", &"no");
+    sink("ssl_min_version", &if tls.terms.tls13_only { "tlsv1.3" } else { "tlsv1.2" });
 }
 
 fn own(shared: &Shared, sink: &mut Sink<'_>) {
