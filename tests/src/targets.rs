@@ -158,6 +158,10 @@ pub fn connection(bytes: &[u8]) {
     if sent.split(|byte| *byte == b'\n').any(|line| line.len() >= LINE_LEN_MAX - 2) {
         return;
     }
+    // A dump is refused behind other commands of one write, as in memcached.
+    if sent.windows(4).any(|word| word == b"dump") {
+        return;
+    }
     assert_eq!(whole.1, closed, "closed");
     assert_eq!(without_versions(&whole.0), without_versions(&replies));
 }
