@@ -18,7 +18,7 @@ use crate::store::layout::{NO_PAGE, PageState, folded};
 use crate::store::reader::stamp_at;
 use crate::store::recover::Kept;
 use crate::store::sync::Ordering;
-use crate::store::words::{depth, is_pending, slot_item, slots_of};
+use crate::store::words::{LINE_LEN, depth, is_pending, slot_item, slots_of};
 use std::ops::Range;
 
 /// Relaxed throughout this module: nobody else has the store, or a start alone asks for the word.
@@ -79,7 +79,7 @@ impl Store {
         step("adopt: begun");
         let mut adopted = self.adopt_pages(pages)?;
         step("adopt: pages");
-        self.mend_split();
+        self.mend_moves();
         step("adopt: split mended");
         let (mut items, mut bytes) = (0, 0);
         for (class, counts) in (0..).zip(&estimate) {
@@ -182,18 +182,29 @@ impl Store {
         }
     }
 
-    /// Finishes what the process that ended may have been at in the bucket that was split last:
-    /// slots of items that have moved to the new bucket, or from an overflow line to the bucket.
-    fn mend_split(&self) {
+    /// Finishes what the process that ended may have been at: in the bucket that was split last,
+    /// and in the one within which slots were moved last.
+    fn mend_moves(&self) {
         let last = self.bucket_count() - 1;
-        if last == 0 {
-            return;
+        if last > 0 {
+            let bit = 1 << last.ilog2();
+            self.mend_bucket(self.bucket(last & !bit), bit);
         }
-        let bit = 1 << last.ilog2();
-        let parent = self.bucket(last & !bit);
-        let header = self.settle(parent);
+        let compacted = self.superblock().compacted.load(RELAXED);
+        let is_bucket = compacted.is_multiple_of(LINE_LEN)
+            && self.layout.is_in_page(compacted)
+            && self.page_state(self.layout.page_of(compacted)) == PageState::Index;
+        if is_bucket {
+            self.mend_bucket(compacted, 0);
+        }
+    }
+
+    /// Empties slots of items that have moved to another bucket, which have `bit` in their hash,
+    /// or from an overflow line to the bucket.
+    fn mend_bucket(&self, bucket: u64, bit: u64) {
+        let header = self.settle(bucket);
         let mut seen = Vec::new();
-        for slot in self.lines(parent, header).flat_map(slots_of) {
+        for slot in self.lines(bucket, header).flat_map(slots_of) {
             let word = self.word(slot).load(RELAXED);
             if is_pending(word) {
                 // No header names it, and nobody is left who would.
@@ -203,8 +214,8 @@ impl Store {
             if word == 0 {
                 continue;
             }
-            self.expel(parent, slot, bit);
-            self.heal(parent, slot, self.hash_of(slot_item(word)));
+            self.expel(bucket, slot, bit);
+            self.heal(bucket, slot, self.hash_of(slot_item(word)));
             let word = self.word(slot).load(RELAXED);
             if word != 0 && seen.contains(&word) {
                 self.word(slot).store(0, RELAXED);

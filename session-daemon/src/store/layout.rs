@@ -69,9 +69,12 @@ pub(super) struct Superblock {
     /// Line 2: number of buckets.
     pub(super) buckets: AtomicU64,
     reserved2: [AtomicU64; 7],
-    /// Line 3: taken while a bucket is split.
+    /// Line 3: taken while slots are moved: by the split of a bucket, or within one.
     pub(super) split_lock: AtomicU32,
-    reserved3: [AtomicU32; 15],
+    reserved3: [AtomicU32; 1],
+    /// Offset of the bucket within which slots were moved last, 0 for none.
+    pub(super) compacted: AtomicU64,
+    reserved4: [AtomicU32; 12],
     /// Line 4: the pool of free pages.
     pub(super) pool_lock: AtomicU32,
     /// First page of the pool's list, or [`NO_PAGE`].
@@ -80,7 +83,7 @@ pub(super) struct Superblock {
     pub(super) pool_len: AtomicU32,
     /// Pages below this were used before; those from it on are untouched zeros.
     pub(super) pool_fresh: AtomicU32,
-    reserved4: [AtomicU32; 12],
+    reserved5: [AtomicU32; 12],
     /// From line 5: the hash secret.
     pub(super) secret: [AtomicU64; 40],
     /// Line 10: sum of all words that do not change from the first start on.

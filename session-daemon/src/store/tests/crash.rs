@@ -26,7 +26,7 @@ const DIRECTORY: &str = "SESSION_TEST_CRASH_DIRECTORY";
 const ROUND: &str = "SESSION_TEST_CRASH_ROUND";
 const LIMIT: &str = "SESSION_TEST_CRASH_MEGABYTES";
 const WRITERS: u64 = 2;
-const KEYS: u64 = 3_000;
+const KEYS: u64 = 4_000;
 /// Limits of a store that holds all keys, with small pages so that its index grows soon, and of
 /// one that does not.
 const AMPLE: usize = 60;
@@ -34,7 +34,7 @@ const TIGHT: usize = 4;
 /// What a child does before it ends by itself, so that none outlives a failed test for long.
 const COMMANDS_MAX: u64 = 1_000_000;
 /// The same for a child that is to end at a step.
-const COMMANDS_TO_STEP: u64 = 6_000;
+const COMMANDS_TO_STEP: u64 = 8_000;
 /// A step that is not reached so often: the child ends by its number of commands, and closes.
 const NEVER: &str = "set: private:999999999";
 const BOOT: u128 = 99;
