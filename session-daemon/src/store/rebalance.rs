@@ -27,6 +27,9 @@ const LEAST_SAMPLES: usize = 2;
 /// A page is moved when the bytes of the class that asks are worth more by this ratio: much more
 /// at first, less when the class has asked so often in vain.
 const WORTH_RATIOS: [(u32, f32); 3] = [(32, 1.5), (8, 2.0), (0, 4.0)];
+/// A class that has less than this part of its usual hits gives up several pages at a time.
+const COLD: f32 = 0.8;
+const COLD_PAGES: u32 = 8;
 /// Chunks of draining pages that are looked at beside one store.
 const DRAIN_CHUNKS: u32 = 64;
 /// Slices that wait for a chunk to move an item to, before what is left of the page is evicted.
@@ -116,20 +119,32 @@ impl Worker {
         if self.shared().drains() {
             return;
         }
-        let Some(offer) = self.choose_page(Some(class), now) else { return };
         let asked = &self.shared().asked[class as usize];
         // Relaxed: a rate, not a count that must be exact.
         let times = asked.load(Ordering::Relaxed);
         let ratio = WORTH_RATIOS.iter().find(|(least, _)| times >= *least).map_or(4.0, |r| r.1);
-        if offer.margin * ratio >= self.shared().margin(class) * self.shared().heat.of(class) {
-            asked.store(times.saturating_add(1), Ordering::Relaxed);
-            return;
+        for taken in 0..COLD_PAGES {
+            let Some(offer) = self.choose_page(Some(class), now) else { return };
+            let is_cheap =
+                offer.margin * ratio < self.shared().margin(class) * self.shared().heat.of(class);
+            if taken == 0 {
+                asked.store(if is_cheap { 0 } else { times.saturating_add(1) }, Ordering::Relaxed);
+            } else if !self.is_cold(&offer) {
+                return;
+            }
+            if !is_cheap {
+                return;
+            }
+            // A large item goes as a whole, and its pages with it: none of them moves to the class.
+            if self.give_up_page(&offer, now) && offer.state != PageState::Extent {
+                self.count(class, Count::PagesMoved, 1);
+            }
         }
-        asked.store(0, Ordering::Relaxed);
-        // A large item goes as a whole, and its pages with it: none of them moves to the class.
-        if self.give_up_page(&offer, now) && offer.state != PageState::Extent {
-            self.count(class, Count::PagesMoved, 1);
-        }
+    }
+
+    /// Whether a page is of a class that is used much less than it was.
+    fn is_cold(&self, offer: &Offer) -> bool {
+        matches!(offer.state, PageState::Slab(class) if self.shared().heat.of(class) < COLD)
     }
 
     /// Empties the page that is worth least, of any class, at once. True if anything was removed.
