@@ -11,10 +11,11 @@ use crate::store::Store;
 use crate::store::backing::Identity;
 use crate::store::buckets::Buckets;
 use crate::store::check::{Adopted, Check};
+use crate::store::chunks::Kind;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::failpoint::step;
-use crate::store::layout::{NO_PAGE, PageState, folded};
+use crate::store::layout::{PageState, folded};
 use crate::store::reader::stamp_at;
 use crate::store::recover::Kept;
 use crate::store::sync::Ordering;
@@ -91,7 +92,8 @@ impl Store {
         let stamp = self.superblock().noted_stamp.load(RELAXED).max(stamp_at(now.boottime_ns));
         self.go_on(items, stamp, now);
         let lines_per_page = self.chunks_per_page(LINE_CLASS);
-        self.check = Some(Check::new(adopted, self.bucket_count(), lines_per_page));
+        self.check =
+            Some(Check::new(adopted, self.layout.pages, self.bucket_count(), lines_per_page));
         step("adopt: done");
         Some(Kept { items, bytes, in_place: true, ..Kept::default() })
     }
@@ -139,11 +141,7 @@ impl Store {
     /// Puts every page into the lists that it belongs to, and says what is to be checked.
     fn adopt_pages(&self, pages: u32) -> Option<Adopted> {
         let superblock = self.superblock();
-        for lock in [&superblock.split_lock, &superblock.pool_lock] {
-            lock.store(0, RELAXED);
-        }
-        superblock.pool_head.store(NO_PAGE, RELAXED);
-        superblock.pool_len.store(0, RELAXED);
+        superblock.split_lock.store(0, RELAXED);
         self.format_classes();
         self.clear_tables(pages..self.layout.pages);
         let mut adopted = Adopted::default();
@@ -151,13 +149,13 @@ impl Store {
             (0..u64::from(self.layout.pages)).map_while(|idx| self.directory_page(idx)).collect();
         index.sort_unstable();
         // What was never taken is zeros, and in no list.
-        let used = superblock.pool_fresh.load(RELAXED).min(self.layout.pages);
+        let used = superblock.pool.fresh().min(self.layout.pages);
+        superblock.pool.format(used, used);
         for page in (0..used).rev() {
             match self.page_state(page) {
                 PageState::Slab(class) | PageState::Draining(class)
                     if class < self.classes.count()
-                        && self.page_meta(page).carved.load(RELAXED)
-                            <= self.chunks_per_page(class) =>
+                        && self.page_carved(page) <= self.chunks_per_page(class) =>
                 {
                     self.class_adopt_unchecked(class, page);
                     let of =
@@ -177,7 +175,7 @@ impl Store {
     /// entries of pages that nobody knows yet.
     pub(super) fn clear_tables(&self, pages: Range<u32>) {
         for page in pages {
-            self.set_page_state(page, PageState::Free);
+            self.set_page_kind(page, Kind::Free);
             self.region.half(self.layout.directory(u64::from(page))).store(0, RELAXED);
         }
     }

@@ -78,7 +78,7 @@ impl Worker {
     fn evict_and_grow(&mut self, class: u32, now: Now) -> u32 {
         self.learn_if_due(now);
         if self.spares_most_of(class) {
-            let is_coming = self.is_waiting() || !self.shared().draining.lock().is_empty();
+            let is_coming = self.is_waiting() || self.shared().pages_draining() > 0;
             return u32::from(!is_coming && self.take_page_from_others(now));
         }
         self.know_margin(class, now);

@@ -13,8 +13,8 @@ use crate::store::words::{
 };
 use std::ops::Range;
 
-/// Items for each bucket on average.
-pub(super) const ITEMS_PER_BUCKET: u64 = 8;
+/// Items for each bucket on average; few where a scheduler has to see buckets split soon.
+pub(super) const ITEMS_PER_BUCKET: u64 = if cfg!(session_schedule) { 1 } else { 8 };
 /// Cache lines of an item that are brought near: header, key and a value of some 100 bytes.
 const ITEM_LINES: usize = 3;
 
