@@ -12,6 +12,7 @@ mod package;
 mod packages;
 mod ramdisk;
 mod run;
+mod sanitizer;
 mod shell;
 mod supervise;
 mod tally;

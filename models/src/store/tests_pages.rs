@@ -1,5 +1,6 @@
 //! Models of who has which memory: chunks of a page, magazines, pages of the pool, pins. A table of
 //! owners stands beside them: who is given something that another has is found at once.
+#![forbid(unsafe_code)]
 
 use crate::store::chunks::{Kind, PageWord};
 use crate::store::epoch::{Epochs, Retired};

@@ -30,7 +30,7 @@ const LINES_PER_WORD: u32 = 64;
 
 /// Values of a page's `unchecked`: it is known which chunks are free; it is not; somebody looks;
 /// somebody leaves a chunk to who will look. Nobody waits for the last two.
-const CHECKED: u32 = 0;
+pub(super) const CHECKED: u32 = 0;
 const UNCHECKED: u32 = 1;
 const CHECKING: u32 = 2;
 const LEAVING: u32 = 3;
@@ -193,7 +193,7 @@ impl Store {
     /// Whether a page has not been checked, so that nobody may take or keep its chunks.
     pub(super) fn is_unchecked(&self, page: u32) -> bool {
         // Without a check under way all are checked, and no page has to be asked.
-        // Acquire: who sees it checked sees its lists; pairs with the Release in `list_checked`.
+        // Acquire: who sees it checked sees its lists; pairs with the Release in `class_list_page`.
         self.is_checking() && self.page_meta(page).unchecked.load(Ordering::Acquire) != 0
     }
 
@@ -240,8 +240,6 @@ impl Store {
             }
         }
         self.class_list_page(class, page, head, free);
-        // Release: the lists are complete; pairs with the Acquire in `is_unchecked`.
-        self.page_meta(page).unchecked.store(CHECKED, Ordering::Release);
     }
 
     /// Tells the pieces of an item that counts whose they are. False if they are not its value.
@@ -335,8 +333,6 @@ impl Store {
             }
         }
         self.class_list_page(LINE_CLASS, page, head, free);
-        // Release: as in `list_checked`.
-        self.page_meta(page).unchecked.store(CHECKED, Ordering::Release);
     }
 }
 

@@ -243,7 +243,7 @@ impl PageWord {
 
 #[cfg(all(test, not(session_model)))]
 mod tests {
-    use super::*;
+    use super::{AtomicU64, Kind, PageWord, View};
 
     struct Page {
         word: PageWord,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::store::Store;
+use crate::store::check::CHECKED;
 use crate::store::chunks::{Kind, View};
 use crate::store::classes::LINE_CLASS;
 use crate::store::failpoint::step;
@@ -215,7 +216,8 @@ impl Store {
         self.class_meta(class).pages.fetch_add(1, relaxed);
     }
 
-    /// Gives a page that was not checked its list of free chunks. Nobody takes or gives one.
+    /// Gives a page that was not checked its list of free chunks, which makes it a checked one.
+    /// Nobody takes or gives one until then.
     pub(super) fn class_list_page(&self, class: u32, page: u32, head: u32, free: u32) {
         let word = &self.page_meta(page).word;
         word.list(head, free);
@@ -224,6 +226,9 @@ impl Store {
         self.class_meta(class).free.fetch_add(room, Ordering::Relaxed);
         let lists = &self.lists.classes[class as usize];
         lists.unchecked.remove(page);
+        // Release: the lists are complete; pairs with the Acquire in `is_unchecked`. Before the page
+        // is found: who finds one that may not be taken from yet looks for it again.
+        self.page_meta(page).unchecked.store(CHECKED, Ordering::Release);
         if room > 0 {
             lists.partial.insert(page);
         }

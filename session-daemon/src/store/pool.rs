@@ -138,7 +138,7 @@ impl Pool {
 
 #[cfg(all(test, not(session_model)))]
 mod tests {
-    use super::*;
+    use super::{AtomicU32, NO_PAGE, Pool, TakenPage};
 
     #[test]
     fn the_limit_is_exact_and_pages_come_again() {

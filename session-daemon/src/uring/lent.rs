@@ -16,6 +16,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// beyond are told to ask again. A power of two, as the kernel wants it.
 pub(super) const BUFFERS_MAX: u16 = 256;
 
+/// Buffers that are lent at first. The kernel takes them in turn, so all that are lent are touched
+/// sooner or later, however few clients there are.
+const BUFFERS_FIRST: u16 = 16;
+
 /// Bytes of a buffer: what most requests fit, those that store 10 KB too. More than that is read
 /// where it is wanted, by whoever gets a full one. Memory is taken as far as requests have reached.
 pub(super) const BUFFER_LEN: usize = 16 << 10;
@@ -43,19 +47,28 @@ pub(super) struct Lent {
     /// All buffers, one behind the other: memory that is not touched before requests reach it.
     memory: Vec<u8>,
     lent: Box<[bool]>,
+    /// Buffers from this one on have never been lent.
+    untouched: u16,
     tail: u16,
 }
 
 impl Lent {
-    /// Allocates the buffers and lends them all.
+    /// Allocates the buffers and lends some.
     pub(super) fn new() -> Self {
         let page = NonNull::from(Box::leak(Box::new(Page([0; PAGE_LEN]))));
         let entries = page.cast();
         let memory = vec![0; usize::from(BUFFERS_MAX) * BUFFER_LEN];
         let lent = vec![false; usize::from(BUFFERS_MAX)].into();
-        let mut all = Self { page, entries, memory, lent, tail: 0 };
-        (0..BUFFERS_MAX).for_each(|id| all.offer(id));
+        let mut all = Self { page, entries, memory, lent, untouched: BUFFERS_FIRST, tail: 0 };
+        (0..BUFFERS_FIRST).for_each(|id| all.offer(id));
         all
+    }
+
+    /// Lends as many more as were lent by now, if there are any.
+    pub(super) fn lend_more(&mut self) {
+        let first = self.untouched;
+        self.untouched = first.saturating_mul(2).min(BUFFERS_MAX);
+        (first..self.untouched).for_each(|id| self.offer(id));
     }
 
     /// Tells a ring of the buffers.

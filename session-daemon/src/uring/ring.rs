@@ -393,6 +393,7 @@ impl<U: User> Ring<U> {
             (Err(_), _) => match Errno::from_raw_os_error(-result) {
                 // All buffers are out, and back before the connection has its turn.
                 Errno::NOBUFS => {
+                    self.lent.lend_more();
                     line.more = true;
                     Received::Idle
                 }
