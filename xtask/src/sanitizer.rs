@@ -27,7 +27,8 @@ const LEFT_OUT: &[&str] =
     &["crash::", "attach::", "resume::", "model::", "hash::", "classes::", "tests::eviction::"];
 /// What a standard library that is not instrumented does between threads: it orders the drop of an
 /// `Arc`'s value by a fence, which the sanitizer does not know, and hands results from thread to thread.
-const SUPPRESSIONS: &str = "race:alloc::sync::Arc\nrace:std::thread\nrace:core::ptr::drop_in_place\n";
+const SUPPRESSIONS: &str =
+    "race:alloc::sync::Arc\nrace:std::thread\nrace:core::ptr::drop_in_place\n";
 
 /// A compiler that can instrument, and the sanitizer's runtime.
 struct Toolchain {
@@ -40,7 +41,9 @@ struct Toolchain {
 pub(crate) fn run(sanitizer: Sanitizer) -> Result<ExitCode> {
     let Sanitizer::Thread = sanitizer;
     let Some(toolchain) = find() else {
-        println!("skipped: ThreadSanitizer: no toolchain here has its runtime (librustc-*_rt.tsan.a)");
+        println!(
+            "skipped: ThreadSanitizer: no toolchain here has its runtime (librustc-*_rt.tsan.a)"
+        );
         return Ok(ExitCode::SUCCESS);
     };
     let library = if toolchain.builds_std { "instrumented" } else { "as it comes" };
@@ -64,7 +67,8 @@ impl Toolchain {
         if self.builds_std {
             flags += &format!(
                 " -Zexternal-clangrt -Clink-arg=-Wl,--whole-archive -Clink-arg={runtime} \
-                 -Clink-arg=-Wl,--no-whole-archive -Clink-arg=-Wl,--export-dynamic"
+                 -Clink-arg=-Wl,--no-whole-archive -Clink-arg=-Wl,--export-dynamic \
+                 -Clink-arg=-lm -Clink-arg=-lc"
             );
         }
         let mut command = shell::cargo();
