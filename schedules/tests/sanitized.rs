@@ -1,6 +1,7 @@
 //! The store's own tests with its plain atomics, without the rest of the daemon: what a sanitizer
-//! instruments in a minute. `cargo xtask test --sanitizer thread` runs them; elsewhere this is empty,
-//! because `session-daemon` has them.
+//! instruments in a minute.
+//! `SESSION_PLAIN_ATOMICS=1 cargo test -p session-schedules --test sanitized` runs them; elsewhere
+//! this is empty, because `session-daemon` has them.
 #![cfg(not(session_schedule))]
 #![allow(
     unreachable_pub,

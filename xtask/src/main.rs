@@ -12,7 +12,6 @@ mod package;
 mod packages;
 mod ramdisk;
 mod run;
-mod sanitizer;
 mod shell;
 mod supervise;
 mod tally;

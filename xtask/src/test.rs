@@ -15,7 +15,6 @@ use session_tests::{binaries, leftovers, skip};
 
 use crate::kernels;
 use crate::packages;
-use crate::sanitizer::{self, Sanitizer};
 use crate::shell;
 use crate::tally::Tally;
 
@@ -61,9 +60,6 @@ pub(crate) struct Options {
     /// Run the guard's on Debian's kernels instead, in emulated machines, or on those of a version
     #[arg(long, value_name = "VERSION", num_args = 0..=1, default_missing_value = "")]
     kernels: Option<String>,
-    /// Run the store's under a sanitizer instead
-    #[arg(long)]
-    sanitizer: Option<Sanitizer>,
 }
 
 /// One test executable that cargo built.
@@ -81,9 +77,6 @@ struct Program {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(version) = &options.kernels {
         return kernels::run(version);
-    }
-    if let Some(sanitizer) = options.sanitizer {
-        return sanitizer::run(sanitizer);
     }
     let total = total(options);
     println!("{total}");
