@@ -41,7 +41,6 @@ const TOP_LEVEL: &[&str] = &[
     "packaging",
     "rust-toolchain.toml",
     "rustfmt.toml",
-    "schedules",
     "session-common",
     "session-daemon",
     "session-ebpf",

@@ -4,7 +4,6 @@ mod admin;
 mod attach;
 mod crash;
 mod eviction;
-pub(crate) mod history;
 mod linear;
 mod model;
 mod pressure;
