@@ -49,8 +49,10 @@ impl Worker {
             match self.vivify(hash, key, terms, now)? {
                 None => {}
                 Some(offset) => {
-                    let (state, times) =
-                        (self.shared().item_state(offset), self.shared().item_times(offset));
+                    let state = self.shared().item_state(offset);
+                    // As it was made: others may have touched or ended it since.
+                    let lifetime = terms.vivify.unwrap_or(Lifetime::Never);
+                    let times = Times::new(lifetime, tick(now)).with_win(true);
                     let item = Item { worker: self, offset, state, times };
                     if !terms.unmarked {
                         self.mark_access(&item, now);
