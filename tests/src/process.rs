@@ -118,3 +118,13 @@ fn raw_pid(child: &Child) -> rustix::process::Pid {
     let raw = i32::try_from(child.id()).expect("pids are positive i32");
     rustix::process::Pid::from_raw(raw).expect("a child's pid is not 0")
 }
+
+/// The children of a process by its only thread, or by its first; none when it has ended.
+///
+/// # Panics
+/// When the kernel names something else than processes.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|child| child.parse().expect("a process id")).collect()
+}

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -10,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::binaries;
-use crate::client::Client;
+use crate::client::{Client, REPLY_TIMEOUT};
 use crate::memcached::free_port;
 use crate::netns::Namespace;
-use crate::process::Process;
+use crate::process::{Process, children};
 use crate::scratch::Scratch;
 
 /// memcached's port, which tests use inside their namespaces.
@@ -175,6 +175,26 @@ impl Sessiond<'_> {
     #[must_use]
     pub fn client(&self) -> Client {
         self.client_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// A bare connection over the loopback of this host, for what no client would say.
+    ///
+    /// # Errors
+    /// The daemon does not accept.
+    pub fn stream(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.setup.port))?;
+        stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+        Ok(stream)
+    }
+
+    /// The process that serves: the one child of the one that signals are for.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn serving(&self) -> Result<u32> {
+        let children = children(self.process.pid());
+        ensure!(children.len() == 1, "one child serves, not {children:?}");
+        Ok(children[0])
     }
 
     /// A connection from the daemon's own host to one of its addresses.

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use session_tests::process::Process;
+use session_tests::process::{Process, children};
 use session_tests::scratch::Scratch;
 use session_tests::{binaries, leftovers, php, require_root, skip, wait};
 
@@ -89,8 +89,8 @@ fn start(scratch: &Scratch) -> Process {
 
 /// The process that makes the hosts: what it makes carries its number.
 fn inner_pid(demo: &mut Process) -> u32 {
-    let children = format!("/proc/{0}/task/{0}/children", demo.pid());
-    demo.until("the inner process", || fs::read_to_string(&children).ok()?.trim().parse().ok())
+    let outer = demo.pid();
+    demo.until("the inner process", || children(outer).first().copied())
 }
 
 fn assert_nothing_is_left(inner: u32) {

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_tests::client::Client;
 use session_tests::process::Process;
-use session_tests::sessiond::{PORT, Sessiond, Setup};
+use session_tests::sessiond::{PORT, Setup};
 use session_tests::topology::Topology;
 use session_tests::wait::{self, EndOnDrop};
 use session_tests::{leftovers, require_root, skip};
@@ -89,7 +89,7 @@ fn a_control_group_below_m_is_refused_and_above_it_is_never_outgrown() {
 fn what_came_while_it_was_stopped_is_answered() {
     let setup = Setup::loopback().unwrap();
     let daemon = setup.start(None).unwrap();
-    let child = child_of(&daemon);
+    let child = Pid::from_raw(daemon.serving().unwrap().cast_signed());
     kill(child, Signal::SIGSTOP).unwrap();
     daemon.process.signal(Signal::SIGSTOP);
     let mut queued: Vec<Client> = (0..50)
@@ -202,10 +202,4 @@ fn a_place_that_cannot_be_written_ends_the_start_and_is_named() {
     }
     // None of them left a daemon, a lock or a port behind.
     assert!(setup.start(None).unwrap().client().command("version").unwrap().starts_with("VER"));
-}
-
-fn child_of(daemon: &Sessiond<'_>) -> Pid {
-    let pid = daemon.process.pid();
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    Pid::from_raw(text.trim().parse().unwrap())
 }

@@ -13,8 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_tests::client::{Client, REFUSAL_TIMEOUT};
 use session_tests::memcached::free_port;
+use session_tests::process::{Process, children};
 use session_tests::require_root;
-use session_tests::sessiond::{PORT, Sessiond, Setup};
+use session_tests::sessiond::{PORT, Setup};
 use session_tests::topology::Topology;
 use session_tests::wait;
 
@@ -34,14 +35,6 @@ fn status(pid: u32) -> HashMap<String, String> {
 
 fn capabilities(pid: u32, set: &str) -> u64 {
     u64::from_str_radix(&status(pid)[set], 16).unwrap()
-}
-
-fn child_of(daemon: &Sessiond<'_>) -> u32 {
-    let pid = daemon.process.pid();
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let children: Vec<u32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-    assert_eq!(children.len(), 1, "{children:?}");
-    children[0]
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -72,7 +65,7 @@ fn the_child_inherits_no_descriptor_of_whoever_started_the_daemon() {
             .any(|target| target == secret.path())
     };
     assert!(open_in(daemon.process.pid()), "the daemon itself was handed the file");
-    assert!(!open_in(child_of(&daemon)), "its serving process was handed it too");
+    assert!(!open_in(daemon.serving().unwrap()), "its serving process was handed it too");
 }
 
 #[test]
@@ -81,7 +74,7 @@ fn the_child_serves_as_nobody_with_nothing_and_the_parent_keeps_two_capabilities
     let topology = Topology::new(0).unwrap();
     let setup = Setup::guarded().unwrap();
     let daemon = setup.start(Some(&topology.cache.namespace)).unwrap();
-    let (parent, child) = (daemon.process.pid(), child_of(&daemon));
+    let (parent, child) = (daemon.process.pid(), daemon.serving().unwrap());
 
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
     let of_child = status(child);
@@ -115,7 +108,7 @@ fn the_child_of_root_has_no_capability_either() {
     require_root!();
     let setup = Setup::loopback().unwrap().args(["-u", "root"]);
     let daemon = setup.start(None).unwrap();
-    let child = child_of(&daemon);
+    let child = daemon.serving().unwrap();
     assert!(status(child)["Uid"].starts_with("0\t"));
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(capabilities(child, set), 0, "{set}");
@@ -129,7 +122,7 @@ fn the_child_ends_with_a_killed_parent_within_a_second_and_the_port_is_free_for_
     let setup = Setup::loopback().unwrap();
     for _ in 0..3 {
         let mut daemon = setup.start(None).unwrap();
-        let child = child_of(&daemon);
+        let child = daemon.serving().unwrap();
         let mut client = daemon.client();
         daemon.process.kill();
         // The next start of the loop finds the port, though the child may still be ending.
@@ -146,7 +139,7 @@ fn the_parent_ends_with_a_killed_child_says_so_and_leaves_the_port_guarded() {
     let setup = Setup::guarded().unwrap().arg(allow);
     let mut daemon = setup.start(Some(&topology.cache.namespace)).unwrap();
     daemon.ctl(&["status"]).unwrap();
-    signal(child_of(&daemon), Signal::SIGKILL);
+    signal(daemon.serving().unwrap(), Signal::SIGKILL);
     let status = daemon.process.wait(Duration::from_secs(1)).expect("the parent ends as well");
     assert_eq!(status.code(), Some(1));
     let log = daemon.process.log();
@@ -170,7 +163,7 @@ fn sigterm_and_sigint_and_sigusr1_end_both_with_status_0() {
     ] {
         let setup = Setup::loopback().unwrap();
         let mut daemon = setup.start(None).unwrap();
-        let child = child_of(&daemon);
+        let child = daemon.serving().unwrap();
         let _idle = daemon.client();
         // What a terminal or a service manager sends to both is the parent's business alone.
         signal(child, name);
@@ -190,7 +183,7 @@ fn a_child_that_does_not_answer_is_ended_with_its_parent() {
     let setup = Setup::loopback().unwrap();
     let mut daemon = setup.start(None).unwrap();
     daemon.ctl(&["status"]).expect("the start is over");
-    let child = child_of(&daemon);
+    let child = daemon.serving().unwrap();
     signal(child, Signal::SIGSTOP);
     daemon.process.signal(Signal::SIGTERM);
     let status = daemon.process.wait(Duration::from_secs(15)).expect("it ends nevertheless");
@@ -199,7 +192,7 @@ fn a_child_that_does_not_answer_is_ended_with_its_parent() {
 
     let mut daemon = setup.start(None).unwrap();
     daemon.ctl(&["status"]).expect("the start is over");
-    let child = child_of(&daemon);
+    let child = daemon.serving().unwrap();
     signal(child, Signal::SIGSTOP);
     // Nobody asked for the end this time: the command fails, and then the daemon.
     assert!(daemon.ctl(&["allow", "198.18.0.1"]).is_err());
@@ -214,11 +207,10 @@ fn a_child_that_does_not_answer_is_ended_with_its_parent() {
 fn a_start_whose_child_hangs_can_be_ended() {
     let setup = Setup::loopback().unwrap();
     let mut process = setup.spawn(None).unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", process.pid());
     let command_line = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok();
     let parent = process.pid();
     let child = process.until("the child", || {
-        let child = fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()?;
+        let child = *children(parent).first()?;
         // Until its exec it is a copy of the parent, which waits for that exec.
         (command_line(child)? != command_line(parent)?).then_some(child)
     });
@@ -271,8 +263,7 @@ fn two_guarded_daemons_share_no_port_and_coexist_on_two() {
     command.args(["--guard=xdp", "-l", &topology.cache.v4.to_string(), "--bpffs"]);
     command.arg(first.bpffs());
     let log = other.scratch().join("log");
-    let mut process =
-        session_tests::process::Process::start(&mut command, Some(namespace), &log).unwrap();
+    let mut process = Process::start(&mut command, Some(namespace), &log).unwrap();
     let connect = |port| {
         let cache = topology.cache.v4.into();
         move || Client::connect_within(cache, port, REFUSAL_TIMEOUT)
@@ -327,7 +318,7 @@ fn the_service_manager_is_told_when_it_serves_and_when_it_stops() {
     let mut command = setup.command();
     command.env("NOTIFY_SOCKET", &path);
     let log = setup.scratch().join("log");
-    let process = session_tests::process::Process::start(&mut command, None, &log).unwrap();
+    let process = Process::start(&mut command, None, &log).unwrap();
     let mut buffer = [0; 64];
     let mut told = || {
         let len = manager.recv(&mut buffer).unwrap();
@@ -350,7 +341,7 @@ fn a_developer_needs_no_root_on_the_loopback() {
     command.arg(readable_copy(&setup)).args(["-l", "127.0.0.1", "-p", &port.to_string()]);
     command.env_remove("XDG_RUNTIME_DIR").env_remove("HOME").env_remove("XDG_STATE_HOME");
     let log = setup.scratch().join("log");
-    let mut process = session_tests::process::Process::start(&mut command, None, &log).unwrap();
+    let mut process = Process::start(&mut command, None, &log).unwrap();
     let mut client = process
         .until("a server without root", || Client::connect(Ipv4Addr::LOCALHOST.into(), port).ok());
     assert_eq!(client.set("key", b"value").unwrap(), "STORED");

@@ -45,15 +45,9 @@ fn check(client: &mut Client) {
     }
 }
 
-fn child_of(daemon: &Sessiond<'_>) -> i32 {
-    let pid = daemon.process.pid();
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    text.trim().parse().unwrap()
-}
-
 /// Ends the daemon in one of the ways that it can end.
 fn end(mut daemon: Sessiond<'_>, how: &str) {
-    let child = child_of(&daemon);
+    let child = daemon.serving().unwrap().cast_signed();
     match how {
         "SIGTERM" => daemon.process.signal(Signal::SIGTERM),
         "SIGUSR1" => daemon.process.signal(Signal::SIGUSR1),

@@ -15,18 +15,12 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_tests::client::{Client, REFUSAL_TIMEOUT};
-use session_tests::process::Process;
+use session_tests::process::{Process, children};
 use session_tests::sessiond::{PORT, Sessiond, Setup};
 use session_tests::topology::Topology;
 use session_tests::{binaries, require_root, wait};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-fn children(pid: u32) -> Vec<i32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
 
 /// What clients found while the daemon was upgraded.
 #[derive(Default)]
@@ -326,7 +320,7 @@ fn kill_within_upgrade(setup: &Setup, topology: &Topology, victim: Victim, after
         // What it says depends on the moment.
         scope.spawn(|| drop(setup.ctl_output(&["upgrade"])));
         let target = match victim {
-            Victim::Parent => Some(i32::try_from(parent).unwrap()),
+            Victim::Parent => Some(parent),
             Victim::OldChild => Some(old),
             Victim::NewChild => wait::within(Duration::from_secs(3), || {
                 children(parent).into_iter().find(|pid| *pid != old && is_child(*pid))
@@ -335,12 +329,12 @@ fn kill_within_upgrade(setup: &Setup, topology: &Topology, victim: Victim, after
         std::thread::sleep(after);
         let target = target.filter(|pid| victim_is_there(*pid, parent))?;
         // It may end in this moment.
-        let _ = kill(Pid::from_raw(target), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(target.cast_signed()), Signal::SIGKILL);
         wait::until("the victim's end", || is_gone(target).then_some(()));
         Some(target)
     });
     // A killed parent's child serves on for a moment.
-    let parent_ended = killed == i32::try_from(parent).ok();
+    let parent_ended = killed == Some(parent);
     let served = || {
         let read = || Client::connect_within(LOCAL, PORT, REFUSAL_TIMEOUT)?.get("key:1");
         topology.cache.run(read)
@@ -366,21 +360,21 @@ fn kill_within_upgrade(setup: &Setup, topology: &Topology, victim: Victim, after
 }
 
 /// Whether the pid is that of a serving process, and not of a rehearsal.
-fn is_child(pid: i32) -> bool {
+fn is_child(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|line| line.windows(19).any(|part| part == b"--serve-from-parent"))
 }
 
 /// Whether the process has ended, waited for or not.
-fn is_gone(pid: i32) -> bool {
+fn is_gone(pid: u32) -> bool {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = text.rsplit(") ").next().unwrap_or_default();
     state.is_empty() || state.starts_with('Z')
 }
 
 /// Pids are used again: only the daemon itself and its children are killed.
-fn victim_is_there(pid: i32, parent: u32) -> bool {
-    pid.unsigned_abs() == parent || children(parent).contains(&pid)
+fn victim_is_there(pid: u32, parent: u32) -> bool {
+    pid == parent || children(parent).contains(&pid)
 }
 
 #[test]

@@ -5,32 +5,18 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use session_tests::client::{Client, REPLY_TIMEOUT};
+use session_tests::client::Client;
 use session_tests::frame;
 use session_tests::sessiond::{Sessiond, Setup};
 
-fn connect(daemon: &Sessiond<'_>) -> Result<TcpStream> {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, daemon.setup.port()))?;
-    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-    Ok(stream)
-}
-
-/// The process that serves.
-fn serving(daemon: &Sessiond<'_>) -> Result<i32> {
-    let pid = daemon.process.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    children.trim().parse().context("one child")
-}
-
 /// Sends something, says that nothing follows, and reads what comes until the server closes.
 fn say(daemon: &Sessiond<'_>, bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = connect(daemon)?;
+    let mut stream = daemon.stream()?;
     let mut reader = stream.try_clone()?;
     let replies = thread::spawn(move || {
         let mut replies = Vec::new();
@@ -56,7 +42,7 @@ fn canary(client: &mut Client, round: usize) -> Result<()> {
 fn what_ended_other_servers_is_answered_or_closed_over() -> Result<()> {
     let setup = Setup::loopback()?.args(["-t", "2"]);
     let daemon = setup.start(None)?;
-    let pid = serving(&daemon)?;
+    let pid = daemon.serving()?;
     let mut client = daemon.client();
     let mut watcher = daemon.client();
     ensure!(watcher.command("watch fetchers mutations evictions deletions")? == "OK", "watch");
@@ -102,7 +88,7 @@ fn what_ended_other_servers_is_answered_or_closed_over() -> Result<()> {
     canary(&mut client, 100)?;
     drop((deaf, watcher));
     canary(&mut client, 101)?;
-    ensure!(serving(&daemon)? == pid, "another process serves by now");
+    ensure!(daemon.serving()? == pid, "another process serves by now");
     Ok(())
 }
 
@@ -114,7 +100,7 @@ fn what_comes_before_a_login_ends_nothing() -> Result<()> {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
     let setup = setup.arg("-Y").arg(file);
     let daemon = setup.start(None)?;
-    let pid = serving(&daemon)?;
+    let pid = daemon.serving()?;
     let log_in = "set a 0 0 9\r\nuser pass\r\n";
     for form in [
         "set foo 0 0 2147483646\r\nuser pass\r\n".to_owned(),
@@ -134,7 +120,7 @@ fn what_comes_before_a_login_ends_nothing() -> Result<()> {
         ensure!(client.line()? == "STORED", "no login after {shown:?}");
         canary(&mut client, 0).with_context(|| format!("after {shown:?}"))?;
     }
-    ensure!(serving(&daemon)? == pid, "another process serves by now");
+    ensure!(daemon.serving()? == pid, "another process serves by now");
     Ok(())
 }
 
@@ -144,18 +130,18 @@ fn without_addresses_for_more_memory_everybody_is_served_or_told() -> Result<()>
     let user: &[&str] = if session_tests::skip::is_root() { &["-u", "root"] } else { &[] };
     let setup = Setup::loopback()?.args(user).args(["-t", "2"]);
     let daemon = setup.start(None)?;
-    let pid = serving(&daemon)?;
+    let pid = daemon.serving()?;
     let mut client = daemon.client();
     let large = vec![b'v'; 100_000];
     ensure!(client.set("large", &large)? == "STORED", "large");
     let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
     let pages: u64 = statm.split(' ').next().context("statm")?.parse()?;
     let limit = Rlimit { current: Some(pages * 4096 + (40 << 20)), maximum: None };
-    prlimit(Pid::from_raw(pid), Resource::As, limit)?;
+    prlimit(Pid::from_raw(pid.cast_signed()), Resource::As, limit)?;
     // Two hundred clients leave answers of 10 MB each, half a value and an endless list of keys.
     let mut others = Vec::new();
     for idx in 0..200 {
-        let mut other = connect(&daemon)?;
+        let mut other = daemon.stream()?;
         let said = match idx % 3 {
             0 => "get large\r\n".repeat(100),
             1 => format!("set half:{idx} 0 0 1000000\r\n{}", "x".repeat(50_000)),
@@ -170,6 +156,6 @@ fn without_addresses_for_more_memory_everybody_is_served_or_told() -> Result<()>
     ensure!(client.get("large")? == Some(large), "large");
     drop(others);
     canary(&mut client, 0)?;
-    ensure!(serving(&daemon)? == pid, "another process serves by now");
+    ensure!(daemon.serving()? == pid, "another process serves by now");
     Ok(())
 }

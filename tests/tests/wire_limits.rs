@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,35 +10,22 @@ use session_tests::client::Client;
 use session_tests::sessiond::{Sessiond, Setup};
 use session_tests::wait;
 
-/// The process that serves, a child of the one that signals are for.
-fn serving(client: &mut Client) -> Result<String> {
-    let pid = client.stats("")?["pid"].clone();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    Ok(children.trim().to_owned())
-}
-
 /// Bytes in memory of the process that serves.
-fn resident(client: &mut Client) -> Result<u64> {
-    let statm = fs::read_to_string(format!("/proc/{}/statm", serving(client)?))?;
+fn resident(daemon: &Sessiond<'_>) -> Result<u64> {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", daemon.serving()?))?;
     let pages: u64 = statm.split(' ').nth(1).context("statm")?.parse()?;
     Ok(pages * 4096)
-}
-
-fn connect(daemon: &Sessiond<'_>) -> Result<TcpStream> {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, daemon.setup.port()))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    Ok(stream)
 }
 
 #[test]
 fn an_endless_line_is_closed_in_bounded_memory() -> Result<()> {
     let setup = Setup::loopback()?;
     let daemon = setup.start(None)?;
-    let mut observer = daemon.client();
-    let before = resident(&mut observer)?;
+    daemon.client().command("version")?;
+    let before = resident(&daemon)?;
     let keys = format!("{} ", "k".repeat(249));
     for (start, filler) in [("get ", "k"), ("gets ", &keys), ("set ", "k"), ("", " ")] {
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         stream.write_all(start.as_bytes())?;
         let block = filler.repeat((1 << 20) / filler.len());
         let mut sent = 0;
@@ -48,7 +34,7 @@ fn an_endless_line_is_closed_in_bounded_memory() -> Result<()> {
         }
         ensure!(sent < 64 << 20, "{sent} bytes of {:?} were taken", &filler[..1]);
     }
-    let grown = resident(&mut observer)?.saturating_sub(before);
+    let grown = resident(&daemon)?.saturating_sub(before);
     ensure!(grown < 8 << 20, "grown by {grown} bytes");
     Ok(())
 }
@@ -71,10 +57,10 @@ fn half_sent_values_do_not_take_the_cache() -> Result<()> {
     let setup = Setup::loopback()?.args(["-m", "64"]);
     let daemon = setup.start(None)?;
     let mut other = daemon.client();
-    let before = resident(&mut other)?;
+    let before = resident(&daemon)?;
     let mut slow = Vec::new();
     for idx in 0..200 {
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         write!(stream, "set slow{idx} 0 0 1000000\r\n{}", "x".repeat(24))?;
         slow.push(stream);
     }
@@ -85,7 +71,7 @@ fn half_sent_values_do_not_take_the_cache() -> Result<()> {
     for idx in 0..20 {
         ensure!(other.get(&format!("big{idx}"))? == Some(value.clone()), "value {idx} is gone");
     }
-    let grown = resident(&mut other)?.saturating_sub(before);
+    let grown = resident(&daemon)?.saturating_sub(before);
     ensure!(grown < 50 << 20, "grown by {grown} bytes, of which 18 MB are values");
     // A slow client that goes on is still served.
     let stream = slow.first_mut().context("a slow client")?;
@@ -104,15 +90,15 @@ fn idle_connections_cost_less_than_a_page() -> Result<()> {
         let setup = Setup::loopback()?.args(["-c", "2048", "-t", "2"]);
         let setup = setup.arg(format!("--io={engine}"));
         let daemon = setup.start(None)?;
-        let mut observer = daemon.client();
-        let before = resident(&mut observer)?;
+        daemon.client().command("version")?;
+        let before = resident(&daemon)?;
         let mut idle = Vec::new();
         for _ in 0..COUNT {
             let mut client = daemon.client();
             client.command("version")?;
             idle.push(client);
         }
-        let each = resident(&mut observer)?.saturating_sub(before) / COUNT;
+        let each = resident(&daemon)?.saturating_sub(before) / COUNT;
         ensure!(each < 4096, "--io={engine}: {each} bytes each");
     }
     Ok(())
@@ -134,14 +120,14 @@ fn a_client_that_does_not_read_is_bounded() -> Result<()> {
     let mut observer = daemon.client();
     let value = vec![b'v'; 1_000_000];
     observer.set("large", &value)?;
-    let before = resident(&mut observer)?;
-    let mut stream = connect(&daemon)?;
+    let before = resident(&daemon)?;
+    let mut stream = daemon.stream()?;
     stream.write_all("get large\r\n".repeat(200).as_bytes())?;
     // Others are served meanwhile.
     for _ in 0..100 {
         ensure!(observer.get("none")?.is_none(), "a value came from nowhere");
     }
-    let grown = resident(&mut observer)?.saturating_sub(before);
+    let grown = resident(&daemon)?.saturating_sub(before);
     ensure!(grown < 8 << 20, "grown by {grown} bytes");
     let expected = [&b"VALUE large 0 1000000\r\n"[..], &value, b"\r\nEND\r\n"].concat();
     let mut reply = vec![0; expected.len()];
@@ -166,7 +152,7 @@ fn a_connection_too_many_is_told_so() -> Result<()> {
         }
         (open.len() == 10).then_some(())
     });
-    let mut refused = connect(&daemon)?;
+    let mut refused = daemon.stream()?;
     let mut text = String::new();
     refused.read_to_string(&mut text)?;
     ensure!(text == "ERROR Too many open connections\r\n", "{text:?}");
@@ -198,7 +184,7 @@ fn a_connection_too_many_waits_where_that_was_asked_for() -> Result<()> {
         (open.len() == 3).then_some(())
     });
     // The kernel accepts it; the daemon leaves it waiting, and says nothing.
-    let mut waiting = connect(&daemon)?;
+    let mut waiting = daemon.stream()?;
     waiting.write_all(b"version\r\n")?;
     waiting.set_read_timeout(Some(Duration::from_millis(500)))?;
     let mut reply = [0; 16];
@@ -225,7 +211,7 @@ fn whoever_is_closed_while_sending_is_told_why() -> Result<()> {
         let daemon = setup.start(None)?;
         let mut observer = daemon.client();
         for _ in 0..20 {
-            let mut stream = connect(&daemon)?;
+            let mut stream = daemon.stream()?;
             stream.write_all(line.as_bytes())?;
             stream.write_all(&value).context("the value is passed over")?;
             stream.write_all(b"\r\nget smuggled\r\n")?;
@@ -234,7 +220,7 @@ fn whoever_is_closed_while_sending_is_told_why() -> Result<()> {
             ensure!(replies == told, "{replies:?}");
         }
         // Who goes on for ever is not listened to for ever.
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         stream.write_all(line.as_bytes())?;
         let mut sent = 0;
         while sent < 64 << 20 && stream.write_all(&value).is_ok() {
@@ -249,7 +235,7 @@ fn whoever_is_closed_while_sending_is_told_why() -> Result<()> {
 }
 
 /// What the process that serves has used of the processors, in clock ticks.
-fn cpu_ticks(pid: &str) -> Result<u64> {
+fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = stat.rsplit_once(')').context("stat")?;
     let field = |idx: usize| fields.split_whitespace().nth(idx).context("stat");
@@ -265,9 +251,9 @@ fn without_descriptors_it_waits_for_some_and_serves_the_others() -> Result<()> {
     let mut client = daemon.client();
     // A worker answers before all have opened what they keep; sessionctl hears of it afterwards.
     wait::until("the end of the start", || daemon.ctl(&["status"]).ok());
-    let pid = serving(&mut client)?;
+    let pid = daemon.serving()?;
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
-    let process = rustix::process::Pid::from_raw(pid.parse()?).context("a pid")?;
+    let process = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a pid")?;
     let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let hard = files.and_then(|files| files.split_whitespace().nth(1)).context("limits")?;
@@ -275,17 +261,17 @@ fn without_descriptors_it_waits_for_some_and_serves_the_others() -> Result<()> {
     let limit = |number| rustix::process::Rlimit { current: Some(number), maximum: Some(hard) };
     let nofile = rustix::process::Resource::Nofile;
     let before = rustix::process::prlimit(Some(process), nofile, limit(descriptors + 5))?;
-    let mut others = (0..30).map(|_| connect(&daemon)).collect::<Result<Vec<_>>>()?;
+    let mut others = (0..30).map(|_| daemon.stream()).collect::<Result<Vec<_>>>()?;
     wait::until("an accept that failed", || {
         (client.stats("").ok()?["listen_disabled_num"].parse::<u64>().ok()? > 0).then_some(())
     });
     // Who is served stays so, and the failure is not asked for again and again.
-    let ticks = cpu_ticks(&pid)?;
+    let ticks = cpu_ticks(pid)?;
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(100));
         ensure!(client.get("none")?.is_none(), "a value came from nowhere");
     }
-    let used = cpu_ticks(&pid)? - ticks;
+    let used = cpu_ticks(pid)? - ticks;
     ensure!(used < 30, "{used} hundredths of a second of a processor in one second");
     rustix::process::prlimit(Some(process), nofile, before)?;
     for other in &mut others {
@@ -306,7 +292,7 @@ fn all_connections_together_keep_no_more_than_the_limit() -> Result<()> {
     let half = format!("delete {}", "k".repeat(1893));
     let mut halves = Vec::new();
     for _ in 0..600 {
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         stream.write_all(half.as_bytes())?;
         halves.push(stream);
     }
@@ -337,7 +323,7 @@ fn all_connections_together_keep_no_more_than_the_limit() -> Result<()> {
     observer.set("large", &vec![b'v'; 500_000])?;
     let mut deaf = Vec::new();
     for _ in 0..30 {
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         stream.write_all("get large\r\n".repeat(40).as_bytes())?;
         deaf.push(stream);
     }

@@ -2,19 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use session_tests::client::{Client, REPLY_TIMEOUT};
-use session_tests::sessiond::{Sessiond, Setup};
+use session_tests::sessiond::Setup;
 use session_tests::wait;
-
-fn connect(daemon: &Sessiond<'_>) -> Result<TcpStream> {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, daemon.setup.port()))?;
-    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-    Ok(stream)
-}
 
 fn stat(client: &mut Client, topic: &str, name: &str) -> Option<u64> {
     client.stats(topic).ok()?.get(name)?.parse().ok()
@@ -40,7 +34,7 @@ fn a_client_that_does_not_read_is_closed_after_the_write_timeout() -> Result<()>
     let daemon = setup.start(None)?;
     let mut observer = daemon.client();
     observer.set("large", &vec![b'v'; 1_000_000])?;
-    let mut stream = connect(&daemon)?;
+    let mut stream = daemon.stream()?;
     stream.write_all("get large\r\n".repeat(50).as_bytes())?;
     wait::until("a client that was closed", || {
         (stat(&mut observer, "guard", "write_kicks")? == 1).then_some(())
@@ -57,7 +51,7 @@ fn a_slow_reader_that_reads_is_not_closed() -> Result<()> {
     let daemon = setup.start(None)?;
     let value = vec![b'v'; 1_000_000];
     daemon.client().set("large", &value)?;
-    let mut stream = connect(&daemon)?;
+    let mut stream = daemon.stream()?;
     stream.write_all("get large\r\n".repeat(30).as_bytes())?;
     let expected = 30 * (value.len() + "VALUE large 0 1000000\r\n\r\nEND\r\n".len());
     let (start, mut total, mut bytes) = (Instant::now(), 0, vec![0; 1 << 20]);
@@ -88,7 +82,7 @@ fn a_request_that_stays_half_sent_is_closed_after_the_read_timeout() -> Result<(
     ];
     let mut streams = Vec::new();
     for half in halves {
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         stream.write_all(half)?;
         streams.push(stream);
     }
@@ -115,7 +109,7 @@ fn a_request_that_comes_byte_by_byte_is_closed_all_the_same() -> Result<()> {
     let setup = Setup::loopback()?.arg("--read-timeout=2");
     let daemon = setup.start(None)?;
     let mut steady = daemon.client();
-    let mut slow = connect(&daemon)?;
+    let mut slow = daemon.stream()?;
     let start = Instant::now();
     // Never silent for as long as the time-out, and never done.
     while slow.write_all(b"k").is_ok() {

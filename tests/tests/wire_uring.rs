@@ -3,17 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use session_daemon::server::uring::probe::probe;
-use session_tests::client::REPLY_TIMEOUT;
 use session_tests::sessiond::{Sessiond, Setup};
 use session_tests::{binaries, require_program, require_root, skip, wait};
 
@@ -47,17 +46,9 @@ macro_rules! require_uring {
     };
 }
 
-fn connect(daemon: &Sessiond<'_>) -> Result<TcpStream> {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, daemon.setup.port()))?;
-    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-    Ok(stream)
-}
-
 /// Rings that a process holds.
 fn rings(daemon: &Sessiond<'_>) -> Result<usize> {
-    let pid = daemon.process.pid();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let child = children.split_whitespace().next().context("the serving process")?;
+    let child = daemon.serving()?;
     let mut count = 0;
     for entry in std::fs::read_dir(format!("/proc/{child}/fd"))? {
         let target = std::fs::read_link(entry?.path()).unwrap_or_default();
@@ -143,7 +134,7 @@ fn thousands_of_connections_are_served_and_let_go() -> Result<()> {
     let setup = uring()?.args(["-c", "4000", "-t", "2"]);
     let daemon = setup.start(None)?;
     daemon.client().set("a", b"value")?;
-    let mut streams = (0..MANY).map(|_| connect(&daemon)).collect::<Result<Vec<_>>>()?;
+    let mut streams = (0..MANY).map(|_| daemon.stream()).collect::<Result<Vec<_>>>()?;
     for _ in 0..3 {
         for stream in &mut streams {
             stream.write_all(b"get a\r\nget none\r\n")?;
@@ -175,7 +166,7 @@ fn clients_that_go_while_the_kernel_works_for_them_harm_nobody() -> Result<()> {
     let value = vec![b'v'; 900_000];
     daemon.client().set("large", &value)?;
     for round in 0..60 {
-        let mut stream = connect(&daemon)?;
+        let mut stream = daemon.stream()?;
         match round % 4 {
             // An answer that does not fit is under way, and a receive.
             0 => stream.write_all("get large\r\n".repeat(20).as_bytes())?,
@@ -210,7 +201,7 @@ fn a_client_that_has_said_everything_still_gets_its_answers() -> Result<()> {
     let daemon = setup.start(None)?;
     let value = vec![b'v'; 700_000];
     daemon.client().set("large", &value)?;
-    let mut stream = connect(&daemon)?;
+    let mut stream = daemon.stream()?;
     stream.write_all("get large\r\n".repeat(9).as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
     let mut all = Vec::new();
@@ -250,7 +241,7 @@ fn a_killed_daemon_starts_again_with_its_items() -> Result<()> {
     let file = setup.scratch().mount_tmpfs(128)?.join("store");
     let setup = setup.arg("-e").arg(file);
     let daemon = setup.start(None)?;
-    let streams = (0..50).map(|_| connect(&daemon)).collect::<Result<Vec<_>>>()?;
+    let streams = (0..50).map(|_| daemon.stream()).collect::<Result<Vec<_>>>()?;
     ensure!(daemon.client().set("kept", b"yes")? == "STORED", "not stored");
     daemon.process.signal(Signal::SIGKILL);
     for mut stream in streams {

@@ -104,8 +104,9 @@ fn flags(workspace: &Path, toolchain: &Toolchain) -> anyhow::Result<OsString> {
         flags.push(flag);
     };
     remap(workspace, "/session");
-    for library in [&toolchain.library, &toolchain.library.canonicalize()?] {
-        remap(library, "/rust/library");
+    let std_sources = &toolchain.std_sources;
+    for sources in [std_sources, &std_sources.canonicalize()?] {
+        remap(sources, "/rust/library");
     }
     let registry = cargo_home()?.join("registry/src");
     for entry in fs::read_dir(&registry).into_iter().flatten().flatten() {

@@ -138,17 +138,8 @@ pub const KNOWN: &[Known] = &[
 /// `incr` of a key by a number of two thousand digits.
 const LONG_LINE: [u8; 2100] = {
     let mut line = [b'0'; 2100];
-    let (start, end) = (b"incr w13 ", b"1\r\n");
-    let mut at = 0;
-    while at < start.len() {
-        line[at] = start[at];
-        at += 1;
-    }
-    at = 0;
-    while at < end.len() {
-        line[2100 - end.len() + at] = end[at];
-        at += 1;
-    }
+    line.split_at_mut(9).0.copy_from_slice(b"incr w13 ");
+    line.split_at_mut(2100 - 3).1.copy_from_slice(b"1\r\n");
     line
 };
 

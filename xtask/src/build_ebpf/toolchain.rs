@@ -36,7 +36,7 @@ pub(super) struct Toolchain {
     /// Compiler and linker with their versions.
     pub(super) name: String,
     /// Where the sources of `core` stand.
-    pub(super) library: PathBuf,
+    pub(super) std_sources: PathBuf,
     /// bpf-linker.
     pub(super) linker: PathBuf,
     kind: Kind,
@@ -116,8 +116,8 @@ fn probe(choice: Choice) -> Result<Toolchain, Vec<String>> {
 
 fn probe_debian() -> Result<Toolchain, Vec<String>> {
     let mut missing = Vec::new();
-    let library = sysroot_library(Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]));
-    if library.is_none() {
+    let std_sources = sysroot_sources(Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]));
+    if std_sources.is_none() {
         missing.push(format!("  Debian: apt-get install {}", DEBIAN_PACKAGES.join(" ")));
     }
     let linker = linker();
@@ -125,7 +125,7 @@ fn probe_debian() -> Result<Toolchain, Vec<String>> {
         missing
             .push(format!("  Debian: LLVM_PREFIX={DEBIAN_LLVM} cargo {}", DEBIAN_LINKER.join(" ")));
     }
-    complete(Kind::Debian, version(Command::new(DEBIAN_RUSTC).arg("-V")), library, linker)
+    complete(Kind::Debian, version(Command::new(DEBIAN_RUSTC).arg("-V")), std_sources, linker)
         .ok_or(missing)
 }
 
@@ -137,37 +137,37 @@ fn probe_nightly() -> Result<Toolchain, Vec<String>> {
         rustup
     };
     let version = version(&mut rustc(&["-V"]));
-    let library = sysroot_library(&mut rustc(&["--print", "sysroot"]));
-    if library.is_none() {
+    let std_sources = sysroot_sources(&mut rustc(&["--print", "sysroot"]));
+    if std_sources.is_none() {
         missing.push("  rustup: rustup toolchain install nightly -c rust-src".to_owned());
     }
     let linker = linker();
     if linker.is_none() {
         missing.push("  rustup: cargo install bpf-linker".to_owned());
     }
-    complete(Kind::Nightly, version, library, linker).ok_or(missing)
+    complete(Kind::Nightly, version, std_sources, linker).ok_or(missing)
 }
 
 fn complete(
     kind: Kind,
     rustc: Option<String>,
-    library: Option<PathBuf>,
+    std_sources: Option<PathBuf>,
     linker: Option<PathBuf>,
 ) -> Option<Toolchain> {
     let linker = linker?;
     let linker_version = version(Command::new(&linker).arg("--version"))?;
     Some(Toolchain {
         name: format!("{}, {linker_version}", rustc?),
-        library: library?,
+        std_sources: std_sources?,
         linker,
         kind,
     })
 }
 
 /// The directory of `core`'s sources, if they are installed.
-fn sysroot_library(print_sysroot: &mut Command) -> Option<PathBuf> {
-    let library = Path::new(&version(print_sysroot)?).join("lib/rustlib/src/rust/library");
-    library.join("core/Cargo.toml").is_file().then_some(library)
+fn sysroot_sources(print_sysroot: &mut Command) -> Option<PathBuf> {
+    let sources = Path::new(&version(print_sysroot)?).join("lib/rustlib/src/rust/library");
+    sources.join("core/Cargo.toml").is_file().then_some(sources)
 }
 
 /// The first line that a command prints, if it succeeds.

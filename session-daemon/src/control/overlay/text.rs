@@ -200,7 +200,8 @@ fn changes(records: Vec<Record>, same_boot: bool, now: Now) -> Result<Changes> {
 /// Where [`checksum`] begins.
 const CHECKSUM_OF_NOTHING: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a, 64 bits, of `bytes` behind others with the sum `sum`: against torn and flipped bytes, not against people; the file is root's.
+/// FNV-1a, 64 bits, of `bytes` behind others with the sum `sum`: against torn and flipped bytes,
+/// not against people; the file is root's.
 fn checksum(sum: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(sum, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
