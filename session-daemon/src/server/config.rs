@@ -112,6 +112,8 @@ pub struct ServerConfig {
     pub shutdown: Option<ShutdownHook>,
     /// Whether TCP sources are judged by the allowlist; false for `--guard=off`.
     pub judge_sources: bool,
+    /// Whoever the allowlist refuses is let in from the first connection on, and counted (`--guard=audit`).
+    pub audited: bool,
     /// Whether listening sockets carry the guard's filter, which connections inherit.
     pub sockets_filtered: bool,
     /// Which protocols are spoken (`-B`).
@@ -171,6 +173,7 @@ impl Default for ServerConfig {
             tuning: Tuning::default(),
             shutdown: None,
             judge_sources: true,
+            audited: false,
             sockets_filtered: false,
             binding: Binding::Auto,
             login: Login::Free,

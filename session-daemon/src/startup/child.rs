@@ -315,7 +315,6 @@ impl Child {
         };
         protect(config, &store)?;
         let store_start = begun.elapsed();
-        let audit = config.audit;
         let listeners = std::mem::take(&mut self.listeners);
         let shared = (Arc::clone(&self.server), Arc::clone(&self.estate));
         let hook = config.shutdown.then(|| shutdown_hook(shared));
@@ -328,7 +327,6 @@ impl Child {
         let parked = parked.unwrap_or_default();
         let started = Server::go_on(config, listeners, parked, store, Arc::clone(&self.list));
         let started = started.context("starting the workers")?;
-        started.audit(audit);
         *server = Some(started);
         drop(server);
         if let Some(socket) = self.metrics.take() {
@@ -499,6 +497,7 @@ fn server_config(
         debug_commands: config.debug_commands,
         tuning: config.tuning.clone(),
         shutdown,
+        audited: config.audit,
         judge_sources: config.guard != GuardKind::Off,
         sockets_filtered: config.guard == GuardKind::Xdp,
         binding: config.binding,
