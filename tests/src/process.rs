@@ -105,9 +105,18 @@ impl Process {
     }
 }
 
+/// How long a child may outlive its parent before the next daemon of a test is started.
+const ORPHANED: Duration = Duration::from_secs(5);
+
 impl Drop for Process {
+    /// Ends the process and sees its children end, which would answer in their successors' place.
     fn drop(&mut self) {
+        let children = children(self.pid());
         self.kill();
+        let gone = || children.iter().all(|child| is_gone(*child)).then_some(());
+        if wait::within(ORPHANED, gone).is_none() {
+            eprintln!("of the children {children:?} of {} some live on", self.pid());
+        }
         if std::thread::panicking() {
             eprintln!("--- {} wrote:\n{}---", self.log.display(), self.log());
         }
@@ -127,4 +136,12 @@ fn raw_pid(child: &Child) -> rustix::process::Pid {
 pub fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().map(|child| child.parse().expect("a process id")).collect()
+}
+
+/// Whether a process has ended, waited for or not.
+#[must_use]
+pub fn is_gone(pid: u32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = text.rsplit(") ").next().unwrap_or_default();
+    state.is_empty() || state.starts_with('Z')
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_tests::client::{Client, REFUSAL_TIMEOUT};
 use session_tests::memcached::free_port;
-use session_tests::process::{Process, children};
+use session_tests::process::{Process, children, is_gone};
 use session_tests::require_root;
 use session_tests::sessiond::{PORT, Setup};
 use session_tests::topology::Topology;
@@ -44,11 +44,7 @@ fn signal(pid: u32, signal: Signal) {
 /// Waits for a process to be gone or a zombie; returns how long that took.
 fn gone(pid: u32) -> Duration {
     let start = Instant::now();
-    wait::until("the end of the other process", || {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let state = text.rsplit(") ").next().unwrap_or_default();
-        (state.is_empty() || state.starts_with('Z')).then_some(())
-    });
+    wait::until("the end of the other process", || is_gone(pid).then_some(()));
     start.elapsed()
 }
 
@@ -165,6 +161,9 @@ fn sigterm_and_sigint_and_sigusr1_end_both_with_status_0() {
         let mut daemon = setup.start(None).unwrap();
         let child = daemon.serving().unwrap();
         let _idle = daemon.client();
+        // Clients are answered a moment before the start is over, which ends in other words.
+        let log = || daemon.process.log().contains("serving ").then_some(());
+        wait::until("the end of the start", log);
         // What a terminal or a service manager sends to both is the parent's business alone.
         signal(child, name);
         assert!(daemon.client().command("version").is_ok(), "{name}");

@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use session_tests::client::{Client, REFUSAL_TIMEOUT};
-use session_tests::process::{Process, children};
+use session_tests::process::{Process, children, is_gone};
 use session_tests::sessiond::{PORT, Sessiond, Setup};
 use session_tests::topology::Topology;
 use session_tests::{binaries, require_root, wait};
@@ -363,13 +363,6 @@ fn kill_within_upgrade(setup: &Setup, topology: &Topology, victim: Victim, after
 fn is_child(pid: u32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|line| line.windows(19).any(|part| part == b"--serve-from-parent"))
-}
-
-/// Whether the process has ended, waited for or not.
-fn is_gone(pid: u32) -> bool {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = text.rsplit(") ").next().unwrap_or_default();
-    state.is_empty() || state.starts_with('Z')
 }
 
 /// Pids are used again: only the daemon itself and its children are killed.
