@@ -41,6 +41,8 @@ fn take_one(config: &mut Config, option: &str) -> Result<(), Refusal> {
         "no_maxconns_fast" => config.maxconns_fast = false,
         "idle_timeout" => config.idle_timeout_s = word.number()?,
         "track_sizes" => config.tuning.track_sizes = true,
+        "drop_privileges" => config.tuning.drop_privileges = true,
+        "no_drop_privileges" => config.tuning.drop_privileges = false,
         "watcher_logbuf_size" => config.tuning.watcher_logbuf_len = word.kilobytes()?,
         "no_modern" => old_defaults(config),
         "relaxed_privileges" => config.debug_commands = true,
@@ -81,10 +83,6 @@ fn tuned(config: &mut Config, word: &Word<'_>) -> Result<bool, Refusal> {
         "read_buf_mem_limit" => {
             tuning.read_buf_mem_limit = u64::from(word.number()?) << 20;
             "a connection that waits holds no read buffer"
-        }
-        "drop_privileges" | "no_drop_privileges" => {
-            tuning.drop_privileges = word.name == "drop_privileges";
-            "the serving process has no capability in any case; there is no seccomp filter"
         }
         "slab_reassign"
         | "slab_automove"

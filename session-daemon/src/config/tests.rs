@@ -216,7 +216,7 @@ fn settled_options_say_why_they_change_nothing() {
         tail_repair_time=10,lru_crawler,lru_crawler_sleep=1,lru_crawler_tocrawl=5,lru_maintainer,\
         hot_lru_pct=10,warm_lru_pct=20,hot_max_factor=0.5,warm_max_factor=3,temporary_ttl=5,\
         worker_logbuf_size=64,read_buf_mem_limit=64,resp_obj_mem_limit=64,inline_ascii_resp,\
-        no_inline_ascii_resp,drop_privileges,no_drop_privileges";
+        no_inline_ascii_resp";
     let config = read(&format!("-o {words} -L -N 2")).unwrap();
     assert_eq!(config.remarks.len(), words.split(',').count() + 2);
     assert!(config.remarks.iter().all(|remark| remark.contains("changes nothing")));
@@ -231,11 +231,13 @@ fn settled_options_say_why_they_change_nothing() {
 
 #[test]
 fn options_with_meaning_are_taken() {
-    let words =
-        "-X -W -D / -o track_sizes,watcher_logbuf_size=2,relaxed_privileges,sock_cookie_id=7";
+    let words = "-X -W -D / -o track_sizes,watcher_logbuf_size=2,relaxed_privileges,sock_cookie_id=7 \
+        -o drop_privileges";
     let config = read(&format!("{words} --admin=control")).unwrap();
     assert_eq!(config.remarks, Vec::<String>::new());
     assert!(!config.dumps && !config.watch && config.admin_confined && config.debug_commands);
+    assert!(config.tuning.drop_privileges);
+    assert!(!read("-o drop_privileges,no_drop_privileges").unwrap().tuning.drop_privileges);
     let Tuning { track_sizes, detail, prefix_delimiter, watcher_logbuf_len, .. } = config.tuning;
     assert!(track_sizes && detail);
     assert_eq!((prefix_delimiter, watcher_logbuf_len), (b'/', 2048));

@@ -83,7 +83,7 @@ pub struct Tuning {
     pub prefix_delimiter: u8,
     /// `-N`.
     pub napi_ids: u32,
-    /// `-o drop_privileges`.
+    /// `-o drop_privileges`: the serving process has a filter of system calls.
     pub drop_privileges: bool,
 }
 

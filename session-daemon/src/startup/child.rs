@@ -25,6 +25,7 @@ use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::request::Shutdown;
 use crate::config::{Config, EXIT_USAGE, GuardKind, TlsOptions};
+use crate::confine::{self, Files};
 use crate::link::{
     ChildEnd, Lent, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX, receive_parked,
     send_parked,
@@ -284,6 +285,7 @@ impl Child {
             log::warn!("-k: failed to lock memory: {error}");
         }
         self.engine = engine::choose(&config)?;
+        confine(&config, self.engine)?;
         self.config = Some(config);
         Ok(())
     }
@@ -350,6 +352,19 @@ impl Child {
     fn with_server<T>(&self, work: impl FnOnce(&Server) -> T) -> Result<T> {
         lock(&self.server).as_ref().map(work).ok_or_else(|| anyhow!("not serving"))
     }
+}
+
+/// Gives up what serving does not need, before a thread is started or a client is heard.
+fn confine(config: &Config, engine: Engine) -> Result<()> {
+    match confine::close_files() {
+        Ok(Files::Closed) => {}
+        Ok(Files::AsTheUser) => log::info!("the kernel has no Landlock: -u alone keeps files"),
+        Err(error) => log::warn!("Landlock: {error:#}: -u alone keeps files"),
+    }
+    if config.tuning.drop_privileges {
+        confine::filter_calls(engine == Engine::Uring).context("-o drop_privileges")?;
+    }
+    Ok(())
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -24,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("link", &["allowlist", "config", "server", "store", "clock"]),
     ("control", &["allowlist", "config", "files", "guard", "link", "clock"]),
     ("files", &[]),
+    ("confine", &[]),
     ("cli", &[]),
     ("config", &["cli", "allowlist", "guard", "server", "store"]),
 ];
