@@ -16,12 +16,14 @@ use tokio::io::unix::AsyncFd;
 pub mod datagrams;
 pub mod epolls;
 
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -218,6 +220,64 @@ pub fn map_set_inner(map: BorrowedFd<'_>, place: u32, inner: BorrowedFd<'_>) -> 
     let (key, value) = ((&raw const place) as u64, (&raw const inner) as u64);
     let attr = ElementAttr { map_fd: raw(map), padding: 0, key, value, flags: 0 };
     bpf(BPF_MAP_UPDATE_ELEM, attr).map(drop)
+}
+
+/// `BPF_BTF_LOAD`: tells the kernel of the types that `blob` describes.
+pub fn btf_load(blob: &[u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attr {
+        btf: u64,
+        log_buf: u64,
+        btf_size: u32,
+        log_size: u32,
+        log_level: u32,
+        log_true_size: u32,
+    }
+    let btf_size = u32::try_from(blob.len()).unwrap_or(u32::MAX);
+    bpf_fd(BPF_BTF_LOAD, Attr { btf: blob.as_ptr() as u64, btf_size, ..Attr::default() })
+}
+
+/// What a map is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapShape {
+    /// `BPF_MAP_TYPE_…`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_len: u32,
+    /// Bytes of a value.
+    pub value_len: u32,
+    /// Most keys.
+    pub entries_max: u32,
+    /// `BPF_F_…`.
+    pub flags: u32,
+    /// Numbers of the key's and the value's type.
+    pub types: [u32; 2],
+}
+
+/// `BPF_MAP_CREATE` of a map whose types stand in `btf`.
+pub fn map_create(shape: MapShape, btf: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        shape: [u32; 5],
+        inner_map_fd: u32,
+        numa_node: u32,
+        name: [u8; 16],
+        ifindex: u32,
+        btf_fd: u32,
+        types: [u32; 2],
+    }
+    let MapShape { kind, key_len, value_len, entries_max, flags, types } = shape;
+    let attr = Attr {
+        shape: [kind, key_len, value_len, entries_max, flags],
+        inner_map_fd: 0,
+        numa_node: 0,
+        name: [0; 16],
+        ifindex: 0,
+        btf_fd: raw(btf),
+        types,
+    };
+    bpf_fd(BPF_MAP_CREATE, attr)
 }
 
 /// `BPF_MAP_DELETE_ELEM`: removes one key.

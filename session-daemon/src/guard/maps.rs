@@ -23,6 +23,7 @@ use session_common::guard::{
 };
 
 use crate::guard::error::GuardError;
+use crate::guard::inner;
 use crate::guard::pins::{MAPS, Pins, with_mount_capability};
 use crate::sys;
 
@@ -134,7 +135,7 @@ pub(super) fn inspect(pins: &Pins, slot: u32) -> Pinned {
 /// Puts a table where no packet looks, which the kernel refuses where tables of another shape
 /// belong, and takes it out again.
 fn try_inner<K: Pod>(pins: &Pins, name: &str, slot: u32) -> io::Result<()> {
-    let inner = HashMap::<MapData, K, Rule>::create(1, NO_PREALLOC).map_err(io::Error::other)?;
+    let inner = inner::create::<K>(1)?;
     let outer = sys::object_open(&pins.path(MAPS, name))?;
     let lists = MapData::from_pin(pins.path(MAPS, "LISTS")).map_err(io::Error::other)?;
     let lists = Array::<_, ListWord>::try_from(Map::Array(lists)).map_err(io::Error::other)?;

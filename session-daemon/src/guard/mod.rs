@@ -7,6 +7,7 @@
 mod attach;
 mod counters;
 pub mod error;
+mod inner;
 pub mod interfaces;
 pub mod lists;
 mod maps;

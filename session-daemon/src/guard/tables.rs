@@ -17,7 +17,8 @@ use session_common::guard::{
 
 use crate::allowlist::Sizes;
 use crate::guard::error::GuardError;
-use crate::guard::maps::{self, Hosts, Maps, NO_PREALLOC, Prefixes4, Prefixes6, write_error};
+use crate::guard::inner;
+use crate::guard::maps::{self, Hosts, Maps, Prefixes4, Prefixes6, write_error};
 use crate::sys;
 
 /// Generations have 24 bits.
@@ -182,10 +183,10 @@ impl Tables {
             let hosts = Hosts { v4: maps.copy("HOSTS4")?, v6: maps.copy("HOSTS6")? };
             return Ok(Self { hosts, prefixes4, prefixes6, places: None });
         }
-        let fault = |error| write_error("LARGE4", &error);
+        let fault = |error| GuardError::io("making a list's own table", error);
         let hosts = Hosts {
-            v4: aya::maps::HashMap::create(room(sizes.hosts4), NO_PREALLOC).map_err(fault)?,
-            v6: aya::maps::HashMap::create(room(sizes.hosts6), NO_PREALLOC).map_err(fault)?,
+            v4: inner::create(room(sizes.hosts4)).map_err(fault)?,
+            v6: inner::create(room(sizes.hosts6)).map_err(fault)?,
         };
         let places = Places::of(maps, word)?;
         places.fill(&hosts)?;
