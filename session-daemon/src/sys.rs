@@ -23,6 +23,7 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
@@ -199,6 +200,44 @@ pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<(u32, String)> {
 pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     // start id, next id, open flags.
     bpf_fd(BPF_PROG_GET_FD_BY_ID, [id, 0, 0])
+}
+
+/// `BPF_PROG_QUERY`: numbers of the programs at a device's tcx ingress, in the order in which they
+/// are run. Linux 6.6.
+pub fn tcx_programs(ifindex: u32) -> io::Result<Vec<u32>> {
+    /// `BPF_MPROG_MAX`: a hook takes no more.
+    const PROGRAMS_MAX: usize = 64;
+    #[repr(C)]
+    struct Attr {
+        target_ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        padding: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let mut ids = vec![0_u32; PROGRAMS_MAX];
+    let mut attr = Attr {
+        target_ifindex: ifindex,
+        attach_type: BPF_TCX_INGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: PROGRAMS_MAX as u32,
+        padding: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    bpf_in_out(BPF_PROG_QUERY, &mut attr)?;
+    ids.truncate(attr.count as usize);
+    Ok(ids)
 }
 
 /// `BPF_OBJ_PIN`: gives the object a name in a bpffs. `AlreadyExists` if the name is taken.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
@@ -19,6 +19,7 @@ use session_daemon::guard::status::GuardStatus;
 use session_daemon::guard::{Destination, GuardConfig, ModeChoice, Refuse};
 
 use crate::netns::Namespace;
+use crate::stopwatch::Stopwatch;
 use crate::wait::patience;
 
 /// What the process is to hold: its only argument, as JSON.
@@ -167,6 +168,12 @@ impl Holder {
         self.child.id()
     }
 
+    /// For what the process promises to do soon.
+    #[must_use]
+    pub fn stopwatch(&self) -> Stopwatch {
+        Stopwatch::start(self.pid())
+    }
+
     /// Asks, and waits for the answer; events on the way are kept.
     ///
     /// # Errors
@@ -188,16 +195,17 @@ impl Holder {
         self.ask(&Request::Status).expect("asking for the state does not fail")
     }
 
-    /// Waits for an event whose text holds `words`, and returns how long that took.
+    /// Waits for an event whose text holds `words`, and returns how long that took, as a
+    /// [`Stopwatch`] has it.
     ///
     /// # Panics
     /// When it does not come; with those that came.
     pub fn event(&mut self, words: &str) -> Duration {
-        let start = Instant::now();
+        let watch = self.stopwatch();
         loop {
             if let Some(idx) = self.events.iter().position(|event| event.contains(words)) {
                 self.events.remove(idx);
-                return start.elapsed();
+                return watch.elapsed();
             }
             match self.replies.recv_timeout(patience()) {
                 Ok(Reply::Event(event)) => self.events.push(event),

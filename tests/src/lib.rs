@@ -33,6 +33,7 @@ pub mod scratch;
 pub mod script;
 pub mod sessiond;
 pub mod skip;
+pub mod stopwatch;
 #[cfg(feature = "daemon")]
 pub mod targets;
 pub mod tls;

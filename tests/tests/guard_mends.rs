@@ -1,23 +1,26 @@
 //! What others do to the guard: noticed within a second and mended, or refused by the kernel.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::EbpfLoader;
-use aya::programs::Xdp;
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::xdp::XdpMode;
+use aya::programs::{SchedClassifier, Xdp};
 use nix::sys::signal::Signal;
-use session_daemon::guard::Mode;
+use session_daemon::guard::lists::Protocol;
 use session_daemon::guard::status::{GuardStatus, InterfaceState};
+use session_daemon::guard::{Mode, ModeChoice};
 use session_daemon::sys;
-use session_tests::guard_bed::{Bed, interface};
-use session_tests::guard_holder::Holder;
-use session_tests::{flood, require_program, require_root, wait};
+use session_tests::guard_bed::{Bed, PORT, interface};
+use session_tests::guard_holder::{Holder, Setup};
+use session_tests::{flood, require_program, require_root, skip, wait};
 
 /// How soon the daemon must have noticed and mended.
 const SOON: Duration = Duration::from_secs(1);
@@ -31,11 +34,12 @@ fn id(status: &GuardStatus, name: &str) -> u32 {
     interface(status, name).link_id.expect("the interface is guarded")
 }
 
-/// Waits until `done`, and fails if that takes longer than [`SOON`].
-fn soon<T>(what: &str, done: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    let value = wait::until(what, done);
-    assert!(start.elapsed() <= SOON, "{what} took {:?}", start.elapsed());
+/// Waits until the holder's state is as `done` says, and fails if that takes longer than [`SOON`].
+fn soon<T>(what: &str, holder: &mut Holder, done: impl Fn(&GuardStatus) -> Option<T>) -> T {
+    let watch = holder.stopwatch();
+    let value = wait::until(what, || done(&holder.status()));
+    let took = watch.elapsed();
+    assert!(took <= SOON, "{what} took {took:?}");
     value
 }
 
@@ -277,9 +281,9 @@ fn bring_up(bed: &Bed) -> Result<()> {
 }
 
 fn assert_guarded_soon(bed: &Bed, holder: &mut Holder, name: &str) -> Result<()> {
-    soon(&format!("a program on {name}"), || bed.program_on(name).ok().flatten());
     let took = holder.event(&format!("interface {name} is guarded now; open for at most"));
     assert!(took <= SOON, "{took:?}");
+    assert!(bed.program_on(name)?.is_some(), "no program on {name}");
     let status = holder.status();
     let one = interface(&status, name);
     ensure!(one.state == InterfaceState::Guarded && one.pinned, "{one:?}");
@@ -329,6 +333,87 @@ fn an_interface_that_was_made_anew_while_no_daemon_ran_is_guarded_at_start() -> 
     Ok(())
 }
 
+/// Whatever was done to the guard while nobody watched it.
+#[test]
+fn what_was_taken_off_while_no_daemon_ran_stands_again_after_the_start() -> Result<()> {
+    type Act<'a> = &'a dyn Fn(&GuardStatus) -> Result<()>;
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let bpffs = bed.bpffs.as_path();
+    let detach = |status: &GuardStatus| -> Result<()> {
+        let ifindex = interface(status, "eth0").ifindex.to_string();
+        let link = sys::object_open(&pins(status).join("links").join(ifindex))?;
+        Ok(sys::link_detach(link.as_fd())?)
+    };
+    let unmount = || -> Result<()> {
+        run(Command::new("umount").arg("--lazy").arg(bpffs))?;
+        run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(bpffs))
+    };
+    let acts: [Act<'_>; 4] = [
+        &detach,
+        &|status| Ok(std::fs::remove_dir_all(pins(status).join("links"))?),
+        &|status| Ok(std::fs::remove_dir_all(pins(status))?),
+        &|_| unmount(),
+    ];
+    for act in acts {
+        let (mut holder, status) = bed.start(&bed.setup())?;
+        holder.kill();
+        assert!(bed.program_on("eth0")?.is_some());
+        act(&status)?;
+        // The kernel takes off a link that is gone when it comes to it.
+        wait::until("the program to go", || bed.program_on("eth0").ok()?.is_none().then_some(()));
+        let (_holder, again) = bed.start(&bed.setup())?;
+        assert!(interface(&again, "eth0").pinned);
+        bed.assert_guarded(&sockets);
+    }
+    Ok(())
+}
+
+/// Interfaces come, are renamed and go: what is held for them goes with them.
+#[test]
+fn interfaces_that_come_and_go_leave_nothing_behind() -> Result<()> {
+    require_root!();
+    const PAIRS: usize = 8;
+    let rounds = if skip::all() { 25 } else { 3 };
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let host = &bed.topology.cache.namespace;
+    let links = || Ok::<_, anyhow::Error>(std::fs::read_dir(pins(&status).join("links"))?.count());
+    let descriptors =
+        |pid| Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+    let before = descriptors(holder.pid())?;
+    for _ in 0..rounds {
+        let lines = |line: &dyn Fn(usize) -> String| (0..PAIRS).map(line).collect::<String>();
+        host.ip_batch(&lines(&|n| format!("link add a{n} type veth peer name b{n}\n")))?;
+        let all = |status: &GuardStatus, state| {
+            status.interfaces.iter().filter(|one| one.state == state && one.pinned).count()
+        };
+        wait::until("all to be guarded", || {
+            (all(&holder.status(), InterfaceState::Guarded) == 2 * PAIRS + 1).then_some(())
+        });
+        assert_eq!(links()?, 2 * PAIRS + 1);
+        host.ip_batch(&lines(&|n| format!("link set a{n} name c{n}\n")))?;
+        host.ip_batch(&lines(&|n| format!("link delete c{n}\n")))?;
+        wait::until("all to be forgotten", || {
+            let status = holder.status();
+            (status.interfaces.len() == 2 && links().ok()? == 1).then_some(())
+        });
+        // A look at the pins takes some for a moment.
+        wait::until("no descriptor more than before", || {
+            (descriptors(holder.pid()).ok()? <= before).then_some(())
+        });
+        // Each says how long it can have been open.
+        let events = holder.events();
+        let guarded = events.iter().filter(|event| event.contains("is guarded now; open for"));
+        assert_eq!(guarded.count(), 2 * PAIRS, "{events:?}");
+        assert!(!events.iter().any(|event| event.contains("strangers reach")), "{events:?}");
+    }
+    bed.assert_guarded(&sockets);
+    Ok(())
+}
+
 #[test]
 fn an_interface_that_moves_away_and_back_keeps_its_link() -> Result<()> {
     require_root!();
@@ -339,13 +424,11 @@ fn an_interface_that_moves_away_and_back_keeps_its_link() -> Result<()> {
     let before = holder.status();
     let (cache, away) = (&bed.topology.cache.namespace, bed.topology.switch());
     cache.ip(&format!("link set eth1 netns {}", away.name()))?;
-    soon("the interface to leave", || {
-        let status = holder.status();
+    soon("the interface to leave", &mut holder, |status| {
         status.interfaces.iter().all(|one| one.name != "eth1").then_some(())
     });
     away.ip(&format!("link set eth1 netns {}", cache.name()))?;
-    soon("the interface to be guarded", || {
-        let status = holder.status();
+    soon("the interface to be guarded", &mut holder, |status| {
         let found = status.interfaces.iter().find(|one| one.name == "eth1")?;
         (found.state == InterfaceState::Guarded && found.pinned).then_some(())
     });
@@ -378,7 +461,7 @@ fn an_interface_that_comes_with_another_program_is_guarded_behind_it() -> Result
         (one.mode == Some(Mode::Tcx) && warning.contains("behind another XDP program"))
             .then_some(())
     };
-    soon("the guard behind it", || stands_behind(&holder.status()));
+    soon("the guard behind it", &mut holder, stands_behind);
     bring_up(&bed)?;
     bed.assert_guarded(&sockets);
     assert_eq!(bed.program_on("eth0")?, Some(taken), "it is left alone");
@@ -393,26 +476,85 @@ fn an_interface_that_comes_with_another_program_is_guarded_behind_it() -> Result
 #[test]
 fn addresses_that_come_later_are_own_and_those_that_go_are_not() -> Result<()> {
     require_root!();
-    require_program!("bpftool");
     let bed = Bed::new(0)?;
-    let (_holder, status) = bed.start(&bed.setup())?;
-    let holds = |table: &str, hex: &[&str]| -> Option<bool> {
-        let map: &Path = &pins(&status).join("maps").join(table);
-        let dump = bed.on_cache("bpftool", &["-j", "map", "dump", "pinned", map.to_str()?]).ok()?;
-        let dump: serde_json::Value = serde_json::from_str(&dump).ok()?;
-        Some(dump.as_array()?.iter().any(|one| one["key"] == serde_json::json!(hex)))
+    let (mut holder, status) = bed.start(&bed.setup())?;
+    let table = |name: &str| MapData::from_pin(pins(&status).join("maps").join(name));
+    let v4 = HashMap::<_, [u8; 4], u32>::try_from(Map::HashMap(table("LOCAL4")?))?;
+    let v6 = HashMap::<_, [u8; 16], u32>::try_from(Map::HashMap(table("LOCAL6")?))?;
+    let holds = |address: IpAddr| match address {
+        IpAddr::V4(address) => v4.get(&address.octets(), 0).is_ok(),
+        IpAddr::V6(address) => v6.get(&address.octets(), 0).is_ok(),
     };
-    let v4 = ["0xc6", "0x12", "0x00", "0x63"];
-    assert_eq!(holds("LOCAL4", &["0xc6", "0x12", "0x00", "0x01"]), Some(true));
-    assert_eq!(holds("LOCAL4", &v4), Some(false));
+    let (later4, later6) = ("198.18.0.99".parse()?, "2001:db8::99".parse()?);
+    assert!(holds(bed.topology.cache.v4.into()) && !holds(later4) && !holds(later6));
     let host = &bed.topology.cache.namespace;
     host.ip("addr add 198.18.0.99/24 dev eth0")?;
-    soon("the address in the table", || holds("LOCAL4", &v4)?.then_some(()));
+    soon("the address in the table", &mut holder, |_| holds(later4).then_some(()));
     host.ip("addr del 198.18.0.99/24 dev eth0")?;
-    soon("the address out of the table", || (!holds("LOCAL4", &v4)?).then_some(()));
-    let mut v6 = ["0x00"; 16];
-    (v6[0], v6[1], v6[2], v6[3], v6[15]) = ("0x20", "0x01", "0x0d", "0xb8", "0x99");
+    soon("the address out of the table", &mut holder, |_| (!holds(later4)).then_some(()));
     host.ip("addr add 2001:db8::99/64 dev eth0 nodad")?;
-    soon("the IPv6 address in the table", || holds("LOCAL6", &v6)?.then_some(()));
+    soon("the IPv6 address in the table", &mut holder, |_| holds(later6).then_some(()));
+    Ok(())
+}
+
+/// Whoever goes before the guard at tcx could pass everything on to the stack.
+#[test]
+fn a_program_that_was_put_before_the_guard_at_tcx_comes_after_it_again() -> Result<()> {
+    require_root!();
+    let bed = Bed::new(1)?;
+    let sockets = bed.listen()?;
+    let setup = Setup { mode: ModeChoice::Tcx, ..bed.setup() };
+    let (mut holder, before) = bed.start(&setup)?;
+    let (ifindex, link_before) = (interface(&before, "eth0").ifindex, id(&before, "eth0"));
+    let host = &bed.topology.cache.namespace;
+    let order = || host.run(|| sys::tcx_programs(ifindex));
+    let program = |status: &GuardStatus| interface(status, "eth0").program_id.unwrap_or_default();
+
+    let mut object = EbpfLoader::new().load_file(flood::object_path())?;
+    let theirs = object.program_mut("bare_drop_tcx").context("no program")?;
+    let theirs: &mut SchedClassifier = theirs.try_into()?;
+    theirs.load()?;
+    let theirs = theirs.fd()?.as_fd();
+    let (id_theirs, _) = sys::program_facts(theirs)?;
+    let go_before = || host.run(|| sys::link_create(theirs, ifindex, sys::Hook::Tcx));
+    let link = go_before()?;
+    let took = holder.event(&format!("program {id_theirs} was put before the guard on eth0"));
+    assert!(took <= SOON, "{took:?}");
+    let after = holder.status();
+    assert_eq!(order()?, [program(&after), id_theirs], "it is left alone");
+    assert!(interface(&after, "eth0").pinned && id(&after, "eth0") != link_before);
+    // It drops what the guard lets through.
+    drop(link);
+    bed.assert_guarded(&sockets);
+
+    // One of two daemons does it, and both hold the one link that the guard has then.
+    let other = Setup {
+        list: "other".to_owned(),
+        endpoints: vec![(Protocol::Tcp, PORT + 1)],
+        ..setup.clone()
+    };
+    let (mut second, _) = bed.start(&other)?;
+    let link_before = id(&holder.status(), "eth0");
+    let link = go_before()?;
+    wait::until("one new link for both", || {
+        let ids = [id(&holder.status(), "eth0"), id(&second.status(), "eth0")];
+        (ids[0] == ids[1] && ids[0] != link_before).then_some(())
+    });
+    assert_eq!(order()?, [program(&holder.status()), id_theirs]);
+    assert!(interface(&second.status(), "eth0").pinned);
+    let events = [holder.events(), second.events()].concat();
+    assert!(events.len() == 1 && events[0].contains("was put before"), "{events:?}");
+    drop(link);
+    bed.assert_guarded(&sockets);
+    holder.kill();
+    second.kill();
+    bed.assert_guarded(&sockets);
+
+    // A start puts itself first as well.
+    let link = go_before()?;
+    let (_holder, again) = bed.start(&setup)?;
+    assert_eq!(order()?, [program(&again), id_theirs]);
+    drop(link);
+    bed.assert_guarded(&sockets);
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod lists;
 mod maps;
 mod netlink;
 mod object;
+mod order;
 mod pins;
 pub mod probe;
 pub mod samples;

@@ -79,6 +79,18 @@ impl Programs {
         self.named(program_name(mode))
     }
 
+    /// A mode's program in the kernel once more, in place of the one that [`Programs::for_mode`]
+    /// gave; that one lives as long as its links.
+    pub(super) fn load_again(&mut self, mode: Mode) -> Result<&Loaded, Refusal> {
+        let name = program_name(mode);
+        if let Some(Program::SchedClassifier(program)) = self.object.program_mut(name) {
+            program.unload().map_err(|error| program_error(&error))?;
+        }
+        let again = load(&mut self.object, name)?;
+        self.loaded.insert(name, Ok(again));
+        self.for_mode(mode)
+    }
+
     /// The program for listening sockets, loaded on first use; else why the kernel refuses it.
     pub(super) fn for_sockets(&mut self) -> Result<&Loaded, Refusal> {
         self.named(SOCKET_PROGRAM)

@@ -145,6 +145,9 @@ impl Guard {
         }
         // Soon: until its program is pinned, other daemons of this guard take it for a stranger's.
         self.pin_everything()?;
+        let mut events = Vec::new();
+        self.go_first(&mut events)?;
+        events.iter().for_each(|event| log::warn!("guard: {event}"));
         self.remove_before(&before)?;
         self.slot.mark_known(&self.pins);
         for other in others {

@@ -4,7 +4,8 @@
 //! [`GuardEvent`]; it never takes a standing program off.
 //!
 //! ```text
-//! 4 times a second   links: on their device, with a program of ours; the bpffs, a file a pin
+//! 4 times a second   links: on their device, with a program of ours, first at tcx; the bpffs, a file
+//!                    a pin
 //! twice a second,    what the files stand for; devices and addresses listed anew: new, renamed,
 //! and on netlink's   moved and re-created ones
 //! word
@@ -54,6 +55,13 @@ pub enum GuardEvent {
     },
     /// Somebody put another program into our link; ours is back.
     ProgramRestored {
+        /// The interface.
+        interface: String,
+        /// Number of the other program.
+        program_id: u32,
+    },
+    /// Somebody put a program before the guard at tcx; the guard stands before it.
+    WentFirst {
         /// The interface.
         interface: String,
         /// Number of the other program.
@@ -115,6 +123,10 @@ impl fmt::Display for GuardEvent {
                 formatter,
                 "program {program_id} took the guard's place on {interface}; the guard is back"
             ),
+            Self::WentFirst { interface, program_id } => write!(
+                formatter,
+                "program {program_id} was put before the guard on {interface}; the guard is first again"
+            ),
             Self::Repinned { what } => {
                 write!(formatter, "pins were removed ({what}); they are back")
             }
@@ -161,6 +173,8 @@ impl Guard {
         self.check_bpffs(&mut events);
         let news = self.netlink.drain();
         let all_stand = self.check_links(&mut events);
+        let outcome = self.check_order(&mut events);
+        self.note("order", outcome, &mut events);
         let is_old = self.listed_at.elapsed() >= LISTING_AGE_MAX || !self.faults.is_empty();
         if is_old || !all_stand || !self.pins_exist() || !matches!(news, Ok(false)) {
             let outcome = self.check_interfaces(&mut events);
@@ -408,11 +422,16 @@ impl Guard {
 
     /// Puts back pins that somebody removed or replaced.
     fn check_pins(&mut self, events: &mut Vec<GuardEvent>) -> Result<(), GuardError> {
+        if self.missing_pins().is_empty() {
+            return Ok(());
+        }
+        let Some(_lock) = self.pins.try_lock() else { return Ok(()) };
+        // The pins may be of another daemon, which went before somebody's program.
+        self.go_first(events)?;
         let missing = self.missing_pins();
         if missing.is_empty() {
             return Ok(());
         }
-        let Some(_lock) = self.pins.try_lock() else { return Ok(()) };
         self.pins.prepare()?;
         self.pin_everything()?;
         events.push(GuardEvent::Repinned { what: missing.join(", ") });
@@ -441,7 +460,7 @@ impl Guard {
         missing
     }
 
-    fn name(&self, ifindex: u32) -> String {
+    pub(super) fn name(&self, ifindex: u32) -> String {
         let interface = self.interfaces.iter().find(|one| one.ifindex == ifindex);
         interface.map_or_else(|| ifindex.to_string(), |one| one.name.clone())
     }

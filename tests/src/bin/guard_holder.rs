@@ -35,16 +35,20 @@ async fn hold(setup: &Setup) -> Result<()> {
     say(&Reply::Status(Box::new(guard.status())));
     let mut requests = requests();
     loop {
-        tokio::select! {
-            request = requests.recv() => match request {
-                Some(request) => say(&answer(&mut guard, request)),
-                None => return Ok(()),
-            },
-            () = watch.ready() => {
-                for event in guard.tick() {
-                    say(&Reply::Event(event.to_string()));
-                }
+        let ready = watch.ready();
+        tokio::pin!(ready);
+        // Whoever asks again and again does not keep it from looking.
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => say(&answer(&mut guard, request)),
+                    None => return Ok(()),
+                },
+                () = &mut ready => break,
             }
+        }
+        for event in guard.tick() {
+            say(&Reply::Event(event.to_string()));
         }
     }
 }
