@@ -54,11 +54,12 @@ fn pinned_link(bpffs: &Path) -> Result<PathBuf> {
     only(&only(&only(&bpffs.join("session"))?)?.join("links"))
 }
 
-/// Starts `sessionctl sync`, whose answer goes to a file: it is longer than a pipe takes.
-fn sync(setup: &Setup, list: &Path, answer: &Path) -> Result<Child> {
+/// Starts `sessionctl sync`, whose answer goes to a file: it is longer than a pipe takes. So does
+/// how far it is.
+fn sync(setup: &Setup, list: &Path, answer: &Path, progress: &Path) -> Result<Child> {
     let mut command = Command::new(binaries::sessionctl());
     command.arg("--control").arg(setup.control()).args(["--json", "sync"]).arg(list);
-    command.stdin(Stdio::null()).stdout(File::create(answer)?);
+    command.stdin(Stdio::null()).stdout(File::create(answer)?).stderr(File::create(progress)?);
     command.spawn().context("starting sessionctl")
 }
 
@@ -132,7 +133,8 @@ fn a_list_of_a_million_is_set_and_replaced_while_the_guard_is_mended() -> Result
     let idle = tables(setup.bpffs(), &topology.cache.namespace)?;
     assert!(idle < 8 << 20, "{idle} bytes for two hosts");
 
-    let (file, answer) = (setup.scratch().join("list"), setup.scratch().join("answer"));
+    let path = |name| setup.scratch().join(name);
+    let (file, answer, progress) = (path("list"), path("answer"), path("progress"));
     // The second has half of the first and as many others; the last one differs in few.
     for (first, more) in [(0, ""), (hosts / 2, ""), (hosts / 2, "192.0.2.1\n")] {
         let more = format!("{}\n{more}", web.replace(',', "\n"));
@@ -141,12 +143,15 @@ fn a_list_of_a_million_is_set_and_replaced_while_the_guard_is_mended() -> Result
         let dry: Value = daemon.ctl_json(&["sync", "--dry-run", &file.to_string_lossy()])?;
         let compared = start.elapsed();
         let start = Instant::now();
-        let mut child = sync(&setup, &file, &answer)?;
+        let mut child = sync(&setup, &file, &answer, &progress)?;
         let mended = detach_while_running(&daemon, &mut child)?;
         let took = start.elapsed();
         ensure!(child.wait()?.success(), "sync: {}", daemon.process.log());
         let done: Value = serde_json::from_slice(&std::fs::read(&answer)?)?;
         assert_eq!(done["counts"], dry["counts"]);
+        let shown = std::fs::read_to_string(&progress)?;
+        let is_shown = |line: &str| line.contains("being compared") || line.contains("are written");
+        assert!(shown.lines().count() >= 1 && shown.lines().all(is_shown), "{shown}");
         println!(
             "{}: compared in {compared:?}, in force in {took:?}, mended {mended} times, at most {} MiB",
             done["counts"],

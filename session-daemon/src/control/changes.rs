@@ -195,6 +195,12 @@ impl Control {
         link.done(&Request::Audit(on)).await.context("telling the serving process")
     }
 
+    /// Entries of a list that are in the kernel's tables, and that there will be, while it is
+    /// written.
+    pub(crate) fn written(&self) -> Option<(usize, usize)> {
+        self.shared.guard.as_ref()?.written()
+    }
+
     /// Whether everybody is let in.
     pub(crate) fn is_audited(&self) -> bool {
         self.enforced() == "audit"

@@ -15,13 +15,15 @@ use tokio::time::timeout;
 use crate::allowlist::parse::{check_name, parse_prefix};
 use crate::allowlist::{Entry, LIST_HOSTS_MAX, LIST_PREFIXES_MAX, Note, Origin};
 use crate::control::changes::Terms;
-use crate::control::protocol::{LINE_LEN_MAX, NO_PREFIX, Peer, Request, SyncLine};
+use crate::control::protocol::{LINE_LEN_MAX, NO_PREFIX, Peer, Progress, Request, SyncLine};
 use crate::control::server::Control;
 
 /// Longest wait for a whole line.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the other end to take what is written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the one who waits for a `sync` is told how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Longest comment of an entry in bytes.
 const COMMENT_LEN_MAX: usize = 512;
 /// Most entries of a `sync`: both kinds of both families, full.
@@ -91,10 +93,13 @@ impl Connection {
                 return Ok(false);
             }
             Request::List => return self.list(control).await.map(|()| true),
-            Request::Sync { count, dry_run, any, confirm_s } => {
+            Request::Sync { count, dry_run, any, confirm_s, progress } => {
                 match self.sync_entries(count).await? {
                     Ok(entries) if dry_run => control.sync_diff(entries, any).await,
-                    Ok(entries) => control.sync(entries, any, confirm_s, self.peer).await,
+                    Ok(entries) => {
+                        let work = control.sync(entries, any, confirm_s, self.peer);
+                        if progress { self.watched(control, work).await } else { work.await }
+                    }
                     Err(error) => Err(error),
                 }
             }
@@ -149,6 +154,27 @@ impl Connection {
             }
         }
         Ok(fault.map_or(Ok(entries), Err))
+    }
+
+    /// Says how far `work` is until it is done. Whoever does not read misses that and nothing else.
+    async fn watched(
+        &self,
+        control: &Control,
+        work: impl Future<Output = Result<Value>>,
+    ) -> Result<Value> {
+        tokio::pin!(work);
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                _ = ticks.tick() => {
+                    let (done, of) = control.written().unwrap_or_default();
+                    let line = format!("{}\n", json!({"progress": Progress { done, of }}));
+                    // A line of this size goes whole or not at all.
+                    let _ = self.writer.try_write(line.as_bytes());
+                }
+            }
+        }
     }
 
     /// The whole list: its head, then one line an entry.

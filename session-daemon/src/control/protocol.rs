@@ -106,6 +106,9 @@ pub(crate) enum Request {
         /// As for `allow`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         confirm_s: Option<u64>,
+        /// Whether lines with a [`Progress`] may come before the answer.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        progress: bool,
     },
     /// One line an event until the connection ends.
     Watch,
@@ -131,6 +134,15 @@ pub(crate) struct SyncLine {
     /// What the file notes beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) comment: Option<String>,
+}
+
+/// How far a `sync` is; alone in a line, under the name `progress`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Entries in the kernel's tables.
+    pub(crate) done: usize,
+    /// Entries that will be there; 0 while the lists are compared or the serving process is told.
+    pub(crate) of: usize,
 }
 
 /// Who asked, as the kernel says.
@@ -163,7 +175,13 @@ mod tests {
             (r#"{"command":"list"}"#, Request::List),
             (
                 r#"{"command":"sync","count":2,"dry_run":true}"#,
-                Request::Sync { count: 2, dry_run: true, any: false, confirm_s: None },
+                Request::Sync {
+                    count: 2,
+                    dry_run: true,
+                    any: false,
+                    confirm_s: None,
+                    progress: false,
+                },
             ),
         ] {
             assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);

@@ -12,22 +12,33 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::allowlist::{Allowlist, Entry};
 use crate::control::keeper::{Kernel, UserSide};
 use crate::guard::Guard;
+use crate::guard::written::Writing;
 use crate::link::ParentEnd;
 
 /// The guard, for the thread that watches it and for those who change the list or look.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedGuard(Arc<std::sync::Mutex<Guard>>);
+pub(crate) struct SharedGuard {
+    guard: Arc<std::sync::Mutex<Guard>>,
+    /// The list that is on its way into the kernel.
+    writing: Arc<Writing>,
+}
 
 impl SharedGuard {
     /// Shares a guard.
     pub(crate) fn new(guard: Guard) -> Self {
-        Self(Arc::new(std::sync::Mutex::new(guard)))
+        let guard = Arc::new(std::sync::Mutex::new(guard));
+        Self { guard, writing: Arc::default() }
     }
 
     /// The guard, which nobody else has until this is dropped: for milliseconds.
     pub(crate) fn hold(&self) -> MutexGuard<'_, Guard> {
         // A panic ends the process.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Entries of a list that are written, and that there will be; none while no list is.
+    pub(crate) fn written(&self) -> Option<(usize, usize)> {
+        self.writing.now()
     }
 }
 
@@ -69,9 +80,9 @@ impl Kernel for KernelSide {
             removal.await.context(REMOVING)?;
         }
         let mut successor = guard.hold().successor(list.sizes())?;
-        let list = Arc::clone(list);
+        let (list, writing) = (Arc::clone(list), Arc::clone(&guard.writing));
         // The guard is watched while a long list is written.
-        let filled = spawn_blocking(move || successor.fill(&list).map(|()| successor));
+        let filled = spawn_blocking(move || successor.fill(&list, &writing).map(|()| successor));
         let successor = filled.await.context("writing the list")??;
         let predecessor = guard.hold().switch(successor)?;
         self.removal = Some(spawn_blocking(move || predecessor.remove()));

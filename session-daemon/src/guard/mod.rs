@@ -46,7 +46,7 @@ use crate::guard::object::Programs;
 use crate::guard::pins::Pins;
 use crate::guard::samples::Samples;
 use crate::guard::tables::Keys;
-use crate::guard::written::{Predecessor, Successor, Written, next_word};
+use crate::guard::written::{Predecessor, Successor, Writing, Written, next_word};
 use crate::sys;
 
 /// How the guard stands on an interface.
@@ -220,7 +220,7 @@ impl Guard {
     /// stays, whole.
     pub fn replace(&mut self, list: &Allowlist) -> Result<(), GuardError> {
         let mut successor = self.successor(list.sizes())?;
-        successor.fill(list)?;
+        successor.fill(list, &Writing::default())?;
         self.switch(successor)?.remove();
         Ok(())
     }

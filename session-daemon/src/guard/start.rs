@@ -22,7 +22,7 @@ use crate::guard::object;
 use crate::guard::pins::{Lock, MAPS, PROGRAMS, Pins, mounts_are_private};
 use crate::guard::samples::Samples;
 use crate::guard::tables::{Keys, Places, clear_shared};
-use crate::guard::written::{Successor, Written, next_word, wait_for_readers};
+use crate::guard::written::{Successor, Writing, Written, next_word, wait_for_readers};
 use crate::guard::{Destination, Guard, GuardConfig, Refuse};
 use crate::sys;
 
@@ -126,7 +126,7 @@ impl Guard {
         self.generation = before.next_generation(word.generation());
         let next = next_word(slot, self.generation, &list.sizes(), word);
         let mut staged = Written::begin(&self.maps, next, list.sizes(), counters)?;
-        staged.fill(list)?;
+        staged.fill(list, &Writing::default())?;
         // New maps guard nothing yet, so they are completed first; maps in use change last.
         let mut staged = Some(Successor(staged));
         let mut outcome = Ok(());

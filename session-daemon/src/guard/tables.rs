@@ -19,6 +19,7 @@ use crate::allowlist::Sizes;
 use crate::guard::error::GuardError;
 use crate::guard::inner;
 use crate::guard::maps::{self, Hosts, Maps, Prefixes4, Prefixes6, write_error};
+use crate::guard::written::Writing;
 use crate::sys;
 
 /// Generations have 24 bits.
@@ -193,11 +194,17 @@ impl Tables {
         Ok(Self { hosts, prefixes4, prefixes6, places: Some(places) })
     }
 
-    pub(super) fn write(&mut self, keys: &Keys, rules: &RuleColumns) -> Result<(), GuardError> {
-        write_all(&mut self.hosts.v4, &keys.hosts4, &rules.hosts4, "HOSTS4")?;
-        write_all(&mut self.hosts.v6, &keys.hosts6, &rules.hosts6, "HOSTS6")?;
-        write_all(&mut self.prefixes4, &keys.prefixes4, &rules.prefixes4, "PREFIXES4")?;
-        write_all(&mut self.prefixes6, &keys.prefixes6, &rules.prefixes6, "PREFIXES6")
+    pub(super) fn write(
+        &mut self,
+        keys: &Keys,
+        rules: &RuleColumns,
+        writing: &Writing,
+    ) -> Result<(), GuardError> {
+        write_all(&mut self.hosts.v4, (&keys.hosts4, &rules.hosts4), "HOSTS4", writing)?;
+        write_all(&mut self.hosts.v6, (&keys.hosts6, &rules.hosts6), "HOSTS6", writing)?;
+        let (prefixes4, prefixes6) = (&mut self.prefixes4, &mut self.prefixes6);
+        write_all(prefixes4, (&keys.prefixes4, &rules.prefixes4), "PREFIXES4", writing)?;
+        write_all(prefixes6, (&keys.prefixes6, &rules.prefixes6), "PREFIXES6", writing)
     }
 
     pub(super) fn put(&mut self, place: &Place, rule: Rule) -> Result<(), GuardError> {
@@ -284,9 +291,9 @@ pub(super) fn clear_shared(maps: &mut Maps, keys: &Keys) {
 
 fn write_all<K: Pod, T: Table<K>>(
     table: &mut T,
-    keys: &[K],
-    rules: &[Rule],
+    (keys, rules): (&[K], &[Rule]),
     name: &'static str,
+    writing: &Writing,
 ) -> Result<(), GuardError> {
     for (keys, rules) in keys.chunks(BATCH).zip(rules.chunks(BATCH)) {
         let (written, _) = sys::map_update_batch(table.fd(), keys, rules);
@@ -294,6 +301,7 @@ fn write_all<K: Pod, T: Table<K>>(
         for (key, rule) in keys.iter().zip(rules).skip(written) {
             table.put(key, *rule).map_err(|error| write_error(name, &error))?;
         }
+        writing.add(keys.len());
     }
     Ok(())
 }

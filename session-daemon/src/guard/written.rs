@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -60,7 +61,7 @@ impl Written {
     }
 
     /// Writes the list, which has as many entries as was said. On an error nothing is left of it.
-    pub(super) fn fill(&mut self, list: &Allowlist) -> Result<(), GuardError> {
+    pub(super) fn fill(&mut self, list: &Allowlist, writing: &Writing) -> Result<(), GuardError> {
         let (counters, fresh) = self.counters.successor(list, self.word.list());
         self.counters = counters;
         counters::clear(&mut self.rules, fresh)?;
@@ -72,7 +73,9 @@ impl Written {
             }
             keys.push_with(place, rule(entry, &self.counters), &mut rules);
         }
-        let outcome = self.tables.write(&keys, &rules);
+        writing.begin(self.sizes.total());
+        let outcome = self.tables.write(&keys, &rules, writing);
+        writing.end();
         if outcome.is_err() {
             self.tables.clear(&keys);
         }
@@ -171,6 +174,36 @@ fn rule(entry: &Entry, counters: &RuleCounters) -> Rule {
     }
 }
 
+/// How far a list is on its way into the kernel's tables, for whoever waits for it.
+#[derive(Debug, Default)]
+pub struct Writing {
+    done: AtomicUsize,
+    of: AtomicUsize,
+}
+
+/// Relaxed throughout: the numbers are for people's eyes, and nothing is published with them.
+impl Writing {
+    fn begin(&self, of: usize) {
+        self.done.store(0, Ordering::Relaxed);
+        self.of.store(of, Ordering::Relaxed);
+    }
+
+    pub(super) fn add(&self, entries: usize) {
+        self.done.fetch_add(entries, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.of.store(0, Ordering::Relaxed);
+    }
+
+    /// Entries that are written, and that there will be; none while nothing is being written.
+    #[must_use]
+    pub fn now(&self) -> Option<(usize, usize)> {
+        let of = self.of.load(Ordering::Relaxed);
+        (of > 0).then(|| (self.done.load(Ordering::Relaxed).min(of), of))
+    }
+}
+
 /// A list on its way into the kernel's tables, beside the one in force. It may be filled on another
 /// thread, while the guard is watched.
 #[derive(Debug)]
@@ -181,8 +214,8 @@ impl Successor {
     ///
     /// # Errors
     /// The kernel refuses; nothing is left of it then.
-    pub fn fill(&mut self, list: &Allowlist) -> Result<(), GuardError> {
-        self.0.fill(list)
+    pub fn fill(&mut self, list: &Allowlist, writing: &Writing) -> Result<(), GuardError> {
+        self.0.fill(list, writing)
     }
 }
 

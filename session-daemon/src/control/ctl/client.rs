@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::CONTROL_DIR;
+use crate::control::protocol::Progress;
 
 /// Longest wait for an answer. A replaced list of a million entries takes seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -43,6 +44,18 @@ impl Client {
         &mut self,
         lines: impl IntoIterator<Item = L>,
     ) -> Result<Value> {
+        self.ask_watched(lines, |_| {})
+    }
+
+    /// The same of a request that has the daemon tell how far it is.
+    ///
+    /// # Errors
+    /// As for [`Client::ask`].
+    pub(super) fn ask_watched<L: Serialize>(
+        &mut self,
+        lines: impl IntoIterator<Item = L>,
+        mut show: impl FnMut(Progress),
+    ) -> Result<Value> {
         let sent = (|| -> std::io::Result<()> {
             let mut writer = BufWriter::new(self.reader.get_ref());
             for line in lines {
@@ -51,7 +64,7 @@ impl Client {
             }
             writer.flush()
         })();
-        let answer = match (self.line(), sent) {
+        let answer = match (self.answer(&mut show), sent) {
             // A refusal may come before everything was sent.
             (Ok(Some(answer)), _) => answer,
             (_, Err(error)) => return Err(error).context("asking the daemon"),
@@ -65,6 +78,19 @@ impl Client {
             return Ok(answer);
         }
         bail!("{}", answer["error"].as_str().unwrap_or("the daemon refused without a reason"))
+    }
+
+    /// The first line that is not of the way to it.
+    fn answer(&mut self, show: &mut impl FnMut(Progress)) -> Result<Option<Value>> {
+        loop {
+            let line = self.line()?;
+            let progress = line.as_ref().and_then(|line| line.get("progress"));
+            match progress.map(Progress::deserialize).transpose() {
+                Ok(Some(progress)) => show(progress),
+                Ok(None) => return Ok(line),
+                Err(error) => return Err(error).context("the answer cannot be read"),
+            }
+        }
     }
 
     /// The next line of a long answer; None at the end of the connection.

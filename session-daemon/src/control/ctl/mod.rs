@@ -14,7 +14,7 @@ mod tested;
 mod top;
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,8 +25,11 @@ use crate::allowlist::parse::{Any, read_file};
 use crate::config::PORT;
 use crate::control::ctl::args::{Arguments, Command, Import, Watched};
 use crate::control::ctl::client::Client;
-use crate::control::protocol::{Request, SyncLine};
+use crate::control::protocol::{Progress, Request, SyncLine};
 use crate::guard::detach_all;
+
+/// Entries from which on a `sync` tells how far it is.
+const PROGRESS_FROM: usize = 10_000;
 
 /// Exit status of a request that was refused or failed.
 const EXIT_FAILED: u8 = 1;
@@ -226,7 +229,10 @@ fn sync(
     let permission = if any { Any::Permitted } else { Any::Refused };
     let entries =
         read_file(file, permission).with_context(|| format!("reading {}", file.display()))?;
-    let request = Request::Sync { count: entries.len(), dry_run, any, confirm_s };
+    let count = entries.len();
+    // A shorter list is in force before anybody looks up.
+    let progress = !dry_run && count >= PROGRESS_FROM;
+    let request = Request::Sync { count, dry_run, any, confirm_s, progress };
     let lines = entries.into_iter().map(|entry| SyncLine {
         prefix: entry.prefix.to_string(),
         action: entry.action,
@@ -235,8 +241,19 @@ fn sync(
     });
     let lines = lines.map(|line| serde_json::to_value(line).unwrap_or_default());
     let request = serde_json::to_value(request)?;
-    let answer = connect(arguments)?.ask(std::iter::once(request).chain(lines))?;
+    let lines = std::iter::once(request).chain(lines);
+    let answer = connect(arguments)?.ask_watched(lines, |progress| show(count, progress))?;
     print(arguments, &answer, &render::changed(&answer))
+}
+
+/// One line to the operator, whom the answer does not concern yet.
+fn show(count: usize, Progress { done, of }: Progress) {
+    let end = if std::io::stderr().is_terminal() { "\x1b[K\r" } else { "\n" };
+    // Nobody is left to be told of a closed output.
+    let _ = match of {
+        0 => write!(std::io::stderr(), "sessionctl: {count} entries: being compared{end}"),
+        of => write!(std::io::stderr(), "sessionctl: {done} of {of} entries are written{end}"),
+    };
 }
 
 fn watch(arguments: &Arguments, what: Watched) -> Result<()> {
