@@ -101,18 +101,24 @@ fn xdp(device: &Device) -> Finding {
     if !device.selected {
         return Finding::ok(check, format!("{driver}: guarded by the device below or above it"));
     }
-    if mtu.is_some_and(|mtu| mtu > MTU_NO_FRAGS) && !frags {
-        return Finding::warn(
-            check,
-            format!("{driver}{shown}: too large for XDP before Linux 5.18"),
-            format!("ip link set {} mtu {MTU_NO_FRAGS}", device.name),
-        );
+    if let Some(finding) = too_large(&device.name, &driver, mtu.filter(|_| !frags)) {
+        return finding;
     }
     if NATIVE.contains(&driver.as_str()) {
         return Finding::ok(check, format!("{driver}{shown}: in the driver"));
     }
     let text = format!("{driver}{shown}: not known to have XDP; tcx costs about 4 times as much");
     Finding::warn(check, text, "none is needed from Linux 6.6 on; before it --guard-mode generic")
+}
+
+/// An MTU that XDP does not take in one piece.
+pub(super) fn too_large(name: &str, driver: &str, mtu: Option<u64>) -> Option<Finding> {
+    let mtu = mtu.filter(|mtu| *mtu > MTU_NO_FRAGS)?;
+    Some(Finding::warn(
+        format!("{name}: XDP"),
+        format!("{driver}, MTU {mtu}: too large for XDP before Linux 5.18"),
+        format!("ip link set {name} mtu {MTU_NO_FRAGS}"),
+    ))
 }
 
 /// Programs of others.
@@ -126,7 +132,7 @@ fn occupied(device: &Device) -> Vec<Finding> {
         if standing.hook == "tcx" {
             return Finding::ok(
                 check,
-                format!("{what}: another program's; the guard stands beside it"),
+                format!("{what}: another program's; the guard stands before it"),
             );
         }
         Finding::warn(
@@ -164,15 +170,20 @@ fn queues(name: &str, place: &Path) -> Option<Finding> {
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let queues = names.filter(|name| name.starts_with("rx-")).count();
     let cpus = std::thread::available_parallelism().ok()?.get();
+    // A device without hardware has no queues to add.
+    Some(enough(name, queues, if place.join("device").exists() { cpus } else { 0 }, cpus))
+}
+
+/// Queues beside the processors that could each have one.
+pub(super) fn enough(name: &str, queues: usize, wanted: usize, cpus: usize) -> Finding {
     let check = format!("{name}: queues");
     let text = format!("{queues} receive queues, {cpus} processors");
-    let virtual_device = !place.join("device").exists();
-    if queues >= cpus || virtual_device {
-        return Some(Finding::ok(check, text));
+    if queues >= wanted {
+        return Finding::ok(check, text);
     }
-    Some(Finding::warn(
+    Finding::warn(
         check,
         format!("{text}: a flood is dropped by as many processors as there are queues"),
         format!("ethtool -L {name} combined {cpus}, if `ethtool -l {name}` allows it"),
-    ))
+    )
 }

@@ -60,12 +60,18 @@ fn conntrack(port: u16) -> Option<Finding> {
     };
     let rules = [output("iptables-save", &[]), output("nft", &["list", "ruleset"])];
     let rules: String = rules.into_iter().flatten().collect();
+    Some(tracked(port, &rules, now, most))
+}
+
+/// What rules make of `now` tracked connections, of `most`.
+pub(super) fn tracked(port: u16, rules: &str, now: u64, most: u64) -> Finding {
+    let check = "conntrack";
     if rules.contains("NOTRACK") || rules.contains("notrack") {
-        return Some(Finding::ok(check, "a rule leaves connections untracked"));
+        return Finding::ok(check, "a rule leaves connections untracked");
     }
     let tracks = ["--state", "--ctstate", "ct state", "MASQUERADE", "DNAT", "SNAT", "REDIRECT"];
     if !tracks.iter().any(|word| rules.contains(word)) {
-        return Some(Finding::ok(check, "no rule asks for it"));
+        return Finding::ok(check, "no rule asks for it");
     }
     let fix = format!(
         "iptables -t raw -I PREROUTING -p tcp --dport {port} -j NOTRACK; \
@@ -73,11 +79,11 @@ fn conntrack(port: u16) -> Option<Finding> {
     );
     if now.saturating_mul(5) > most.saturating_mul(4) {
         let text = format!("{now} of {most} connections are tracked: new ones will be dropped");
-        return Some(Finding::fail(check, text, fix));
+        return Finding::fail(check, text, fix);
     }
     let text =
         format!("{now} of {most}: each page of a web server adds connections, which cost 1 us");
-    Some(Finding::warn(check, text, fix))
+    Finding::warn(check, text, fix)
 }
 
 /// A setting that should not be smaller.

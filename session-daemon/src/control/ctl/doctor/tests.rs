@@ -30,6 +30,30 @@ fn offloads_are_named_with_the_command_that_ends_them() {
 }
 
 #[test]
+fn a_large_mtu_too_few_queues_and_tracked_connections_each_have_their_fix() {
+    let mtu = devices::too_large("eth0", "ena", Some(9001)).unwrap();
+    assert_eq!(mtu.fix.as_deref(), Some("ip link set eth0 mtu 3498"));
+    assert!(devices::too_large("eth0", "ena", Some(1500)).is_none());
+    let queues = devices::enough("eth0", 1, 4, 4);
+    assert!(queues.fix.unwrap().starts_with("ethtool -L eth0 combined 4"));
+    for (queues, wanted) in [(4, 4), (1, 0)] {
+        assert_eq!(devices::enough("eth0", queues, wanted, 4).state, State::Ok);
+    }
+    let established = "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+    for (rules, now, state) in [
+        (established, 900, State::Fail),
+        (established, 100, State::Warn),
+        ("-A INPUT -p tcp --dport 11211 -j DROP", 900, State::Ok),
+        ("-t raw -A PREROUTING -j NOTRACK -m state --state NEW", 900, State::Ok),
+    ] {
+        let finding = network::tracked(11211, rules, now, 1000);
+        assert_eq!(finding.state, state, "{finding:?}");
+        let fix = finding.fix.unwrap_or_default();
+        assert_eq!(fix.contains("--dport 11211 -j NOTRACK"), state != State::Ok, "{fix}");
+    }
+}
+
+#[test]
 fn io_uring_by_its_setting() {
     let states = [None, Some(0), Some(1), Some(2)].map(|value| host::io_uring(value).state);
     assert_eq!(states, [State::Ok, State::Ok, State::Warn, State::Warn]);
