@@ -362,7 +362,7 @@ fn confine(config: &Config, engine: Engine) -> Result<()> {
         Err(error) => log::warn!("Landlock: {error:#}: -u alone keeps files"),
     }
     if config.tuning.drop_privileges {
-        confine::filter_calls(engine == Engine::Uring).context("-o drop_privileges")?;
+        confine::filter_calls(engine != Engine::Tokio).context("-o drop_privileges")?;
     }
     Ok(())
 }
