@@ -72,9 +72,17 @@ impl Bed {
     /// # Errors
     /// When something listens there already.
     pub fn listen(&self) -> Result<Sockets> {
+        self.listen_on(&self.topology.cache.addresses())
+    }
+
+    /// Listens on other addresses of the cache host.
+    ///
+    /// # Errors
+    /// When they are not its own, or something listens there already.
+    pub fn listen_on(&self, addresses: &[IpAddr]) -> Result<Sockets> {
         let cache = &self.topology.cache;
         let mut sockets = Sockets { tcp: Vec::new(), udp: Vec::new() };
-        for address in cache.addresses() {
+        for &address in addresses {
             let (tcp, udp) = cache
                 .run(|| (TcpListener::bind((address, PORT)), UdpSocket::bind((address, PORT))));
             sockets.tcp.push(tcp?);

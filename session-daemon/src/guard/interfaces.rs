@@ -86,10 +86,7 @@ pub(super) fn plan(interfaces: &[Interface], wanted: &Interfaces) -> (Vec<Plan>,
         if !selected(interface) {
             return Plan::Leave;
         }
-        let covers = |ifindex: &u32| {
-            interfaces.iter().any(|other| other.ifindex == *ifindex && selected(other))
-        };
-        match lower(interface).filter(covers) {
+        match lowest(interface, interfaces, &selected) {
             Some(ifindex) => Plan::CoveredBy(ifindex),
             None => Plan::Guard,
         }
@@ -102,6 +99,22 @@ pub(super) fn plan(interfaces: &[Interface], wanted: &Interfaces) -> (Vec<Plan>,
         }
     };
     (plans.collect(), absent)
+}
+
+/// The selected device below all others that cover one: of a VLAN on a VLAN, the one below both.
+fn lowest(
+    interface: &Interface,
+    interfaces: &[Interface],
+    selected: &impl Fn(&Interface) -> bool,
+) -> Option<u32> {
+    let below = |one: &Interface| {
+        let ifindex = lower(one)?;
+        interfaces.iter().find(|other| other.ifindex == ifindex && selected(other))
+    };
+    let first = below(interface);
+    // No chain is longer than there are devices, whatever a listing says that changed under way.
+    let chain = std::iter::successors(first, |one| below(one)).take(interfaces.len());
+    chain.last().map(|one| one.ifindex)
 }
 
 /// The device whose program sees this one's packets first: a VLAN's parent, a bond's master.
@@ -144,6 +157,7 @@ mod tests {
                 parent_is_elsewhere: true,
                 ..interface(7, "vlan7")
             },
+            Interface { kind: "vlan".into(), parent: Some(3), ..interface(8, "eth0.5.6") },
         ]
     }
 
@@ -158,6 +172,8 @@ mod tests {
             Plan::CoveredBy(4),
             Plan::Guard,
             Plan::Guard,
+            // Not by the VLAN that it is on, which has no program itself.
+            Plan::CoveredBy(2),
         ];
         assert_eq!((plans.as_slice(), absent.as_slice()), (expected.as_slice(), [].as_slice()));
     }
