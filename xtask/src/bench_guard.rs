@@ -1,4 +1,5 @@
-//! `cargo xtask bench guard`: what one refused packet costs, beside other ways to refuse it.
+//! `cargo xtask bench guard`: what one refused packet costs, beside other ways to refuse it; and what
+//! a flood of them leaves to those who are let in.
 //!
 //! It makes two namespaces and a veth pair, floods one end from a generator in the kernel and
 //! filters at the other. All rows are measured in turn, round after round, so that a machine that is
@@ -6,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bed;
+mod flooded;
 mod plot;
 mod rows;
 
@@ -31,7 +33,13 @@ pub(crate) struct Options {
     /// Rounds
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Draw guard-refused.svg and guard-allowed.svg in this directory
+    /// Instead, what a flood leaves to those who are let in; needs two processors
+    #[arg(long)]
+    flooded: bool,
+    /// With --flooded, seconds of each load
+    #[arg(long, default_value_t = 3.0, requires = "flooded")]
+    seconds: f64,
+    /// Draw guard-refused.svg and guard-allowed.svg, or guard-flooded.svg, in this directory
     #[arg(long, value_name = "DIRECTORY")]
     svg: Option<PathBuf>,
 }
@@ -42,6 +50,9 @@ type Times = BTreeMap<Row, Vec<Duration>>;
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(is_root(), "needs root, to make network namespaces");
+    if options.flooded {
+        return flooded::run(options);
+    }
     let mut bed = Bed::new()?;
     let mut times = Times::new();
     for round in 1..=options.rounds {

@@ -70,7 +70,7 @@ fn directory() -> Result<PathBuf> {
 }
 
 /// Builds what is measured, and what measures, with optimisation.
-fn build(with_daemon: bool) -> Result<()> {
+pub(crate) fn build(with_daemon: bool) -> Result<()> {
     if with_daemon {
         shell::run(shell::cargo().args(["build", "--release", "-p", "session-daemon", "--bins"]))?;
     }

@@ -251,7 +251,12 @@ fn chain(host: &Namespace, backend: Backend, accepts: &str, verdict: &str) -> Re
 }
 
 /// Runs a program in a namespace, with arguments in one line and something to read.
-fn inside(namespace: &Namespace, program: &str, arguments: &str, input: &str) -> Result<()> {
+pub(super) fn inside(
+    namespace: &Namespace,
+    program: &str,
+    arguments: &str,
+    input: &str,
+) -> Result<()> {
     let mut command = Command::new(program);
     command.args(arguments.split_whitespace());
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -50,3 +50,39 @@ pub(super) fn draw(title: &str, traffic: Traffic, rows: &[Row], ns: &BTreeMap<Ro
     }
     drawing.finish()
 }
+
+/// A bar of [`draw_shares`].
+pub(super) struct Share {
+    pub(super) name: String,
+    /// 1 for all.
+    pub(super) kept: f64,
+    /// Packets of the flood a second.
+    pub(super) rate: f64,
+    pub(super) is_ours: bool,
+}
+
+/// What a flood leaves of an allowed host's requests, as bars from nothing to all.
+pub(super) fn draw_shares(shares: &[Share]) -> String {
+    let height = HEAD + ROW * shares.len() as f64 + 20.0;
+    let mut drawing = Drawing::new(WIDTH, height);
+    let title = "What a flood leaves of an allowed host's requests";
+    drawing.word((20.0, 28.0), Anchor::Start, 17, INK, title);
+    let below = "share of the requests a second that are served without it; behind it the flood";
+    drawing.word((20.0, 48.0), Anchor::Start, 12, PALE, below);
+    // Room for the words behind a whole bar.
+    let at = |share: f64| LEFT + (RIGHT - 120.0 - LEFT) * share.clamp(0.0, 1.0);
+    for mark in [0.0, 0.25, 0.5, 0.75, 1.0] {
+        drawing.line((at(mark), HEAD - 8.0), (at(mark), height - 16.0), GRID, 1.0);
+        let percent = format!("{:.0} %", 100.0 * mark);
+        drawing.word((at(mark), HEAD - 12.0), Anchor::Middle, 10, PALE, &percent);
+    }
+    for (index, share) in shares.iter().enumerate() {
+        let y = HEAD + ROW * index as f64;
+        let colour = if share.is_ours { OURS } else { OTHER };
+        let words = format!("{:.0} %, {:.1} Mpps", 100.0 * share.kept, share.rate / 1e6);
+        drawing.word((LEFT - 8.0, y + 14.0), Anchor::End, 12, INK, &share.name);
+        drawing.rectangle(LEFT, y + 3.0, at(share.kept) - LEFT, ROW - 6.0, colour);
+        drawing.word((at(share.kept) + 6.0, y + 14.0), Anchor::Start, 11, INK, &words);
+    }
+    drawing.finish()
+}
