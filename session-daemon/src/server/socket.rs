@@ -4,7 +4,6 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::server::shared::ConnectionInfo;
-use crate::server::worker::gives_way;
 use rustix::io::Errno;
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown,
@@ -203,7 +202,6 @@ pub async fn yield_turn() {
         if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
-        gives_way();
         context.waker().wake_by_ref();
         Poll::Pending
     })

@@ -22,7 +22,8 @@ use crate::server::shared::{ConnectionInfo, Seat, Shared};
 use crate::server::socket::yield_turn;
 use crate::server::turns::LOOKED_AT_EVERY;
 use crate::server::udp::{self, Inlet};
-use crate::server::uring::reactor::{self, Reactor};
+use crate::server::uring::reactor::Reactor;
+use crate::server::uring::rounds::rounds;
 use crate::server::watchers::Watching;
 use crate::server::{admin, asking, statistics};
 use crate::store::scan::Scan;
@@ -40,10 +41,6 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 /// Looks at connections within one turn after which the turn ends though others are ready.
 const DRIVES_PER_TURN_MAX: u32 = 64;
-
-/// Tasks that give way in a row before the ring has its turn, which it has in any case when none is
-/// left to run.
-const YIELDS_PER_TURN_MAX: u32 = 64;
 
 /// How often idle connections are looked for, and how often a worker without clients does the
 /// store's upkeep.
@@ -123,8 +120,6 @@ pub struct Local {
     drives: Cell<u32>,
     /// Turns that have ended.
     turns: Cell<u32>,
-    /// Tasks that have given way since the ring had its turn.
-    yields: Cell<u32>,
     /// Whether the connection that has its turn may steer the server.
     trusted: Cell<bool>,
     /// Connections for another process, from when there is to be one.
@@ -259,24 +254,13 @@ impl Local {
     fn before_sleep(&self) {
         self.end_turn();
         if let Some(reactor) = &self.reactor {
-            self.yields.set(0);
             reactor.before_sleep(self);
         }
     }
 
-    /// Turns the ring at times while tasks give way to each other and the thread does not sleep.
-    fn gives_way(&self) {
-        let Some(reactor) = &self.reactor else { return };
-        let yields = self.yields.get().saturating_add(1);
-        if yields < YIELDS_PER_TURN_MAX {
-            return self.yields.set(yields);
-        }
-        self.yields.set(0);
-        reactor.turn(self);
-    }
-
-    /// Ends the turn: nothing of the store is held, and the time is no longer true.
-    fn end_turn(&self) {
+    /// Ends the turn, and says when the last one began: nothing of the store is held, and the time is
+    /// no longer true.
+    pub fn end_turn(&self) -> Now {
         if self.drives.replace(0) > 0 {
             self.turns.set(self.turns.get().wrapping_add(1));
             if self.turns.get().is_multiple_of(LOOKED_AT_EVERY) {
@@ -290,6 +274,7 @@ impl Local {
             }
             store.quiesce();
         }
+        self.now.get()
     }
 }
 
@@ -391,15 +376,6 @@ pub fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// A task gives way to the others of this thread.
-pub fn gives_way() {
-    LOCAL.with_borrow(|local| {
-        if let Some(local) = local {
-            local.gives_way();
-        }
-    });
-}
-
 /// Serves until told to stop. Says first whether it can.
 pub fn run(
     runtime: &Runtime,
@@ -431,16 +407,16 @@ pub fn run(
         now: Cell::default(),
         drives: Cell::new(0),
         turns: Cell::new(0),
-        yields: Cell::new(0),
         trusted: Cell::new(false),
         parked: RefCell::default(),
     });
     LOCAL.set(Some(Rc::clone(&local)));
     let tasks = LocalSet::new();
-    if let Some(reactor) = local.reactor.clone() {
-        tasks.spawn_local(reactor::idle(reactor));
+    let serve = tasks.run_until(serve(Rc::clone(&local), mailbox, ways_in));
+    match local.reactor.clone() {
+        Some(reactor) => runtime.block_on(rounds(&local, &reactor, serve)),
+        None => runtime.block_on(serve),
     }
-    tasks.block_on(runtime, serve(Rc::clone(&local), mailbox, ways_in));
     drop(tasks);
     LOCAL.set(None);
 }

@@ -299,11 +299,11 @@ impl<U: User> Ring<U> {
 
     /// Hands over what is queued and takes what has come.
     pub fn turn(&mut self) -> Came {
-        let is_due = self.is_due();
-        if is_due {
+        // Work that the kernel announces may be done already: that alone is not something.
+        self.came.any = !self.uring.submission().is_empty();
+        if self.is_due() {
             self.submit();
         }
-        self.came.any = is_due;
         self.take_completions()
     }
 

@@ -4,4 +4,5 @@
 
 pub mod probe;
 pub mod reactor;
+pub mod rounds;
 pub mod stream;

@@ -16,17 +16,12 @@ use crate::sys::epolls::epoll_that_watches;
 use crate::uring::ring::{Came, Ring, User};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::{Cell, RefCell, RefMut};
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-/// Calls of the kernel in a row that wake nobody, before the runtime has its turn again.
-const CALLS_MAX: u32 = 8;
 
 /// A worker's ring and what wakes its thread.
 pub struct Reactor {
@@ -38,9 +33,6 @@ pub struct Reactor {
     epoll: Option<OwnedFd>,
     /// Whether clients have spoken lately.
     is_lively: Cell<bool>,
-    /// Wakes a task that does nothing: with a task to run the runtime looks at its epoll without a
-    /// wait.
-    idler: RefCell<Option<Waker>>,
 }
 
 impl User for Arc<ConnectionInfo> {
@@ -65,50 +57,42 @@ impl Reactor {
         if epoll.is_none() {
             log::debug!("io_uring: the runtime's epoll was not found");
         }
-        let (is_lively, idler) = (Cell::new(false), RefCell::default());
-        Ok(Some(Rc::new(Self { ring, _doorbell: doorbell, epoll, is_lively, idler })))
+        let is_lively = Cell::new(false);
+        Ok(Some(Rc::new(Self { ring, _doorbell: doorbell, epoll, is_lively })))
     }
 
     pub(super) fn ring(&self) -> RefMut<'_, Ring<Arc<ConnectionInfo>>> {
         self.ring.borrow_mut()
     }
 
-    /// Hands over what is queued and takes what has come, while other tasks are to go on.
-    pub fn turn(&self, local: &Local) {
+    /// Hands over what is queued and takes what has come.
+    pub fn turn(&self, local: &Local) -> Came {
         let came = self.ring().turn();
         self.account(local);
         self.is_lively.set(self.is_lively.get() || came.any);
+        came
     }
 
-    /// Turns the ring until somebody is woken, or until the runtime is to sleep; the doorbell rings
+    /// [`Reactor::turn`] that waits for something to come, while clients speak.
+    pub fn wait(&self, local: &Local) -> Came {
+        let Some(epoll) = self.epoll.as_ref().filter(|_| self.is_lively.get()) else {
+            return self.turn(local);
+        };
+        let came = {
+            let mut ring = self.ring();
+            ring.wake_up();
+            ring.wait(epoll)
+        };
+        self.account(local);
+        self.is_lively.set(came.any);
+        came
+    }
+
+    /// Turns the ring until somebody is woken, or until the runtime may sleep; the doorbell rings
     /// then.
     pub fn before_sleep(&self, local: &Local) {
         self.ring().wake_up();
-        let mut calls_left = CALLS_MAX;
-        loop {
-            let came = self.call(calls_left > 0);
-            self.account(local);
-            calls_left = calls_left.saturating_sub(1);
-            self.is_lively.set(came.any);
-            if came.woken || came.beside && self.wake_idler() {
-                return;
-            }
-            let goes_on = came.any && calls_left > 0;
-            if !goes_on && self.ring().fall_asleep() {
-                return;
-            }
-        }
-    }
-
-    fn wake_idler(&self) -> bool {
-        self.idler.borrow().as_ref().map(Waker::wake_by_ref).is_some()
-    }
-
-    fn call(&self, may_wait: bool) -> Came {
-        match self.epoll.as_ref().filter(|_| may_wait && self.is_lively.get()) {
-            Some(epoll) => self.ring().wait(epoll),
-            None => self.ring().turn(),
-        }
+        while !self.turn(local).woken && !self.ring().fall_asleep() {}
     }
 
     fn account(&self, local: &Local) {
@@ -120,13 +104,4 @@ impl Reactor {
         let mut pool = local.pool.borrow_mut();
         ring.take_spent().for_each(|buffer| pool.give_output(buffer));
     }
-}
-
-/// The task of a worker's ring, which does nothing.
-pub async fn idle(reactor: Rc<Reactor>) {
-    poll_fn(|context| {
-        reactor.idler.replace(Some(context.waker().clone()));
-        Poll::<()>::Pending
-    })
-    .await;
 }

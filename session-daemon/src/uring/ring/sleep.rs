@@ -11,6 +11,9 @@ use std::sync::atomic::{Ordering, fence};
 /// Longest wait in the ring: so much later than asked for may timers of the runtime be.
 const WAIT_MAX: Timespec = Timespec::new().nsec(4_000_000);
 
+/// Calls of the kernel before a sleep, which does a part of its work in each.
+const CALLS_MAX: u32 = 4;
+
 impl<U: User> Ring<U> {
     /// [`Ring::turn`] that waits for something to come: for a client, or for `beside` to be
     /// readable. Nothing has come when it has waited in vain for as long as it may.
@@ -43,8 +46,17 @@ impl<U: User> Ring<U> {
         // SeqCst: the kernel announces work and then looks whether the bell may ring; here it is
         // the other way round, so that one of both sees the other.
         fence(Ordering::SeqCst);
-        let is_busy =
-            self.is_due() || !self.uring.completion().is_empty() || !self.backlog.is_empty();
+        for _ in 0..CALLS_MAX {
+            if !self.is_due() || !self.uring.completion().is_empty() {
+                break;
+            }
+            // The announcement may outlive the work, which a call of the kernel alone can tell; work
+            // that comes behind it rings.
+            self.submit();
+        }
+        let is_busy = !self.uring.submission().is_empty()
+            || !self.uring.completion().is_empty()
+            || !self.backlog.is_empty();
         if is_busy {
             self.uring.completion().disable_eventfd();
         }
