@@ -3,16 +3,19 @@
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::process::{Command, Output};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use session_daemon::server::uring::probe::probe;
+use session_tests::client::Client;
+use session_tests::process::Process;
 use session_tests::sessiond::{Sessiond, Setup};
 use session_tests::{binaries, require_program, require_root, skip, wait};
 
@@ -61,7 +64,7 @@ fn rings(daemon: &Sessiond<'_>) -> Result<usize> {
 fn the_engine_is_the_one_that_was_asked_for() -> Result<()> {
     require_root!();
     require_uring!();
-    for (engine, expected) in [("uring", 3), ("tokio", 0)] {
+    for (engine, expected) in [("uring", 3), ("auto", 3), ("tokio", 0)] {
         let setup = Setup::loopback()?.arg(format!("--io={engine}")).args(["-t", "3"]);
         let daemon = setup.start(None)?;
         ensure!(daemon.client().set("a", b"1")? == "STORED", "{engine}: not served");
@@ -71,24 +74,133 @@ fn the_engine_is_the_one_that_was_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// Runs a daemon that may not have io_uring.
-fn without_uring(setup: &Setup) -> Result<Output> {
-    let command = setup.command();
-    let mut filtered = Command::new("timeout");
-    filtered.args(["20", "/usr/bin/python3", "-c", WITHOUT_URING]);
-    filtered.arg(binaries::sessiond()).args(command.get_args());
-    Ok(filtered.output()?)
+/// A daemon that may not have io_uring.
+fn without_uring(setup: &Setup) -> Command {
+    let mut filtered = Command::new("/usr/bin/python3");
+    filtered.args(["-c", WITHOUT_URING]);
+    filtered.arg(binaries::sessiond()).args(setup.command().get_args());
+    filtered
 }
 
 #[test]
 fn what_cannot_be_had_is_refused_before_anything_listens() -> Result<()> {
     require_program!("python3");
     require_uring!();
-    let output = without_uring(&uring()?)?;
+    let setup = uring()?;
+    let filtered = without_uring(&setup);
+    let mut limited = Command::new("timeout");
+    let output =
+        limited.arg("20").arg(filtered.get_program()).args(filtered.get_args()).output()?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(71), "{:?}: {text}", output.status);
     ensure!(text.contains("--io=uring: io_uring is not permitted"), "{text}");
     ensure!(!text.contains("serving"), "{text}");
+    Ok(())
+}
+
+/// Sockets that the serving process's epoll instances watch.
+fn watched(daemon: &Sessiond<'_>) -> Result<usize> {
+    let child = daemon.serving()?;
+    let mut count = 0;
+    for entry in std::fs::read_dir(format!("/proc/{child}/fdinfo"))? {
+        // Closed since it was listed.
+        let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
+        count += text.lines().filter(|line| line.starts_with("tfd:")).count();
+    }
+    Ok(count)
+}
+
+#[test]
+fn left_to_itself_it_goes_over_when_many_speak_and_back_when_few_do() -> Result<()> {
+    const CLIENTS: usize = 64;
+    require_root!();
+    require_uring!();
+    let setup = Setup::loopback()?.args(["--io=auto", "-t", "1"]);
+    let daemon = setup.start(None)?;
+    let mut streams = (0..CLIENTS).map(|_| daemon.stream()).collect::<Result<Vec<_>>>()?;
+    each_speaks(&mut streams)?;
+    let before = watched(&daemon)?;
+    ensure!(before >= CLIENTS, "epoll watches {before}");
+    // Each goes over in the middle of what it says.
+    let value = vec![b'v'; 300_000];
+    for _ in 0..2 {
+        wait::until("epoll to watch few of them", || {
+            all_speak(&daemon, &mut streams, &value).expect("right answers");
+            (watched(&daemon).ok()? < CLIENTS / 2).then_some(())
+        });
+        all_speak(&daemon, &mut streams, &value)?;
+        wait::until("epoll to watch all of them", || {
+            each_speaks(&mut streams).expect("right answers");
+            (watched(&daemon).ok()? >= CLIENTS).then_some(())
+        });
+    }
+    all_speak(&daemon, &mut streams, &value)
+}
+
+/// One client after the other speaks.
+fn each_speaks(streams: &mut [TcpStream]) -> Result<()> {
+    for stream in streams {
+        stream.write_all(b"version\r\n")?;
+        let mut heard = [0; 100];
+        let len = stream.read(&mut heard)?;
+        ensure!(heard[..len].starts_with(b"VERSION "), "{}", heard[..len].escape_ascii());
+    }
+    Ok(())
+}
+
+/// All clients speak at the same time: small things and large ones, half requests.
+fn all_speak(daemon: &Sessiond<'_>, streams: &mut [TcpStream], value: &[u8]) -> Result<()> {
+    let head = format!("set large 0 0 {}\r\n", value.len());
+    let serving = Pid::from_raw(i32::try_from(daemon.serving()?)?);
+    for piece in [&b"set a 0 0 1\r\nx\r\nget a\r\nge"[..], b"t none\r\nversi"] {
+        // What comes while it stands still is all there when it goes on.
+        kill(serving, Signal::SIGSTOP)?;
+        for stream in &mut *streams {
+            stream.write_all(piece)?;
+        }
+        kill(serving, Signal::SIGCONT)?;
+    }
+    let answer = b"STORED\r\nVALUE a 0 1\r\nx\r\nEND\r\nEND\r\n";
+    for stream in &mut *streams {
+        let mut heard = [0; 36];
+        stream.read_exact(&mut heard[..answer.len()])?;
+        ensure!(heard[..answer.len()] == *answer, "{}", heard.escape_ascii());
+    }
+    for stream in &mut *streams {
+        stream.write_all(b"on\r\n")?;
+    }
+    for stream in &mut *streams {
+        let mut heard = [0; 100];
+        let len = stream.read(&mut heard)?;
+        ensure!(heard[..len].starts_with(b"VERSION "), "{}", heard[..len].escape_ascii());
+    }
+    let [first, second, ..] = streams else { anyhow::bail!("too few") };
+    first.write_all(&[head.as_bytes(), value, b"\r\n"].concat())?;
+    let mut stored = [0; b"STORED\r\n".len()];
+    first.read_exact(&mut stored)?;
+    second.write_all(b"get large\r\n")?;
+    let expected =
+        [format!("VALUE large 0 {}\r\n", value.len()).as_bytes(), value, b"\r\nEND\r\n"].concat();
+    let mut heard = vec![0; expected.len()];
+    second.read_exact(&mut heard)?;
+    ensure!(heard == expected, "another value");
+    Ok(())
+}
+
+#[test]
+fn left_to_itself_it_does_without_and_says_why() -> Result<()> {
+    require_program!("python3");
+    require_uring!();
+    let setup = Setup::loopback()?.args(["--io=auto", "-v", "-t", "1"]);
+    let log = setup.scratch().join("log");
+    let mut process = Process::start(&mut without_uring(&setup), None, &log)?;
+    process.until("a client to be served", || {
+        let mut client = Client::connect(Ipv4Addr::LOCALHOST.into(), setup.port()).ok()?;
+        client.set("a", b"value").ok().filter(|answer| answer == "STORED")
+    });
+    let text = std::fs::read_to_string(log)?;
+    let reason = "clients are served by way of epoll: io_uring is not permitted";
+    ensure!(text.contains(reason), "{text}");
     Ok(())
 }
 
@@ -274,5 +386,28 @@ fn an_upgrade_keeps_connections_and_what_they_have_half_said() -> Result<()> {
         ensure!(binary.exactly(24)?[..2] == [0x81, 0x0a], "round {round}: another answer");
         ensure!(silent.set("other", b"again")? == "STORED", "round {round}: not stored");
     }
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_keeps_who_has_not_read_its_answers() -> Result<()> {
+    require_uring!();
+    let setup = uring()?.args(["-m", "64"]);
+    let daemon = setup.start(None)?;
+    let value: Vec<u8> = (0..=250).cycle().take(900_000).collect();
+    ensure!(daemon.client().set("large", &value)? == "STORED", "not stored");
+    let answer = [b"VALUE large 0 900000\r\n", value.as_slice(), b"\r\nEND\r\n"].concat();
+    let mut slow = daemon.stream()?;
+    // Far more than the sockets take.
+    slow.write_all("get large\r\n".repeat(20).as_bytes())?;
+    daemon.ctl(&["upgrade"])?;
+    slow.write_all(b"version\r\n")?;
+    let mut heard = vec![0; answer.len()];
+    for round in 0..20 {
+        slow.read_exact(&mut heard)?;
+        ensure!(heard == answer, "{round}: another answer");
+    }
+    let len = slow.read(&mut heard)?;
+    ensure!(heard[..len].starts_with(b"VERSION "), "{}", heard[..len].escape_ascii());
     Ok(())
 }

@@ -31,9 +31,9 @@ const GUARD_PROGRAMS: &[&str] = &["packet_", "guard_", "e2e_"];
 /// Names the engine (`--io`) that daemons under test are started with.
 const IO_VARIABLE: &str = "SESSION_TEST_IO";
 
-/// Test programs that run on the io_uring engine too. The others do not depend on what moves the
-/// bytes, or ask for both engines themselves.
-const URING_PROGRAMS: &[&str] = &[
+/// Test programs that run by way of epoll too, as where io_uring cannot be had. The others do not
+/// depend on what moves the bytes, or ask for both engines themselves.
+const EPOLL_PROGRAMS: &[&str] = &[
     "script_memcached",
     "wire_admin",
     "wire_auth",
@@ -187,14 +187,14 @@ impl Program {
         self.name.split(' ').nth(1).unwrap_or_default()
     }
 
-    /// The same program on the io_uring engine, if that is worth another run.
-    fn under_uring(&self) -> Option<Self> {
-        URING_PROGRAMS.contains(&self.target()).then(|| Self {
-            name: format!("{} (io_uring)", self.name),
+    /// The same program by way of epoll, if that is worth another run.
+    fn by_epoll(&self) -> Option<Self> {
+        EPOLL_PROGRAMS.contains(&self.target()).then(|| Self {
+            name: format!("{} (epoll)", self.name),
             package_directory: self.package_directory.clone(),
             executable: self.executable.clone(),
             arguments: self.arguments,
-            engine: Some("uring"),
+            engine: Some("tokio"),
         })
     }
 
@@ -227,7 +227,7 @@ fn build_tests(options: &Options) -> Result<Vec<Program>> {
     if options.object.is_some() {
         programs.retain(Program::is_about_the_guard);
     }
-    let again: Vec<_> = programs.iter().filter_map(Program::under_uring).collect();
+    let again: Vec<_> = programs.iter().filter_map(Program::by_epoll).collect();
     programs.extend(again);
     programs.sort_by_key(|program| (program.tier(), program.name.clone()));
     if options.object.is_none() && options.filter.is_none() {

@@ -118,8 +118,8 @@ const FLAGS: &str = "\
     --protect=<prefix>[=<share>] evict items whose keys begin so only after all others,
                           while they hold no more than <share> percent of -m
                           (default: 50); repeatable, the shares are one together
-    --io=<engine>         tokio: epoll; uring: io_uring, which needs Linux 6.1, for
-                          many busy connections; auto: tokio (default: auto)
+    --io=<engine>         tokio: epoll; uring: io_uring, which needs Linux 6.1; auto:
+                          io_uring while many connections speak (default: auto)
 
 Who may reach the port (nobody but this host, until told otherwise):
     --allow=<prefix>[,..] allow these sources, repeatable

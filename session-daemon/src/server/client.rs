@@ -10,13 +10,13 @@ use crate::server::connection::{Connection, Step};
 use crate::server::farewell;
 use crate::server::handover::{Parked, Told};
 use crate::server::listener::Accepted;
+use crate::server::mixed::MixedStream;
 use crate::server::observing;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
 use crate::server::stream::Stream;
 use crate::server::talk::Talk;
 use crate::server::tls::{Verify, session};
-use crate::server::uring::stream::UringStream;
 use crate::server::worker::Local;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -145,7 +145,7 @@ impl<S: Stream> Drop for Client<'_, S> {
 }
 
 async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Result<()> {
-    let Presence { local, info, .. } = presence;
+    let local = &presence.local;
     let mut connection =
         Connection::new(local.shared.config.binding).with_login(local.shared.config.login);
     if let Some(talk) = talk {
@@ -160,15 +160,10 @@ async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Res
             Err(error) => return Err(error),
         }
     }
-    match &local.reactor {
-        Some(reactor) => {
-            let stream = UringStream::new(Rc::clone(reactor), fd, presence);
-            converse(presence, connection, stream).await
-        }
-        None => {
-            let socket = Socket::new(fd, Arc::clone(info))?;
-            converse(presence, connection, TokioStream { socket, local: Rc::clone(local) }).await
-        }
+    if local.reactor.is_some() {
+        converse(presence, connection, MixedStream::new(fd, presence)?).await
+    } else {
+        converse(presence, connection, TokioStream::new(fd, presence)?).await
     }
 }
 
@@ -193,6 +188,7 @@ async fn drive(
     stream: &mut impl Stream,
 ) -> io::Result<()> {
     let Presence { local, info, .. } = presence;
+    let mut spoke_in = None;
     loop {
         match local.drive(connection, info, Some(stream.wire())) {
             Step::Yield => {
@@ -203,6 +199,7 @@ async fn drive(
             Step::Read => match stream.exchange(connection, presence).await? {
                 0 => return Ok(()),
                 len => {
+                    local.speaks(&mut spoke_in);
                     info.doing(Activity::Parse, true);
                     local.counters().add(Counter::BytesRead, len as u64);
                 }
@@ -237,14 +234,30 @@ fn received(connection: &mut Connection, local: &Local, len: usize) {
 }
 
 /// A client's socket under tokio.
-struct TokioStream {
+pub struct TokioStream {
     socket: Socket,
     local: Rc<Local>,
 }
 
+impl TokioStream {
+    /// Hands the descriptor to the reactor of this thread.
+    ///
+    /// # Errors
+    /// When the reactor cannot take it.
+    pub fn new(fd: OwnedFd, presence: &Presence) -> io::Result<Self> {
+        let socket = Socket::new(fd, Arc::clone(&presence.info))?;
+        Ok(Self { socket, local: Rc::clone(&presence.local) })
+    }
+
+    /// Gives the socket up, for another engine to go on with.
+    pub fn take(&mut self) -> Option<OwnedFd> {
+        self.socket.take()
+    }
+}
+
 impl Stream for TokioStream {
     fn leave(&mut self, _: &mut Connection) -> Option<OwnedFd> {
-        self.socket.take()
+        self.take()
     }
 
     fn wire(&self) -> &dyn Wire {

@@ -56,6 +56,9 @@ pub enum Engine {
     Tokio,
     /// io_uring: one call of the kernel for all connections that have something to say.
     Uring,
+    /// Each where it is the better one: tokio while few connections speak at a time, io_uring while
+    /// many do. Tokio alone where a worker can have no ring.
+    Both,
 }
 
 /// `-Z` and what its options say, for `stats settings`.

@@ -39,8 +39,7 @@ pub trait Stream {
     /// Says that nothing follows: the client hears the end behind the last answer.
     fn finish(&self);
 
-    /// Gives the socket up, for another process to go on with; what was received by then is the
-    /// connection's. None where an answer is on its way in the kernel: the connection is closed
-    /// then.
+    /// Gives the socket up, for another process to go on with; what was received by then, and what
+    /// is not sent, is the connection's. None when the client has gone.
     fn leave(&mut self, connection: &mut Connection) -> Option<OwnedFd>;
 }

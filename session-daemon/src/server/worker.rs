@@ -12,7 +12,9 @@ use crate::command::request::{Shutdown, StatsTopic};
 use crate::server::administration::Administration;
 use crate::server::buffers::{Pool, Wire};
 use crate::server::client;
+use crate::server::config::Engine;
 use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::server::crowd::Crowd;
 use crate::server::dump::Dump;
 use crate::server::handover::Parked;
 use crate::server::listener::{Accepted, Door, accept};
@@ -120,6 +122,9 @@ pub struct Local {
     drives: Cell<u32>,
     /// Turns that have ended.
     turns: Cell<u32>,
+    /// Connections that have spoken in this turn.
+    speakers: Cell<u32>,
+    crowd: Crowd,
     /// Whether the connection that has its turn may steer the server.
     trusted: Cell<bool>,
     /// Connections for another process, from when there is to be one.
@@ -149,6 +154,21 @@ impl Local {
     #[must_use]
     pub fn is_handing_over(&self) -> bool {
         self.parked.borrow().is_some()
+    }
+
+    /// The ring, if a connection that speaks now is to use it.
+    #[must_use]
+    pub fn reactor_of_many(&self) -> Option<&Rc<Reactor>> {
+        let is_for_all = self.shared.config.engine == Engine::Uring;
+        self.reactor.as_ref().filter(|_| is_for_all || self.crowd.is_there())
+    }
+
+    /// A connection speaks; `spoke_in` is its own, and says in which turn it last did.
+    pub fn speaks(&self, spoke_in: &mut Option<u32>) {
+        let turn = Some(self.turns.get());
+        if std::mem::replace(spoke_in, turn) != turn {
+            self.speakers.set(self.speakers.get().saturating_add(1));
+        }
     }
 
     /// Keeps a connection for another process.
@@ -263,6 +283,9 @@ impl Local {
     pub fn end_turn(&self) -> Now {
         if self.drives.replace(0) > 0 {
             self.turns.set(self.turns.get().wrapping_add(1));
+            if let speakers @ 1.. = self.speakers.take() {
+                self.crowd.note(speakers);
+            }
             if self.turns.get().is_multiple_of(LOOKED_AT_EVERY) {
                 let (begun, ended) = (self.now.get(), self.shared.sample());
                 self.seat().turns.note(ended.boottime_ns.saturating_sub(begun.boottime_ns));
@@ -407,6 +430,8 @@ pub fn run(
         now: Cell::default(),
         drives: Cell::new(0),
         turns: Cell::new(0),
+        speakers: Cell::new(0),
+        crowd: Crowd::default(),
         trusted: Cell::new(false),
         parked: RefCell::default(),
     });

@@ -10,22 +10,27 @@ use crate::server::uring::probe::probe;
 /// # Errors
 /// When `--io=uring` was asked for and cannot be had.
 pub(super) fn choose(config: &Config) -> Result<Engine, Refusal> {
-    match config.io {
-        // io_uring costs more than it saves while few connections speak at a time, which is not
-        // known beforehand: the measurements are in docs/benchmarks.md.
-        Io::Auto | Io::Tokio => Ok(Engine::Tokio),
-        Io::Uring => probe(config.threads.into()).map(|()| Engine::Uring).map_err(|lacking| {
+    if config.io == Io::Tokio {
+        return Ok(Engine::Tokio);
+    }
+    match (config.io, probe(config.threads.into())) {
+        (Io::Auto, Ok(())) => Ok(Engine::Both),
+        (Io::Auto, Err(lacking)) => {
+            log::info!("clients are served by way of epoll: {lacking}");
+            Ok(Engine::Tokio)
+        }
+        (_, probed) => probed.map(|()| Engine::Uring).map_err(|lacking| {
             let advice = "leave the flag out to serve clients by way of epoll";
             Refusal::new(EXIT_OS, format!("--io=uring: {lacking}; {advice}"))
         }),
     }
 }
 
-/// Refuses, before anything listens, an engine that cannot be had. What only the serving process
-/// is refused, without the parent's capabilities, it tells itself.
+/// Refuses, before anything listens, an engine that was asked for and cannot be had. What only the
+/// serving process is refused, without the parent's capabilities, it tells itself.
 ///
 /// # Errors
 /// As for [`choose`].
 pub(super) fn check(config: &Config) -> Result<(), Refusal> {
-    choose(config).map(drop)
+    if config.io == Io::Uring { choose(config).map(drop) } else { Ok(()) }
 }

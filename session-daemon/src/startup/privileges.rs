@@ -63,7 +63,8 @@ pub(super) fn raise_limits(config: &Config) -> Result<(), Refusal> {
     if config.lock_memory && raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_err() {
         log::warn!("-k: the limit on locked memory cannot be raised; start as root");
     }
-    if config.io == Io::Uring && raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_err() {
+    let is_raised = config.io == Io::Tokio || raise(Resource::RLIMIT_MEMLOCK, u64::MAX).is_ok();
+    if config.io == Io::Uring && !is_raised {
         log::warn!("--io=uring: the limit on locked memory, of all rings of the user, stays");
     }
     // Of TCP and of UDP.

@@ -21,6 +21,8 @@ pub(super) struct Line<U> {
     pub(super) under_way: u8,
     /// Nobody uses the line any more.
     pub(super) abandoned: bool,
+    /// Somebody else goes on with the socket: what is under way is taken back.
+    pub(super) leaving: bool,
     /// Its client has once not taken an answer at once.
     pub(super) was_stuck: bool,
     pub(super) waker: Option<Waker>,

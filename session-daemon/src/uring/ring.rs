@@ -34,7 +34,7 @@ const COMPLETIONS_MAX: u32 = 2048;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is there, so trying before waiting is in vain.
 const POLL_FIRST: u16 = 1;
 
-/// Calls of the kernel within which a receive that is cancelled has to end.
+/// Calls of the kernel within which what is cancelled has to end.
 const LEAVE_TURNS_MAX: u32 = 16;
 
 /// Calls of the kernel that the end of a ring waits for what is under way.
@@ -65,6 +65,15 @@ pub enum Event {
     Sent,
     /// The client takes nothing, or has taken some again.
     Stuck,
+}
+
+/// What was under way of a line that somebody else goes on with.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Bytes that were received and not copied yet.
+    pub received: Vec<u8>,
+    /// Bytes that were to be sent and that the kernel has not taken.
+    pub unsent: Vec<u8>,
 }
 
 /// What a turn has led to.
@@ -151,6 +160,7 @@ impl<U: User> Ring<U> {
             send_error: None,
             under_way: 0,
             abandoned: false,
+            leaving: false,
             was_stuck: false,
             waker: None,
             awaits_bytes: false,
@@ -176,37 +186,43 @@ impl<U: User> Ring<U> {
         self.release(idx);
     }
 
-    /// Lets a socket go that somebody else goes on with: what was received and not copied yet. None
-    /// when it cannot, because an answer is on its way or the client has gone; the line is closed
-    /// in any case.
-    pub fn leave(&mut self, idx: usize) -> Option<Vec<u8>> {
-        self.cancel_receive(idx);
-        let line = self.lines.get_mut(idx).and_then(Option::as_mut)?;
-        let is_free = line.under_way == 0 && line.sending.is_none() && line.send_error.is_none();
-        let received = match &line.received {
-            Received::Idle | Received::Failed(Errno::CANCELED) => Some(Vec::new()),
-            Received::Lent { id, start, end } => {
-                self.lent.bytes(*id).get(*start..*end).map(<[u8]>::to_vec)
+    /// Lets a socket go that somebody else goes on with: what of it was under way. None when it
+    /// cannot, because the client has gone; the line is closed in any case.
+    pub fn leave(&mut self, idx: usize) -> Option<Left> {
+        self.take_back(idx);
+        let left = self.lines.get_mut(idx).and_then(Option::as_mut).and_then(|line| {
+            if line.under_way > 0 || line.send_error.is_some() {
+                return None;
             }
-            Received::Aside(bytes, start) => bytes.get(*start..).map(<[u8]>::to_vec),
-            Received::Armed | Received::End | Received::Failed(_) => None,
-        };
+            let received = match &line.received {
+                Received::Idle | Received::Failed(Errno::CANCELED) => Vec::new(),
+                Received::Lent { id, start, end } => {
+                    self.lent.bytes(*id).get(*start..*end)?.to_vec()
+                }
+                Received::Aside(bytes, start) => bytes.get(*start..)?.to_vec(),
+                Received::Armed | Received::End | Received::Failed(_) => return None,
+            };
+            let sending = line.sending.take();
+            let unsent =
+                sending.and_then(|sending| Some(sending.bytes.get(sending.sent..)?.to_vec()));
+            Some(Left { received, unsent: unsent.unwrap_or_default() })
+        });
         self.close(idx);
-        received.filter(|_| is_free)
+        left
     }
 
-    /// Takes a receive back that is under way, and waits a moment for it to end.
-    fn cancel_receive(&mut self, idx: usize) {
-        let is_armed = |ring: &Self| {
-            let line = ring.lines.get(idx).and_then(Option::as_ref);
-            line.is_some_and(|line| matches!(line.received, Received::Armed))
-        };
-        if is_armed(self) {
-            let request = opcode::AsyncCancel::new(number(idx, RECEIVE)).build();
+    /// Takes back what is under way, and waits a moment for it to end.
+    fn take_back(&mut self, idx: usize) {
+        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return };
+        line.leaving = true;
+        if line.under_way > 0 {
+            let cancel = CancelBuilder::fd(Fd(line.fd.as_raw_fd())).all();
+            let request = opcode::AsyncCancel2::new(cancel).build();
             self.queue(request.user_data(CANCEL));
         }
         for _ in 0..LEAVE_TURNS_MAX {
-            if !is_armed(self) {
+            let line = self.lines.get(idx).and_then(Option::as_ref);
+            if line.is_none_or(|line| line.under_way == 0) {
                 return;
             }
             // The completion of the cancellation at least will come.
@@ -360,10 +376,13 @@ impl<U: User> Ring<U> {
         let taken = usize::try_from(result).unwrap_or_default();
         sending.sent += taken;
         self.sent_len += taken as u64;
+        let is_whole = sending.sent >= sending.bytes.len();
+        if line.leaving && !is_whole && (result >= 0 || result == -Errno::CANCELED.raw_os_error()) {
+            return;
+        }
         if result < 0 {
             line.send_error = Some(Errno::from_raw_os_error(-result));
         }
-        let is_whole = sending.sent >= sending.bytes.len();
         if is_whole || result < 0 {
             let (busy, tell) = (sending.busy_behind, sending.stuck || result < 0);
             if let Some(done) = line.sending.take() {
@@ -459,6 +478,18 @@ impl<U: User> Ring<U> {
             _ => line.waker = Some(context.waker().clone()),
         }
         Poll::Pending
+    }
+
+    /// Whether nothing is under way for a line, nothing received that was not copied, and nothing
+    /// to be told.
+    pub fn is_resting(&self, idx: usize) -> bool {
+        let line = self.lines.get(idx).and_then(Option::as_ref);
+        line.is_some_and(|line| {
+            line.under_way == 0
+                && line.sending.is_none()
+                && line.send_error.is_none()
+                && matches!(line.received, Received::Idle)
+        })
     }
 
     /// Bytes of memory that a line keeps.

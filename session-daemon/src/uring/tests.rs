@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use crate::uring::lent::{BUFFER_LEN, BUFFERS_MAX};
-use crate::uring::ring::{Came, Event, Ring, User};
+use crate::uring::ring::{Came, Event, Left, Ring, User};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -129,7 +129,8 @@ fn a_line_that_is_left_takes_nothing_from_its_successor() {
         if is_heard {
             assert_eq!(event(&mut ring, line, true), Event::Received);
         }
-        let mut all = ring.leave(line).unwrap();
+        let Left { received: mut all, unsent } = ring.leave(line).unwrap();
+        assert!(unsent.is_empty());
         assert!(!is_heard || all == received);
         assert!(is_let_go(&mut ring, &fd));
         theirs.write_all(b" line").unwrap();
@@ -140,12 +141,21 @@ fn a_line_that_is_left_takes_nothing_from_its_successor() {
         all.extend_from_slice(&rest[..rest_len]);
         assert_eq!(all, [received, b" line"].concat());
     }
-    let (line, theirs, fd, _) = open(&mut ring);
-    ring.send(line, vec![b'v'; 8 << 20], 0, false);
+    // In the middle of an answer, and of a request behind it.
+    let (line, mut theirs, fd, _) = open(&mut ring);
+    let value: Vec<u8> = (0..=250).cycle().take(8 << 20).collect();
+    ring.send(line, value.clone(), 0, false);
     assert_eq!(event(&mut ring, line, true), Event::Stuck);
-    assert_eq!(ring.leave(line), None, "left in the middle of an answer");
+    theirs.write_all(b"next").unwrap();
+    assert_eq!(event(&mut ring, line, true), Event::Stuck);
+    let left = ring.leave(line).unwrap();
+    assert_eq!(left.received, b"next");
     assert!(is_let_go(&mut ring, &fd));
-    drop(theirs);
+    drop(fd);
+    let mut all = Vec::new();
+    theirs.read_to_end(&mut all).unwrap();
+    all.extend_from_slice(&left.unsent);
+    assert!(!left.unsent.is_empty() && all == value, "other bytes than were to be sent");
     let (line, theirs, ..) = open(&mut ring);
     drop(theirs);
     assert_eq!(event(&mut ring, line, true), Event::Received);

@@ -37,6 +37,11 @@ impl Connection {
         Some(Talk { binary, known: self.lock.known()?, unread, unsent })
     }
 
+    /// Takes back answers that were given away to be sent.
+    pub fn take_back(&mut self, unsent: &[u8], pool: &mut Pool) {
+        self.output.tail(pool).extend_from_slice(unsent);
+    }
+
     /// Goes on with what another process has begun.
     pub fn go_on_with(&mut self, talk: &Talk, pool: &mut Pool) {
         match talk.binary {
@@ -53,6 +58,6 @@ impl Connection {
             space.copy_from_slice(unread);
         }
         self.input.filled(len);
-        self.output.tail(pool).extend_from_slice(&talk.unsent);
+        self.take_back(&talk.unsent, pool);
     }
 }

@@ -50,6 +50,16 @@ impl Reactor {
         if engine == Engine::Tokio {
             return Ok(None);
         }
+        match Self::new() {
+            Err(error) if engine == Engine::Both => {
+                log::warn!("a worker serves by way of epoll: io_uring: {error}");
+                Ok(None)
+            }
+            made => made.map(Rc::new).map(Some),
+        }
+    }
+
+    fn new() -> io::Result<Self> {
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let ring = RefCell::new(Ring::new(&doorbell)?);
         let doorbell = watch(doorbell, Interest::READABLE)?;
@@ -58,7 +68,7 @@ impl Reactor {
             log::debug!("io_uring: the runtime's epoll was not found");
         }
         let is_lively = Cell::new(false);
-        Ok(Some(Rc::new(Self { ring, _doorbell: doorbell, epoll, is_lively })))
+        Ok(Self { ring, _doorbell: doorbell, epoll, is_lively })
     }
 
     pub(super) fn ring(&self) -> RefMut<'_, Ring<Arc<ConnectionInfo>>> {

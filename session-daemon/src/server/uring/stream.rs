@@ -12,7 +12,7 @@ use crate::server::socket::{self, read_now};
 use crate::server::stream::Stream;
 use crate::server::uring::reactor::Reactor;
 use crate::server::worker::Local;
-use crate::uring::ring::Event;
+use crate::uring::ring::{Event, Left};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -28,7 +28,8 @@ const NO_LINE: usize = usize::MAX;
 pub struct UringStream {
     reactor: Rc<Reactor>,
     line_idx: usize,
-    fd: Rc<OwnedFd>,
+    /// None when it was given up.
+    fd: Option<Rc<OwnedFd>>,
     info: Arc<ConnectionInfo>,
     local: Rc<Local>,
 }
@@ -39,7 +40,22 @@ impl UringStream {
     pub fn new(reactor: Rc<Reactor>, fd: OwnedFd, presence: &Presence) -> Self {
         let (fd, info) = (Rc::new(fd), Arc::clone(&presence.info));
         let line_idx = reactor.ring().open(Rc::clone(&fd), Arc::clone(&info));
-        Self { reactor, line_idx, fd, info, local: Rc::clone(&presence.local) }
+        Self { reactor, line_idx, fd: Some(fd), info, local: Rc::clone(&presence.local) }
+    }
+
+    /// Gives the socket up, for another engine to go on with. None while something of it is under
+    /// way in the ring.
+    pub fn take(&mut self) -> Option<OwnedFd> {
+        let mut ring = self.reactor.ring();
+        if !ring.is_resting(self.line_idx) {
+            return None;
+        }
+        ring.close(std::mem::replace(&mut self.line_idx, NO_LINE));
+        Rc::into_inner(self.fd.take()?)
+    }
+
+    fn fd(&self) -> &OwnedFd {
+        self.fd.as_deref().expect("it is given up together with the stream")
     }
 
     /// Begins to send all answers.
@@ -80,7 +96,7 @@ impl UringStream {
         };
         if may_be_more && let Some(rest) = space.get_mut(len..).filter(|rest| !rest.is_empty()) {
             // The end, or why there is nothing, is met again by the next receive.
-            len = len.saturating_add(read_now(&self.fd, rest).unwrap_or_default());
+            len = len.saturating_add(read_now(self.fd(), rest).unwrap_or_default());
         }
         connection.filled(len);
         Ok(len)
@@ -89,12 +105,14 @@ impl UringStream {
 
 impl Stream for UringStream {
     fn leave(&mut self, connection: &mut Connection) -> Option<OwnedFd> {
-        let received = self.reactor.ring().leave(std::mem::replace(&mut self.line_idx, NO_LINE))?;
+        let line_idx = std::mem::replace(&mut self.line_idx, NO_LINE);
+        let Left { received, unsent } = self.reactor.ring().leave(line_idx)?;
         let mut pool = self.local.pool.borrow_mut();
         let space = connection.space(&mut pool).get_mut(..received.len())?;
         space.copy_from_slice(&received);
         connection.filled(received.len());
-        self.fd.try_clone().ok()
+        connection.take_back(&unsent, &mut pool);
+        self.fd().try_clone().ok()
     }
 
     fn wire(&self) -> &dyn Wire {
@@ -136,14 +154,14 @@ impl Stream for UringStream {
     }
 
     fn finish(&self) {
-        socket::finish(&self.fd);
+        socket::finish(self.fd());
     }
 }
 
 impl Wire for UringStream {
     fn send(&self, parts: &[IoSlice<'_>]) -> usize {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = sendmsg(&self.fd, parts, &mut SendAncillaryBuffer::default(), flags);
+        let sent = sendmsg(self.fd(), parts, &mut SendAncillaryBuffer::default(), flags);
         let len = sent.unwrap_or_default();
         self.local.counters().add(Counter::BytesWritten, len as u64);
         len
@@ -153,9 +171,9 @@ impl Wire for UringStream {
 impl Drop for UringStream {
     fn drop(&mut self) {
         let mut ring = self.reactor.ring();
-        if self.info.is_reset() {
+        if let Some(fd) = self.fd.as_deref().filter(|_| self.info.is_reset()) {
             // A failure means that the connection is gone already.
-            let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
+            let _ = sockopt::set_socket_linger(fd, Some(Duration::ZERO));
         }
         ring.close(self.line_idx);
         if self.info.is_reset() {
