@@ -6,8 +6,10 @@
 
 use crate::server::buffers::Wire;
 use crate::server::client::{Presence, TokioStream};
+use crate::server::config::Engine;
 use crate::server::connection::Connection;
 use crate::server::stream::Stream;
+use crate::server::uring::reactor::Reactor;
 use crate::server::uring::stream::UringStream;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,7 +29,11 @@ impl MixedStream {
     /// # Errors
     /// When it cannot be watched.
     pub fn new(fd: OwnedFd, presence: &Presence) -> io::Result<Self> {
-        Ok(match presence.local.reactor_of_many() {
+        Self::with(presence.local.reactor_of_many(), fd, presence)
+    }
+
+    fn with(ring: Option<&Rc<Reactor>>, fd: OwnedFd, presence: &Presence) -> io::Result<Self> {
+        Ok(match ring {
             Some(reactor) => Self::Ring(UringStream::new(Rc::clone(reactor), fd, presence)),
             None => Self::Epoll(TokioStream::new(fd, presence)?),
         })
@@ -35,15 +41,18 @@ impl MixedStream {
 
     /// Goes over to the engine that suits the moment. What is not sent yet is the connection's, and
     /// what is not received the socket's.
-    fn suit(&mut self, presence: &Presence) -> io::Result<()> {
-        let many = presence.local.reactor_of_many().is_some();
+    fn suit(&mut self, connection: &Connection, presence: &Presence) -> io::Result<()> {
+        let local = &presence.local;
+        // The ring sends no value from the store: what is left of a large one would be copied.
+        let may_use_ring = local.shared.config.engine == Engine::Uring || !connection.is_pinned();
+        let ring = local.reactor_of_many().filter(|_| may_use_ring);
         let fd = match self {
-            Self::Epoll(stream) if many => stream.take(),
-            Self::Ring(stream) if !many => stream.take(),
+            Self::Epoll(stream) if ring.is_some() => stream.take(),
+            Self::Ring(stream) if ring.is_none() => stream.take(),
             _ => None,
         };
         if let Some(fd) = fd {
-            *self = Self::new(fd, presence)?;
+            *self = Self::with(ring, fd, presence)?;
         }
         Ok(())
     }
@@ -58,6 +67,7 @@ impl Stream for MixedStream {
     }
 
     async fn flush(&mut self, connection: &mut Connection, presence: &Presence) -> io::Result<()> {
+        self.suit(connection, presence)?;
         match self {
             Self::Epoll(stream) => stream.flush(connection, presence).await,
             Self::Ring(stream) => stream.flush(connection, presence).await,
@@ -69,7 +79,7 @@ impl Stream for MixedStream {
         connection: &mut Connection,
         presence: &Presence,
     ) -> io::Result<usize> {
-        self.suit(presence)?;
+        self.suit(connection, presence)?;
         match self {
             Self::Epoll(stream) => stream.exchange(connection, presence).await,
             Self::Ring(stream) => stream.exchange(connection, presence).await,
