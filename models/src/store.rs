@@ -5,12 +5,22 @@
 
 #[path = "../../session-daemon/src/store/buckets.rs"]
 pub(crate) mod buckets;
+#[path = "../../session-daemon/src/store/chunks.rs"]
+pub(crate) mod chunks;
 #[path = "../../session-daemon/src/store/epoch.rs"]
 pub(crate) mod epoch;
 #[path = "../../session-daemon/src/store/item.rs"]
 pub(crate) mod item;
+#[path = "../../session-daemon/src/store/magazines.rs"]
+pub(crate) mod magazines;
 #[path = "../../session-daemon/src/store/moves.rs"]
 pub(crate) mod moves;
+#[path = "../../session-daemon/src/store/page_set.rs"]
+pub(crate) mod page_set;
+#[path = "../../session-daemon/src/store/pins.rs"]
+pub(crate) mod pins;
+#[path = "../../session-daemon/src/store/pool.rs"]
+pub(crate) mod pool;
 #[path = "../../session-daemon/src/store/types.rs"]
 pub(crate) mod types;
 #[path = "../../session-daemon/src/store/words.rs"]
@@ -20,6 +30,8 @@ pub(crate) mod words;
 mod memory;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_pages;
 
 /// Crash tests end the process at steps; here nothing happens.
 pub(crate) mod failpoint {
@@ -35,7 +47,7 @@ pub(crate) mod reuse {
 
 /// The atomics and locks, loom's.
 pub(crate) mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
     use loom::sync::{Mutex, MutexGuard};
 
     /// loom takes SeqCst accesses for weaker ones, but knows SeqCst fences.
@@ -43,15 +55,25 @@ pub(crate) mod sync {
         fence(Ordering::SeqCst);
     }
 
-    /// A value behind a lock.
+    /// A value behind a lock for which nobody waits.
     #[derive(Debug, Default)]
-    pub(crate) struct SpinMutex<T>(Mutex<T>);
+    pub(crate) struct TryMutex<T>(Mutex<T>);
 
-    impl<T> SpinMutex<T> {
-        /// Takes the lock.
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("no model panics with the lock")
+    impl<T> TryMutex<T> {
+        /// The value, if nobody else has it.
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
         }
+    }
+
+    /// So many words of 0.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    /// Lets the others go on.
+    pub(crate) fn backoff(_: &mut u32) {
+        loom::thread::yield_now();
     }
 
     /// A value that stands alone on its cache line elsewhere.

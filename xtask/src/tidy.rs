@@ -41,6 +41,7 @@ const TOP_LEVEL: &[&str] = &[
     "packaging",
     "rust-toolchain.toml",
     "rustfmt.toml",
+    "schedules",
     "session-common",
     "session-daemon",
     "session-ebpf",

@@ -11,7 +11,7 @@ use loom::thread;
 
 const PREEMPTIONS: usize = 3;
 
-fn model(body: impl Fn() + Sync + Send + 'static) {
+pub(super) fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(PREEMPTIONS);
     builder.max_branches = 20_000;

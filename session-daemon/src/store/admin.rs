@@ -6,11 +6,11 @@ use crate::clock::Now;
 use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
 use crate::store::counters::Count;
 use crate::store::item::{State, Times};
-use crate::store::layout::{Layout, NO_PAGE};
+use crate::store::layout::Layout;
 use crate::store::reader::second;
 use crate::store::reuse::Worth;
 use crate::store::stats::Evicted;
-use crate::store::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, SpinMutex};
+use crate::store::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, TryMutex};
 use crate::store::types::{ClientFlags, LimitError, Reassigned};
 use crate::store::{HEADER_LEN, Store, Worker};
 use std::io;
@@ -23,13 +23,13 @@ const EVICTED_MAX: usize = 256;
 pub(super) struct Limit {
     bytes: AtomicUsize,
     pages: AtomicU32,
-    changing: SpinMutex<()>,
+    changing: TryMutex<()>,
 }
 
 impl Limit {
     pub(super) fn new(bytes: usize, pages: u32) -> Self {
         let (bytes, pages) = (AtomicUsize::new(bytes), AtomicU32::new(pages));
-        Self { bytes, pages, changing: SpinMutex::new(()) }
+        Self { bytes, pages, changing: TryMutex::new(()) }
     }
 
     /// Pages that the pool may hand out.
@@ -51,8 +51,8 @@ pub(super) struct AskedFor(AtomicU64);
 impl AskedFor {
     /// Notes that a page is for a class, before it drains.
     fn note(&self, page: u32, class: u32) {
-        // Release: pairs with the Acquire in `take`; the lock of the page's class, under which it
-        // begins to drain, orders them too.
+        // Release: pairs with the Acquire in `take`; the page's word, which
+        // says that it drains after this, orders them too.
         self.0.store((u64::from(page) + 1) << 32 | u64::from(class), Ordering::Release);
     }
 
@@ -131,9 +131,9 @@ impl Store {
 
     /// Whether more pages are in use than the limit has.
     pub(super) fn is_over_limit(&self) -> bool {
+        let over = self.pool_used().saturating_sub(self.limit.pages()) as usize;
         // What drains is on its way.
-        let draining = self.draining.lock().len();
-        self.pool_used() as usize > self.limit.pages() as usize + draining
+        over > 0 && over > self.pages_draining() + self.pages_ripening()
     }
 
     /// The class of an item of these lengths.
@@ -190,10 +190,10 @@ impl Worker {
         let store = self.shared();
         let meta = store.class_meta(from);
         // Relaxed: a hint; marking is exact.
-        let page = meta.ring.load(Ordering::Relaxed);
-        if meta.pages.load(Ordering::Relaxed) < 2 || page == NO_PAGE {
+        if meta.pages.load(Ordering::Relaxed) < 2 {
             return false;
         }
+        let Some(page) = store.page_of_class(from) else { return false };
         if to != LINE_CLASS {
             store.asked_for.note(page, to);
         }

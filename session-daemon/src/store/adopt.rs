@@ -11,14 +11,15 @@ use crate::store::Store;
 use crate::store::backing::Identity;
 use crate::store::buckets::Buckets;
 use crate::store::check::{Adopted, Check};
+use crate::store::chunks::Kind;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::failpoint::step;
-use crate::store::layout::{NO_PAGE, PageState, folded};
+use crate::store::layout::{PageState, folded};
 use crate::store::reader::stamp_at;
 use crate::store::recover::Kept;
 use crate::store::sync::Ordering;
-use crate::store::words::{depth, is_pending, slot_item, slots_of};
+use crate::store::words::{LINE_LEN, depth, is_pending, slot_item, slots_of};
 use std::ops::Range;
 
 /// Relaxed throughout this module: nobody else has the store, or a start alone asks for the word.
@@ -79,7 +80,7 @@ impl Store {
         step("adopt: begun");
         let mut adopted = self.adopt_pages(pages)?;
         step("adopt: pages");
-        self.mend_split();
+        self.mend_moves();
         step("adopt: split mended");
         let (mut items, mut bytes) = (0, 0);
         for (class, counts) in (0..).zip(&estimate) {
@@ -91,7 +92,8 @@ impl Store {
         let stamp = self.superblock().noted_stamp.load(RELAXED).max(stamp_at(now.boottime_ns));
         self.go_on(items, stamp, now);
         let lines_per_page = self.chunks_per_page(LINE_CLASS);
-        self.check = Some(Check::new(adopted, self.bucket_count(), lines_per_page));
+        self.check =
+            Some(Check::new(adopted, self.layout.pages, self.bucket_count(), lines_per_page));
         step("adopt: done");
         Some(Kept { items, bytes, in_place: true, ..Kept::default() })
     }
@@ -139,11 +141,7 @@ impl Store {
     /// Puts every page into the lists that it belongs to, and says what is to be checked.
     fn adopt_pages(&self, pages: u32) -> Option<Adopted> {
         let superblock = self.superblock();
-        for lock in [&superblock.split_lock, &superblock.pool_lock] {
-            lock.store(0, RELAXED);
-        }
-        superblock.pool_head.store(NO_PAGE, RELAXED);
-        superblock.pool_len.store(0, RELAXED);
+        superblock.split_lock.store(0, RELAXED);
         self.format_classes();
         self.clear_tables(pages..self.layout.pages);
         let mut adopted = Adopted::default();
@@ -151,13 +149,13 @@ impl Store {
             (0..u64::from(self.layout.pages)).map_while(|idx| self.directory_page(idx)).collect();
         index.sort_unstable();
         // What was never taken is zeros, and in no list.
-        let used = superblock.pool_fresh.load(RELAXED).min(self.layout.pages);
+        let used = superblock.pool.fresh().min(self.layout.pages);
+        superblock.pool.format(used, used);
         for page in (0..used).rev() {
             match self.page_state(page) {
                 PageState::Slab(class) | PageState::Draining(class)
                     if class < self.classes.count()
-                        && self.page_meta(page).carved.load(RELAXED)
-                            <= self.chunks_per_page(class) =>
+                        && self.page_carved(page) <= self.chunks_per_page(class) =>
                 {
                     self.class_adopt_unchecked(class, page);
                     let of =
@@ -177,23 +175,34 @@ impl Store {
     /// entries of pages that nobody knows yet.
     pub(super) fn clear_tables(&self, pages: Range<u32>) {
         for page in pages {
-            self.set_page_state(page, PageState::Free);
+            self.set_page_kind(page, Kind::Free);
             self.region.half(self.layout.directory(u64::from(page))).store(0, RELAXED);
         }
     }
 
-    /// Finishes what the process that ended may have been at in the bucket that was split last:
-    /// slots of items that have moved to the new bucket, or from an overflow line to the bucket.
-    fn mend_split(&self) {
+    /// Finishes what the process that ended may have been at: in the bucket that was split last,
+    /// and in the one within which slots were moved last.
+    fn mend_moves(&self) {
         let last = self.bucket_count() - 1;
-        if last == 0 {
-            return;
+        if last > 0 {
+            let bit = 1 << last.ilog2();
+            self.mend_bucket(self.bucket(last & !bit), bit);
         }
-        let bit = 1 << last.ilog2();
-        let parent = self.bucket(last & !bit);
-        let header = self.settle(parent);
+        let compacted = self.superblock().compacted.load(RELAXED);
+        let is_bucket = compacted.is_multiple_of(LINE_LEN)
+            && self.layout.is_in_page(compacted)
+            && self.page_state(self.layout.page_of(compacted)) == PageState::Index;
+        if is_bucket {
+            self.mend_bucket(compacted, 0);
+        }
+    }
+
+    /// Empties slots of items that have moved to another bucket, which have `bit` in their hash,
+    /// or from an overflow line to the bucket.
+    fn mend_bucket(&self, bucket: u64, bit: u64) {
+        let header = self.settle(bucket);
         let mut seen = Vec::new();
-        for slot in self.lines(parent, header).flat_map(slots_of) {
+        for slot in self.lines(bucket, header).flat_map(slots_of) {
             let word = self.word(slot).load(RELAXED);
             if is_pending(word) {
                 // No header names it, and nobody is left who would.
@@ -203,8 +212,8 @@ impl Store {
             if word == 0 {
                 continue;
             }
-            self.expel(parent, slot, bit);
-            self.heal(parent, slot, self.hash_of(slot_item(word)));
+            self.expel(bucket, slot, bit);
+            self.heal(bucket, slot, self.hash_of(slot_item(word)));
             let word = self.word(slot).load(RELAXED);
             if word != 0 && seen.contains(&word) {
                 self.word(slot).store(0, RELAXED);

@@ -75,6 +75,12 @@ pub(super) trait Buckets {
         false
     }
 
+    /// Makes a chain of overflow lines shorter, if it can be, after a slot of its bucket was
+    /// emptied. Returns the line that was unlinked.
+    fn shorten(&self, bucket: u64) -> Option<u64> {
+        self.unlink_empty(bucket)
+    }
+
     /// The lines of a bucket, by its header.
     fn lines(&self, bucket: u64, header: u64) -> impl Iterator<Item = u64> {
         let mut line = bucket;
@@ -379,11 +385,11 @@ pub(super) trait Buckets {
         let last = State(self.word(item).fetch_xor(LINKED | GONE, Ordering::AcqRel));
         debug_assert!(last.is_linked(), "an item is linked before it ends");
         step("end: gone");
-        (last, left.and_then(|bucket| self.unlink_empty(bucket)))
+        (last, left.and_then(|bucket| self.shorten(bucket)))
     }
 
     /// Takes items that have ended out of the index, as far as they have this hash. Returns the
-    /// bucket if it has an overflow line that one of them has left.
+    /// bucket if one of them has left it and it has an overflow line.
     ///
     /// No slot leads to the item then, nor to one that it succeeded: all that have ended are
     /// corrected. Of slots that are copied meanwhile either the copy is made after the correction,
@@ -398,8 +404,7 @@ pub(super) trait Buckets {
             let Spot { bucket, header, .. } = spot;
             for slot in self.lines(bucket, header).flat_map(slots_of) {
                 let emptied = self.heal(bucket, slot, hash);
-                let in_line = emptied && slot / LINE_LEN * LINE_LEN != bucket;
-                left = left.or(in_line.then_some(bucket));
+                left = left.or((emptied && link(header) != 0).then_some(bucket));
             }
             if self.is_splitting(spot.number) {
                 self.expel_from_parent(spot, hash);

@@ -15,7 +15,8 @@ use crate::store::epoch::Retired;
 use crate::store::failpoint::step;
 use crate::store::item::{GONE, LINKED, PIECE_OWNER, Piece, State};
 use crate::store::layout::PageState;
-use crate::store::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, SpinMutex};
+use crate::store::page_set::PageSet;
+use crate::store::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::store::types::StoreError;
 use crate::store::words::{LINE_LEN, PENDING, slot_word, slots_of};
 use crate::store::{Store, Worker};
@@ -26,6 +27,24 @@ const PAGES_PER_SLICE: u32 = 2;
 const BUCKETS_PER_PAGE: u64 = 1024;
 /// Lines that a word of the marks stands for.
 const LINES_PER_WORD: u32 = 64;
+
+/// Values of a page's `unchecked`: it is known which chunks are free; it is not; somebody looks;
+/// somebody leaves a chunk to who will look. Nobody waits for the last two.
+pub(super) const CHECKED: u32 = 0;
+const UNCHECKED: u32 = 1;
+const CHECKING: u32 = 2;
+const LEAVING: u32 = 3;
+
+/// What became of a chunk that was given back while its page may not have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GivenUnchecked {
+    /// It is left to the check.
+    Left,
+    /// The page was checked: it goes the usual way.
+    Checked,
+    /// Somebody is at the page: it waits for turns once more.
+    Busy,
+}
 
 /// Work that has to wait until all pages of items and all buckets were seen.
 #[derive(Clone, Copy, Debug)]
@@ -51,11 +70,15 @@ pub(super) struct Check {
     /// Parts that are not done.
     left: AtomicUsize,
     extents: Vec<u32>,
-    with_pieces: SpinMutex<Vec<u32>>,
+    /// Pages with pieces that are still to be decided.
+    with_pieces: PageSet,
+    /// Pages that somebody was at when their turn had come.
+    again: PageSet,
     lines: Vec<u32>,
     /// A bit for each overflow line of `lines`: a bucket has it.
     marks: Box<[AtomicU64]>,
     rest: OnceLock<Vec<Rest>>,
+    rest_claimed: AtomicBool,
     rest_begun: AtomicUsize,
     rest_left: AtomicUsize,
     /// Items and their bytes by class that were there at the start, as far as they are known.
@@ -75,7 +98,8 @@ pub(super) struct Adopted {
 }
 
 impl Check {
-    pub(super) fn new(mut adopted: Adopted, buckets: u64, lines_per_page: u32) -> Self {
+    /// A check of a region of so many pages.
+    pub(super) fn new(mut adopted: Adopted, pages: u32, buckets: u64, lines_per_page: u32) -> Self {
         adopted.lines.sort_unstable();
         let words = adopted.lines.len() * lines_per_page.div_ceil(LINES_PER_WORD) as usize;
         let parts = adopted.pages.len() + buckets.div_ceil(BUCKETS_PER_PAGE) as usize;
@@ -84,9 +108,11 @@ impl Check {
             buckets,
             begun: AtomicUsize::new(0),
             left: AtomicUsize::new(parts),
-            with_pieces: SpinMutex::new(Vec::new()),
+            with_pieces: PageSet::new(pages),
+            again: PageSet::new(pages),
             marks: (0..words).map(|_| AtomicU64::new(0)).collect(),
             rest: OnceLock::new(),
+            rest_claimed: AtomicBool::new(false),
             rest_begun: AtomicUsize::new(0),
             rest_left: AtomicUsize::new(0),
             found: adopted.estimate.iter().map(|_| Default::default()).collect(),
@@ -167,20 +193,24 @@ impl Store {
     /// Whether a page has not been checked, so that nobody may take or keep its chunks.
     pub(super) fn is_unchecked(&self, page: u32) -> bool {
         // Without a check under way all are checked, and no page has to be asked.
-        // Acquire: who sees it checked sees its lists; pairs with the Release in `list_checked`.
+        // Acquire: who sees it checked sees its lists; pairs with the Release in `class_list_page`.
         self.is_checking() && self.page_meta(page).unchecked.load(Ordering::Acquire) != 0
     }
 
-    /// Leaves a chunk that nobody knows any more to the check of its page; false if that is done.
+    /// Leaves a chunk that nobody knows any more to the check of its page.
     #[cold]
-    pub(super) fn give_unchecked(&self, chunk: u64) -> bool {
+    pub(super) fn give_unchecked(&self, chunk: u64) -> GivenUnchecked {
         let page = self.layout.page_of(chunk);
         let (Some(check), PageState::Slab(class)) = (&self.check, self.page_state(page)) else {
-            return false;
+            return GivenUnchecked::Checked;
         };
-        let _guard = self.class_lock(class);
-        if !self.is_unchecked(page) {
-            return false;
+        let unchecked = &self.page_meta(page).unchecked;
+        // Acquire: what others have left in the page; pairs with the Release below.
+        let (success, failure) = (Ordering::Acquire, Ordering::Acquire);
+        match unchecked.compare_exchange(UNCHECKED, LEAVING, success, failure) {
+            Ok(_) => {}
+            Err(CHECKED) => return GivenUnchecked::Checked,
+            Err(_) => return GivenUnchecked::Busy,
         }
         let state = self.item_state(chunk);
         if class != LINE_CLASS && !state.is_piece() {
@@ -188,16 +218,15 @@ impl Store {
         }
         // Release: whoever takes the chunk sees it free; scans see no item.
         self.region.word(chunk).store(0, Ordering::Release);
-        true
+        // Release: the check sees what was done; pairs with the Acquire that begins it.
+        unchecked.store(UNCHECKED, Ordering::Release);
+        GivenUnchecked::Left
     }
 
     /// Lists the free chunks of a page that was looked through, and counts its items. `stale` are
     /// chunks, in order, that are retired next.
     fn list_checked(&self, check: &Check, page: u32, class: u32, stale: &[u64]) {
-        let meta = self.page_meta(page);
-        let _guard = self.class_lock(class);
-        // Relaxed: under the lock of the class.
-        let carved = meta.carved.load(Ordering::Relaxed);
+        let carved = self.page_carved(page);
         let (mut head, mut free) = (0, 0);
         for idx in (0..carved).rev() {
             let chunk = self.chunk(page, class, idx);
@@ -211,8 +240,6 @@ impl Store {
             }
         }
         self.class_list_page(class, page, head, free);
-        // Release: the lists are complete; pairs with the Acquire in `is_unchecked`.
-        meta.unchecked.store(0, Ordering::Release);
     }
 
     /// Tells the pieces of an item that counts whose they are. False if they are not its value.
@@ -295,11 +322,9 @@ impl Store {
 
     /// Lists the lines of a page that no bucket has. None has been unlinked since the start.
     fn list_lines(&self, check: &Check, page: u32, at: usize) {
-        let meta = self.page_meta(page);
         let words = self.chunks_per_page(LINE_CLASS).div_ceil(LINES_PER_WORD) as usize;
-        let _guard = self.class_lock(LINE_CLASS);
         let (mut head, mut free) = (0, 0);
-        for idx in (0..meta.carved.load(Ordering::Relaxed)).rev() {
+        for idx in (0..self.page_carved(page)).rev() {
             let word = &check.marks[at * words + (idx / LINES_PER_WORD) as usize];
             if word.load(Ordering::Relaxed) & 1 << (idx % LINES_PER_WORD) == 0 {
                 self.list_chunk(self.chunk(page, LINE_CLASS, idx), head);
@@ -308,8 +333,6 @@ impl Store {
             }
         }
         self.class_list_page(LINE_CLASS, page, head, free);
-        // Release: as in `list_checked`.
-        meta.unchecked.store(0, Ordering::Release);
     }
 }
 
@@ -329,10 +352,18 @@ impl Worker {
         };
         self.begin();
         for _ in 0..PAGES_PER_SLICE {
+            if let Some(page) = check.again.next_from(0) {
+                check.again.remove(page);
+                if !self.check_page(page) && store.is_unchecked(page) {
+                    check.again.insert(page);
+                }
+            }
             // Relaxed: a cursor.
             let idx = check.begun.fetch_add(1, Ordering::Relaxed);
             if let Some(page) = check.pages.get(idx) {
-                self.check_page(*page);
+                if !self.check_page(*page) && store.is_unchecked(*page) {
+                    check.again.insert(*page);
+                }
                 continue;
             }
             let first = (idx - check.pages.len()) as u64 * BUCKETS_PER_PAGE;
@@ -358,15 +389,17 @@ impl Worker {
             return false;
         };
         let unchecked = &store.page_meta(page).unchecked;
+        // Acquire: what others have left in the page; pairs with the Release in `give_unchecked`.
         let (success, failure) = (Ordering::Acquire, Ordering::Relaxed);
-        if class == LINE_CLASS || unchecked.compare_exchange(1, 2, success, failure).is_err() {
+        let begins = || unchecked.compare_exchange(UNCHECKED, CHECKING, success, failure).is_ok();
+        if class == LINE_CLASS || !begins() {
             return false;
         }
         self.begin();
         let (stale, has_pieces) = self.look_through(check, page, class);
         step("check: looked through");
         if has_pieces {
-            check.with_pieces.lock().push(page);
+            check.with_pieces.insert(page);
         }
         store.list_checked(check, page, class, &stale);
         step("check: listed");
@@ -374,9 +407,8 @@ impl Worker {
             // Its pieces, if it has any, are found by themselves.
             store.epochs.retire(self.id, Retired::Alone(*chunk));
         }
-        // Relaxed: a hint; marking is exact.
-        let meta = store.page_meta(page);
-        if meta.free.load(Ordering::Relaxed) == meta.carved.load(Ordering::Relaxed) {
+        // A hint; marking is exact.
+        if store.page_meta(page).word.view().out() == 0 {
             self.drain_empty(page, class);
         }
         self.part_done(check);
@@ -388,8 +420,7 @@ impl Worker {
     fn look_through(&self, check: &Check, page: u32, class: u32) -> (Vec<u64>, bool) {
         let store = self.shared();
         let (mut stale, mut has_pieces) = (Vec::new(), false);
-        // Relaxed: no chunk of the page is handed out.
-        for idx in 0..store.page_meta(page).carved.load(Ordering::Relaxed) {
+        for idx in 0..store.page_carved(page) {
             let chunk = store.chunk(page, class, idx);
             let state = store.item_state(chunk);
             if state.0 == 0 {
@@ -453,16 +484,20 @@ impl Worker {
         if check.left.load(Ordering::Acquire) > 0 {
             return;
         }
-        let rest = check.rest.get_or_init(|| {
-            let pieces = std::mem::take(&mut *check.with_pieces.lock());
+        // Nobody waits for the one who lists it.
+        if check.rest.get().is_none() && !check.rest_claimed.swap(true, Ordering::Relaxed) {
+            let pieces = check.with_pieces.iter();
             let lines = check.lines.iter().enumerate().map(|(at, page)| Rest::Lines(*page, at));
-            let rest: Vec<Rest> = (pieces.into_iter().map(Rest::Pieces))
+            let rest: Vec<Rest> = (pieces.map(Rest::Pieces))
                 .chain(check.extents.iter().copied().map(Rest::Extent))
                 .chain(lines)
                 .collect();
             check.rest_left.store(rest.len() + 1, Ordering::Relaxed);
-            rest
-        });
+            // Who sees the list sees its length.
+            let listed = check.rest.set(rest);
+            debug_assert!(listed.is_ok(), "one thread lists it");
+        }
+        let Some(rest) = check.rest.get() else { return };
         // Relaxed: a cursor. One more than there is work ends the check.
         let idx = check.rest_begun.fetch_add(1, Ordering::Relaxed);
         if idx > rest.len() {
@@ -498,7 +533,7 @@ impl Worker {
                 else {
                     return;
                 };
-                for idx in 0..store.page_carved(class, page) {
+                for idx in 0..store.page_carved(page) {
                     let chunk = store.chunk(page, class, idx);
                     if is_stale(chunk) {
                         self.give_chunk_to_page(chunk);

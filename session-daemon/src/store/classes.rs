@@ -16,8 +16,10 @@ pub(super) const HEADER_LEN: usize = 24;
 const CLASSES_MAX: usize = 255;
 /// Classes are 8 bytes apart up to this size.
 const FINE_STEP_MAX: usize = 256;
-/// Ratio of neighbouring classes above it: smaller strands memory in classes, larger in chunks.
-const GROWTH_FACTOR: f64 = 1.035;
+/// Above it the larger of two neighbouring classes has at least this part more, as a divisor:
+/// wider steps lose memory in chunks; narrower ones lose it in classes of few items, and keep
+/// apart what should be compared when an item has to go.
+const STEP_SHARE: usize = 63;
 /// Largest chunk; longer items are made of several.
 const CHUNK_MAX: usize = 8192;
 
@@ -50,7 +52,7 @@ impl Classes {
             let least = match growth_factor {
                 Some(factor) => (size as f64 * factor) as usize,
                 None if size < FINE_STEP_MAX => size + 8,
-                None => (size as f64 * GROWTH_FACTOR) as usize,
+                None => size + size / STEP_SHARE,
             };
             // Bounded first: a large factor passes any page, even any number.
             let least = least.clamp(size + 8, chunk_max).next_multiple_of(8);
@@ -145,6 +147,8 @@ mod tests {
         for len in 64..=classes.chunk_max() {
             let size = classes.size(classes.of(len));
             assert!((size as f64) < len as f64 * 1.14 + 8.0);
+            let step = if len < 1024 { 1.02 } else { 1.04 };
+            assert!(len > 2048 || (size as f64) < len as f64 * step + 8.0, "{len} {size}");
             let used = 65_536 / size * size;
             assert!(used > 65_536 * 98 / 100, "{len} {size}");
         }

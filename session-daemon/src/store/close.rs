@@ -32,17 +32,17 @@ struct Note {
     incarnation: u64,
     pages: u32,
     buckets: u64,
-    /// First page, length and end of the pool.
+    /// First page, used pages and end of the pool.
     pool: [u32; 3],
 }
 
 impl Note {
     /// A sum over all of it, never 0.
     fn sum(&self) -> u64 {
-        let [head, len, fresh] = self.pool.map(u64::from);
+        let [head, used, fresh] = self.pool.map(u64::from);
         let pages = u64::from(self.pages);
         let rest =
-            [self.stamp, self.changed_ns, self.incarnation, pages, self.buckets, head, len, fresh];
+            [self.stamp, self.changed_ns, self.incarnation, pages, self.buckets, head, used, fresh];
         let counts = self.counts.iter().flat_map(|(items, bytes)| [*items, *bytes]);
         folded(rest.into_iter().chain(counts)) | 1
     }
@@ -76,7 +76,7 @@ impl Store {
         if Arc::strong_count(&self) > 1 || self.is_checking() {
             return None;
         }
-        let worker = self.worker().ok()?;
+        let mut worker = self.worker().ok()?;
         let waits = |id: &usize| self.epochs.limbo_len(*id) > 0;
         // No worker is in a turn, so each round makes the epoch advance, and two make all ripe.
         while (0..self.epochs.workers()).any(|id| waits(&id)) {
@@ -84,15 +84,16 @@ impl Store {
             for id in (0..self.epochs.workers()).filter(waits) {
                 worker.collect(id);
             }
+            // A page that is empty with it waits in its turn.
+            worker.put_back();
         }
         drop(worker);
         let store = Arc::into_inner(self)?;
         // Pages that were on their way to other classes stay where they are.
-        let draining = std::mem::take(&mut *store.draining.lock());
-        for drain in draining {
-            if let PageState::Draining(class) = store.page_state(drain.page) {
-                store.set_page_state(drain.page, PageState::Slab(class));
-                store.class_adopt_page(class, drain.page);
+        for page in store.lists.draining.iter() {
+            if let PageState::Draining(class) = store.page_state(page) {
+                store.page_meta(page).word.reopen();
+                store.class_adopt_page(class, page);
             }
         }
         Some(store)
@@ -151,9 +152,8 @@ impl Store {
     }
 
     fn pool_words(&self) -> [u32; 3] {
-        let superblock = self.superblock();
-        [&superblock.pool_head, &superblock.pool_len, &superblock.pool_fresh]
-            .map(|word| word.load(RELAXED))
+        let pool = &self.superblock().pool;
+        [pool.head(), pool.used(), pool.fresh()]
     }
 
     /// Makes the store serve a region as it was closed, with `pages` pages and in a file that was
@@ -166,6 +166,7 @@ impl Store {
             return None;
         }
         self.clear_tables(pages..self.layout.pages);
+        self.find_pages();
         for (class, &(items, bytes)) in (0..).zip(&note.counts) {
             let counters = &self.workers[0].counters;
             counters.add(class, Count::Linked, items);

@@ -69,6 +69,11 @@ impl Counters {
     }
 }
 
+/// Numbers that a reset of statistics takes off, for so many classes.
+pub(super) fn baseline(classes: u32) -> Box<[AtomicU64]> {
+    (0..classes as usize * COUNTS).map(|_| AtomicU64::new(0)).collect()
+}
+
 /// Sums of all workers' counters.
 struct Sums(Vec<u64>);
 
@@ -90,8 +95,10 @@ fn shown(difference: u64) -> u64 {
 impl Store {
     /// Puts the counts of events back to 0; what is there stays counted.
     pub fn reset_stats(&self) {
-        let sums = self.raw_sums();
-        *self.baseline.lock() = sums;
+        for (base, sum) in self.baseline.iter().zip(self.raw_sums()) {
+            // Relaxed: figures for people; who reads them meanwhile sees some old and some new.
+            base.store(sum, Ordering::Relaxed);
+        }
     }
 
     /// Gets that found an item of a class, since the start.
@@ -132,13 +139,14 @@ impl Store {
 
     fn sums(&self) -> (Sums, u64) {
         let mut sums = self.raw_sums();
-        let baseline = self.baseline.lock();
         let mut linked_before = 0_u64;
-        for (idx, (sum, base)) in sums.iter_mut().zip(baseline.iter()).enumerate() {
+        for (idx, (sum, base)) in sums.iter_mut().zip(&self.baseline).enumerate() {
+            // Relaxed: as in `reset_stats`.
+            let base = base.load(Ordering::Relaxed);
             if idx % COUNTS >= GAUGES {
-                *sum = sum.wrapping_sub(*base);
+                *sum = sum.wrapping_sub(base);
             } else if idx % COUNTS == Count::Linked as usize {
-                linked_before = linked_before.wrapping_add(*base);
+                linked_before = linked_before.wrapping_add(base);
             }
         }
         (Sums(sums), linked_before)
@@ -176,7 +184,7 @@ impl Store {
             hash_power_level: (self.bucket_count() * 8).ilog2(),
             pages_used: index + items,
             pages_free,
-            pages_draining: self.draining.lock().len() as u64,
+            pages_draining: (self.pages_draining() + self.pages_ripening()) as u64,
             page_len,
             total_malloced: items * page_len,
         }
@@ -216,7 +224,8 @@ impl Store {
         let meta = self.class_meta(class);
         // Relaxed: figures for people, not decisions.
         let pages = u64::from(meta.pages.load(Ordering::Relaxed));
-        let free = u64::from(meta.free.load(Ordering::Relaxed)) + self.chunks_ahead(class);
+        let free = meta.free.load(Ordering::Relaxed).cast_signed().max(0);
+        let free = u64::from(free.unsigned_abs()) + self.chunks_ahead(class);
         let per_page = u64::from(self.chunks_per_page(class));
         let of = |count| sums.of(class, count);
         ClassStats {

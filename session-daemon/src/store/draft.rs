@@ -2,12 +2,12 @@
 //! It owns the shape of large values; nothing here is visible to a lookup.
 
 use crate::clock::Now;
+use crate::store::chunks::Kind;
 use crate::store::classes::{Classes, HEADER_LEN};
 use crate::store::failpoint::step;
 use crate::store::item::{
     LINK, LINK_LEN, Link, Marks, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State,
 };
-use crate::store::layout::PageState;
 use crate::store::sync::Ordering;
 use crate::store::types::Key;
 use crate::store::{Store, Worker};
@@ -131,7 +131,7 @@ impl Worker {
             let taken = self.take_page(now)?;
             let piece = self.shared().layout.page(taken.page);
             self.shared().begin_piece(piece);
-            self.shared().set_page_state(taken.page, PageState::Extent);
+            self.shared().set_page_kind(taken.page, Kind::Extent);
             return Some(piece);
         }
         let class = self.shared().classes.of(PIECE_HEADER_LEN + len);

@@ -7,7 +7,7 @@
 //! that could have found it began at `e` or before, and has ended.
 #![forbid(unsafe_code)]
 
-use crate::store::sync::{AtomicU64, AtomicUsize, Ordering, Padded, SpinMutex, fence};
+use crate::store::sync::{AtomicU64, AtomicUsize, Ordering, Padded, TryMutex, backoff, fence};
 use std::collections::VecDeque;
 
 /// Shown by a worker that is in no turn.
@@ -24,8 +24,8 @@ pub(super) enum Retired {
     Pieces(u64),
     /// An overflow line of the index, or a head without its pieces; offset.
     Alone(u64),
-    /// The mark that a page drains.
-    DrainMark(u32),
+    /// A page that has drained.
+    Page(u32),
 }
 
 /// One worker's part.
@@ -33,7 +33,7 @@ pub(super) enum Retired {
 struct Turn {
     /// Epoch of the current turn, or [`OFFLINE`].
     epoch: Padded<AtomicU64>,
-    limbo: SpinMutex<VecDeque<(u64, Retired)>>,
+    limbo: TryMutex<VecDeque<(u64, Retired)>>,
     limbo_len: AtomicUsize,
 }
 
@@ -84,18 +84,27 @@ impl Epochs {
         self.now.0.compare_exchange(epoch, next, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
-    /// Puts what was unlinked before this call into the limbo of `worker`. Any thread may.
+    /// Puts what was unlinked before this call into the limbo of `worker`, or if somebody is at
+    /// that into another's. Any thread may. A thread has one limbo at a time, so as many workers
+    /// find one that nobody has, wherever the others are stopped.
     pub(super) fn retire(&self, worker: usize, retired: Retired) {
         // SeqCst: the unlinking is visible before the epoch is read; pairs with `enter`.
         fence(Ordering::SeqCst);
-        let turn = &self.turns[worker];
-        let mut limbo = turn.limbo.lock();
-        // Read under the lock, so that the list is in order of epochs.
-        limbo.push_back((self.now.0.load(Ordering::SeqCst), retired));
-        turn.limbo_len.store(limbo.len(), Ordering::Relaxed);
+        let mut step = 0;
+        let others = (worker..self.turns.len()).chain(0..worker).cycle();
+        for turn in others.map(|id| &self.turns[id]) {
+            if let Some(mut limbo) = turn.limbo.try_lock() {
+                // Read while nobody else has the list, so that it is in order of epochs.
+                limbo.push_back((self.now.0.load(Ordering::SeqCst), retired));
+                turn.limbo_len.store(limbo.len(), Ordering::Relaxed);
+                return;
+            }
+            backoff(&mut step);
+        }
     }
 
-    /// Moves what is ripe in the limbo of `worker`, at most `most`, to `ripe`.
+    /// Moves what is ripe in the limbo of `worker`, at most `most`, to `ripe`; nothing if somebody
+    /// else is at it.
     pub(super) fn collect(&self, worker: usize, most: usize, ripe: &mut Vec<Retired>) {
         let turn = &self.turns[worker];
         if turn.limbo_len.load(Ordering::Relaxed) == 0 {
@@ -103,7 +112,7 @@ impl Epochs {
         }
         // SeqCst (hence Acquire): pairs with `advance`; the reads of ended turns happened before.
         let now = self.now.0.load(Ordering::SeqCst);
-        let mut limbo = turn.limbo.lock();
+        let Some(mut limbo) = turn.limbo.try_lock() else { return };
         while ripe.len() < most
             && let Some(&(epoch, retired)) = limbo.front()
             && epoch + GRACE_EPOCHS <= now
@@ -125,10 +134,11 @@ impl Epochs {
         self.turns.len()
     }
 
-    /// Calls `visit` for everything that waits.
+    /// Calls `visit` for everything that waits. Nobody else may use the lists meanwhile.
     pub(super) fn for_each(&self, mut visit: impl FnMut(Retired)) {
         for turn in &self.turns {
-            for (_, retired) in turn.limbo.lock().iter() {
+            let limbo = turn.limbo.try_lock().expect("nobody else uses the lists");
+            for (_, retired) in limbo.iter() {
                 visit(*retired);
             }
         }

@@ -27,7 +27,7 @@ const AHEAD_SHARE: u32 = 20;
 /// Claims of the hand in one call.
 const CLAIMS_MAX: u32 = 64;
 /// A class asks for a page of another class each time it has evicted this part of a page's items.
-const ASK_SHARE: u32 = 4;
+const ASK_SHARE: u32 = 8;
 /// Events of one worker after which the worth of items is computed anew, for each so many workers:
 /// all of their tallies are summed.
 const LEARN_EVERY: u32 = 4096;
@@ -78,7 +78,7 @@ impl Worker {
     fn evict_and_grow(&mut self, class: u32, now: Now) -> u32 {
         self.learn_if_due(now);
         if self.spares_most_of(class) {
-            let is_coming = self.is_waiting() || !self.shared().draining.lock().is_empty();
+            let is_coming = self.is_waiting() || self.shared().pages_draining() > 0;
             return u32::from(!is_coming && self.take_page_from_others(now));
         }
         self.know_margin(class, now);
@@ -122,7 +122,9 @@ impl Worker {
         let ahead = self.ahead(class);
         // Relaxed: a hint.
         let free = store.class_meta(class).free.load(Ordering::Relaxed);
-        if free < ahead && store.pool_len() == 0 {
+        // What was evicted in this turn is free when it has ended: it is not evicted for twice.
+        let coming = store.epochs.limbo_len(self.id) as u32;
+        if free.saturating_add(coming) < ahead && store.pool_len() == 0 {
             self.look_at_share();
             self.evict_and_grow(class, now);
         }

@@ -42,7 +42,7 @@ impl Worker {
         deadline.swap(u32::MAX, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         let (mut removed, mut least) = (0, u32::MAX);
-        let carved = self.shared().page_carved(class, page);
+        let carved = self.shared().page_carved(page);
         for idx in 0..carved {
             let chunk = self.shared().chunk(page, class, idx);
             if !self.shared().item_state(chunk).is_linked() {
@@ -80,7 +80,8 @@ impl Worker {
         let removed = self.sweep_slice(now);
         self.shrink(now);
         let checks = self.check_some();
-        let drains = !self.shared().draining.lock().is_empty();
+        let store = self.shared();
+        let drains = store.pages_draining() + store.pages_ripening() > 0;
         if drains {
             self.drain_some(now);
         }

@@ -11,7 +11,7 @@ use crate::store::sync::Ordering;
 use crate::store::{Store, Worker};
 
 /// Keys added or removed before the store is told.
-const KEYS_TOLD_AT: i64 = 32;
+const KEYS_TOLD_AT: i64 = if cfg!(session_schedule) { 4 } else { 32 };
 /// Buckets split for one stored item while the index lags behind.
 const SPLITS_PER_STORE: u32 = 2;
 /// Most splits that are owed at a time.

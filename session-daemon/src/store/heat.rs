@@ -6,7 +6,7 @@
 //! what such items used to be, and nobody asks for them any more. Their class notices at once.
 #![forbid(unsafe_code)]
 
-use crate::store::sync::{AtomicU32, Ordering, SpinMutex};
+use crate::store::sync::{AtomicU32, Ordering, TryMutex};
 
 /// Hits that are taken for granted, both had and promised: fewer prove nothing.
 const PRIOR_HITS: f64 = 64.0;
@@ -40,7 +40,7 @@ pub(super) struct Heat {
     promises: Box<[AtomicU32]>,
     /// The part of the usual hits that was had, as bits.
     heat: Box<[AtomicU32]>,
-    looked: SpinMutex<Looked>,
+    looked: TryMutex<Looked>,
 }
 
 impl Heat {
@@ -48,7 +48,7 @@ impl Heat {
         let cells = |value: f32| (0..classes).map(|_| AtomicU32::new(value.to_bits())).collect();
         let looked =
             Looked { classes: vec![Counted::default(); classes as usize].into(), at_ns: 0 };
-        Self { promises: cells(0.0), heat: cells(1.0), looked: SpinMutex::new(looked) }
+        Self { promises: cells(0.0), heat: cells(1.0), looked: TryMutex::new(looked) }
     }
 
     /// Takes in what the bytes of a page promise, in hits a tick and byte.

@@ -13,8 +13,8 @@ use crate::store::words::{
 };
 use std::ops::Range;
 
-/// Items for each bucket on average.
-pub(super) const ITEMS_PER_BUCKET: u64 = 6;
+/// Items for each bucket on average; few where a scheduler has to see buckets split soon.
+pub(super) const ITEMS_PER_BUCKET: u64 = if cfg!(session_schedule) { 1 } else { 8 };
 /// Cache lines of an item that are brought near: header, key and a value of some 100 bytes.
 const ITEM_LINES: usize = 3;
 
@@ -74,6 +74,21 @@ impl Buckets for Store {
 
     fn keeps_lines(&self) -> bool {
         self.is_checking()
+    }
+
+    fn shorten(&self, bucket: u64) -> Option<u64> {
+        if !self.line_fits(bucket) {
+            return None;
+        }
+        match try_lock_word(&self.superblock().split_lock) {
+            Some(_guard) => {
+                // Release: a start after a crash looks there for slots that were moved in part.
+                self.superblock().compacted.store(bucket, Ordering::Release);
+                self.compact_line(bucket)
+            }
+            // Slots are moved by one thread at a time: by another one now.
+            None => self.unlink_empty(bucket),
+        }
     }
 
     fn bring_near(&self, item: u64) {

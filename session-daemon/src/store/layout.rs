@@ -11,7 +11,9 @@
 //! All of it together, with the ghosts that stand outside, is at most `-m`. The two tables have room for `pages_max` pages, so that
 //! the limit may be raised, live or at a later start; what is beyond `pages` has no memory.
 
+use crate::store::chunks::{CHUNKS_MAX, Kind, PageWord};
 use crate::store::ghosts::ghosts_len;
+use crate::store::pool::Pool;
 use crate::store::region::{Region, Shared};
 use crate::store::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::store::types::StoreError;
@@ -20,7 +22,7 @@ use std::ops::Range;
 /// First word of the superblock: `session\0`, little-endian.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"session\0");
 /// Version of everything in this module, of items, of buckets and of the hash.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 /// Bytes of the superblock.
 const SUPERBLOCK_LEN: usize = 4096;
 /// Bytes of an entry of the class table and of the page table.
@@ -41,9 +43,6 @@ const GROWTH_MAX: usize = 16;
 pub(super) const HEAD_LEN: usize = SUPERBLOCK_LEN + 256 * ENTRY_LEN;
 /// Unit of fallocation and of the fixed parts.
 const ALIGN: usize = 4096;
-/// Number of no page.
-pub(super) const NO_PAGE: u32 = u32::MAX;
-
 /// The words that the whole store turns on. Read-mostly words and written ones are apart.
 #[repr(C, align(64))]
 pub(super) struct Superblock {
@@ -69,18 +68,15 @@ pub(super) struct Superblock {
     /// Line 2: number of buckets.
     pub(super) buckets: AtomicU64,
     reserved2: [AtomicU64; 7],
-    /// Line 3: taken while a bucket is split.
+    /// Line 3: taken while slots are moved: by the split of a bucket, or within one.
     pub(super) split_lock: AtomicU32,
-    reserved3: [AtomicU32; 15],
-    /// Line 4: the pool of free pages.
-    pub(super) pool_lock: AtomicU32,
-    /// First page of the pool's list, or [`NO_PAGE`].
-    pub(super) pool_head: AtomicU32,
-    /// Pages on that list.
-    pub(super) pool_len: AtomicU32,
-    /// Pages below this were used before; those from it on are untouched zeros.
-    pub(super) pool_fresh: AtomicU32,
+    reserved3: [AtomicU32; 1],
+    /// Offset of the bucket within which slots were moved last, 0 for none.
+    pub(super) compacted: AtomicU64,
     reserved4: [AtomicU32; 12],
+    /// Line 4: the pool of free pages.
+    pub(super) pool: Pool,
+    reserved5: [AtomicU32; 12],
     /// From line 5: the hash secret.
     pub(super) secret: [AtomicU64; 40],
     /// Line 10: sum of all words that do not change from the first start on.
@@ -102,20 +98,12 @@ pub(super) struct Superblock {
     pub(super) alive_ns: AtomicU64,
 }
 
-/// One slab class. All but `lock` is written under `lock` only.
+/// One slab class.
 #[repr(C, align(64))]
 pub(super) struct ClassMeta {
-    pub(super) lock: AtomicU32,
-    /// Ring of all pages of the class: any of them, or [`NO_PAGE`].
-    pub(super) ring: AtomicU32,
-    /// List of pages with free chunks, or [`NO_PAGE`].
-    pub(super) partial: AtomicU32,
     pub(super) pages: AtomicU32,
-    /// Free chunks of those pages.
+    /// Chunks of those pages that could be handed out. For a moment it may be off, even below 0.
     pub(super) free: AtomicU32,
-    /// The clock's hand: a page of the ring and a chunk of it.
-    pub(super) hand_page: AtomicU32,
-    pub(super) hand_chunk: AtomicU32,
     /// Seconds since last access of evicted items, smoothed; times 8.
     pub(super) age_s_x8: AtomicU32,
     /// Evictions since the class last took a page from another.
@@ -125,37 +113,37 @@ pub(super) struct ClassMeta {
     /// Items and their bytes, noted now and then and when the store is closed; low halves first.
     pub(super) noted_items: [AtomicU32; 2],
     pub(super) noted_bytes: [AtomicU32; 2],
-    reserved: [AtomicU32; 2],
+    reserved: [AtomicU32; 7],
 }
 
 /// One page.
 #[repr(C, align(64))]
 pub(super) struct PageMeta {
-    /// A [`PageState`].
-    pub(super) state: AtomicU32,
-    /// First free chunk (its number and one), 0 for none.
-    pub(super) free_head: AtomicU32,
-    /// Chunks on that list.
-    pub(super) free: AtomicU32,
-    /// Chunks below this have been handed out at least once.
-    pub(super) carved: AtomicU32,
-    /// Neighbours in the ring of the class; `next` also links the pool.
+    /// What it is used for, and which chunks are free.
+    pub(super) word: PageWord,
+    /// Its class while it is used for one. Written before the word says so.
+    pub(super) class: AtomicU32,
+    /// The next page in the pool.
     pub(super) next: AtomicU32,
-    pub(super) prev: AtomicU32,
-    /// Neighbours in the list of partial pages.
-    pub(super) partial_next: AtomicU32,
-    pub(super) partial_prev: AtomicU32,
-    /// 1 when no turn from before the page began to drain is left.
-    pub(super) drain_ripe: AtomicU32,
-    /// Threads that walk the page while it drains.
-    pub(super) sweepers: AtomicU32,
     /// No item of the page expires before this boot-time second.
     pub(super) deadline_s: AtomicU32,
-    /// Not 0 while it is not known which chunks are free: 2 while somebody looks.
+    /// Not 0 while it is not known which chunks are free; see `check`.
     pub(super) unchecked: AtomicU32,
-    reserved: [AtomicU32; 4],
+    /// 1 until the hand of the class has passed the page by once.
+    pub(super) is_new: AtomicU32,
+    /// While the page drains: the chunk that is looked at next.
+    pub(super) drain_next: AtomicU32,
+    /// Slices that ended for want of a free chunk.
+    pub(super) drain_waits: AtomicU32,
+    /// Items worth less than this are evicted; those worth as much or more move. A `Worth`'s bits.
+    pub(super) drain_least: AtomicU32,
+    /// 1 when every chunk was looked at: what is left was private then.
+    pub(super) drain_passed: AtomicU32,
+    reserved: [AtomicU32; 5],
 }
 
+/// Least bytes of a chunk: an item's header.
+const CHUNK_LEN_MIN: usize = 24;
 /// Place of a chunk's size in an entry of the class table, in half words.
 pub(super) const CHUNK_LEN_HALF: u64 = (std::mem::offset_of!(ClassMeta, chunk_len) / 4) as u64;
 
@@ -171,6 +159,7 @@ const _: () = {
     assert!(size_of::<Superblock>() == 11 * 64);
     assert!(size_of::<ClassMeta>() == ENTRY_LEN);
     assert!(size_of::<PageMeta>() == ENTRY_LEN);
+    assert!((1 << PAGE_SHIFT) / CHUNK_LEN_MIN <= CHUNKS_MAX);
 };
 
 impl Superblock {
@@ -226,10 +215,10 @@ pub(super) fn folded(words: impl Iterator<Item = u64>) -> u64 {
 ///
 /// ```text
 ///            take              mark (no allocation any more)
-///   FREE ----------> SLAB(class) ----------> DRAINING(class) --+  all chunks back and no turn
-///    ^  \---------> INDEX                                      |  left from before the mark
-///    |   \--------> EXTENT ----------> RETIRED --+             |
-///    +-------------------------------------------+-------------+
+///   FREE ----------> SLAB(class) ----------> DRAINING(class) --+
+///    ^  \---------> INDEX                                      |  all chunks back
+///    |   \--------> EXTENT ----------> RETIRED <---------------+
+///    +-----------------------------------+
 ///                                no turn left from before
 /// ```
 /// Whoever reads SLAB or EXTENT in a turn can read the page as such until the turn ends.
@@ -244,26 +233,15 @@ pub(super) enum PageState {
 }
 
 impl PageState {
-    /// `kind` in the low byte, class above it.
-    pub(super) fn to_word(self) -> u32 {
-        match self {
-            Self::Free => 0,
-            Self::Index => 1,
-            Self::Slab(class) => 2 | class << 8,
-            Self::Draining(class) => 3 | class << 8,
-            Self::Extent => 4,
-            Self::Retired => 5,
-        }
-    }
-
-    pub(super) fn from_word(word: u32) -> Self {
-        match word & 0xff {
-            0 => Self::Free,
-            1 => Self::Index,
-            2 => Self::Slab(word >> 8),
-            3 => Self::Draining(word >> 8),
-            4 => Self::Extent,
-            _ => Self::Retired,
+    /// Of the kind that a page's word names, and the class beside it.
+    pub(super) fn new(kind: Kind, class: impl FnOnce() -> u32) -> Self {
+        match kind {
+            Kind::Free => Self::Free,
+            Kind::Index => Self::Index,
+            Kind::Slab => Self::Slab(class()),
+            Kind::Draining => Self::Draining(class()),
+            Kind::Extent => Self::Extent,
+            Kind::Retired => Self::Retired,
         }
     }
 }
@@ -477,13 +455,5 @@ mod tests {
         };
         assert_eq!(least, 1 << 20);
         assert!(Layout::new(least, 140).is_ok());
-    }
-
-    #[test]
-    fn page_states_survive_their_word() {
-        use PageState::{Draining, Extent, Free, Index, Retired, Slab};
-        for state in [Free, Index, Slab(0), Slab(254), Draining(3), Extent, Retired] {
-            assert_eq!(PageState::from_word(state.to_word()), state);
-        }
     }
 }

@@ -20,25 +20,23 @@
 use crate::clock::Now;
 use crate::store::admin::{AskedFor, Limit};
 use crate::store::check::Check;
+use crate::store::chunks::Kind;
 use crate::store::classes::{Classes, HEADER_LEN};
-use crate::store::counters::Counters;
+use crate::store::counters::{Counters, baseline};
 use crate::store::epoch::Epochs;
 use crate::store::ghosts::{Ghosts, ghosts_len};
 use crate::store::hash::HashSecret;
 use crate::store::heat::Heat;
-use crate::store::layout::{
-    CHUNK_LEN_HALF, ClassMeta, Layout, MAGIC, NO_PAGE, PageState, checksum,
-};
-use crate::store::pages::{Magazines, TakenPage};
+use crate::store::layout::{CHUNK_LEN_HALF, ClassMeta, Layout, MAGIC, checksum};
+use crate::store::magazines::Magazines;
+use crate::store::pages::PageLists;
 use crate::store::pins::Pins;
+use crate::store::pool::TakenPage;
 use crate::store::protect::Protection;
 use crate::store::reader::second;
-use crate::store::rebalance::Drain;
 use crate::store::region::Region;
 use crate::store::reuse::{Reuse, Tally};
-use crate::store::sync::{
-    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, Padded, SpinMutex,
-};
+use crate::store::sync::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, Padded};
 use crate::store::types::{ClientFlags, StoreConfig, StoreError};
 use std::sync::{Arc, OnceLock};
 
@@ -49,6 +47,7 @@ mod attach;
 mod backing;
 mod buckets;
 mod check;
+mod chunks;
 mod classes;
 mod close;
 mod commands;
@@ -67,10 +66,14 @@ mod item;
 mod layout;
 mod lease;
 mod lookup;
+mod magazines;
 mod moves;
 mod outside;
+mod page_set;
 mod pages;
+mod pinned;
 mod pins;
+mod pool;
 mod protect;
 mod publish;
 mod reader;
@@ -80,6 +83,8 @@ mod region;
 mod renew;
 mod reuse;
 pub mod scan;
+#[cfg(session_schedule)]
+mod scheduled;
 pub mod stats;
 mod sync;
 #[cfg(test)]
@@ -96,7 +101,7 @@ pub use check::Checked;
 pub use layout::LAYOUT_VERSION;
 pub use lease::Leased;
 pub use outside::OutsideReader;
-pub use pins::PinnedValue;
+pub use pinned::PinnedValue;
 pub use protect::{PROTECTED_PREFIXES_MAX, Protected};
 pub use reader::{Item, ValueSlices};
 pub use recover::Kept;
@@ -151,8 +156,8 @@ pub struct Store {
     workers: Box<[WorkerShared]>,
     /// Keys in the index, as far as the workers have told.
     keys: Padded<AtomicI64>,
-    /// Pages that drain.
-    draining: SpinMutex<Vec<Drain>>,
+    /// Which pages have which use.
+    lists: PageLists,
     /// What page drains for which class on command.
     asked_for: AskedFor,
     /// What evicted items were.
@@ -176,7 +181,7 @@ pub struct Store {
     /// Keys that are evicted last; empty when none are.
     protection: OnceLock<Protection>,
     /// Counts at the last reset of statistics.
-    baseline: SpinMutex<Vec<u64>>,
+    baseline: Box<[AtomicU64]>,
 }
 
 impl Store {
@@ -227,7 +232,8 @@ impl Store {
         });
         let len = ghosts_len(config.memory_limit);
         let ghosts = Ghosts::new(len).map_err(|source| StoreError::Map { len, source })?;
-        let heat = Heat::new(classes.count());
+        let count = classes.count();
+        let heat = Heat::new(count);
         let margins = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
         let asked = (0..classes.count()).map(|_| AtomicU32::new(0)).collect();
         Ok(Self {
@@ -247,7 +253,7 @@ impl Store {
             config: *config,
             secret,
             keys: Padded::default(),
-            draining: SpinMutex::new(Vec::new()),
+            lists: PageLists::new(&layout, count),
             asked_for: AskedFor::default(),
             ghosts,
             reuse: Reuse::new(),
@@ -257,7 +263,7 @@ impl Store {
             swept: Padded::default(),
             sweep_forced: AtomicU64::new(0),
             flush_noted_s: AtomicU64::new(0),
-            baseline: SpinMutex::new(Vec::new()),
+            baseline: baseline(count),
         })
     }
 
@@ -274,7 +280,7 @@ impl Store {
         superblock.pages_max.store(u64::from(self.layout.pages_max), relaxed);
         superblock.incarnation.store(self.incarnation.into(), relaxed);
         superblock.classes.store(self.classes.count(), relaxed);
-        superblock.pool_head.store(NO_PAGE, relaxed);
+        superblock.pool.format(0, 0);
         for (word, secret) in superblock.secret.iter().zip(self.secret.words()) {
             word.store(*secret, relaxed);
         }
@@ -300,10 +306,6 @@ impl Store {
                 // Relaxed: no other thread has the store.
                 word.store(0, Ordering::Relaxed);
             }
-            let meta = self.class_meta(class);
-            for list in [&meta.ring, &meta.partial, &meta.hand_page] {
-                list.store(NO_PAGE, Ordering::Relaxed);
-            }
         }
     }
 
@@ -314,7 +316,7 @@ impl Store {
             unsafe { self.region.clear(self.layout.page(taken.page), self.layout.page_len()) };
         }
         failpoint::step("index: page cleared");
-        self.set_page_state(taken.page, PageState::Index);
+        self.set_page_kind(taken.page, Kind::Index);
     }
 
     /// The configuration the store was made from.

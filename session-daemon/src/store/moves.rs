@@ -1,5 +1,5 @@
-//! Moves of slots: the split of a bucket, and the emptying of overflow lines behind it. It owns the
-//! copying of slots while others change them; what a slot may hold is `buckets`'s.
+//! Moves of slots: the split of a bucket, and the emptying of overflow lines. It owns the copying
+//! of slots while others change them; what a slot may hold is `buckets`'s.
 //!
 //! One thread at a time does this, and nobody waits for it: one that is stopped anywhere leaves
 //! buckets with which all others go on.
@@ -97,24 +97,34 @@ pub(super) trait Moves: Buckets {
     fn compact(&self, bucket: u64) -> Vec<u64> {
         let mut unlinked = Vec::new();
         for _ in 0..ROUNDS_MAX {
-            let header = self.settle(bucket);
-            let line = link(header);
-            if line == 0 {
+            if !self.line_fits(bucket) {
                 break;
             }
-            // Acquire: as in `lookup`.
-            let load = |slot: &u64| self.word(*slot).load(Ordering::Acquire);
-            let taken: Vec<u64> = slots_of(line).filter(|slot| load(slot) != 0).collect();
-            let free = slots_of(bucket).filter(|slot| load(slot) == 0).count();
-            if taken.len() > free {
-                break;
-            }
-            let moved = taken.into_iter().all(|slot| self.move_slot(bucket, slot));
-            if moved {
-                unlinked.extend(self.unlink_empty(bucket));
-            }
+            unlinked.extend(self.compact_line(bucket));
         }
         unlinked
+    }
+
+    /// Whether the bucket has an overflow line, and room for all that is in the first one.
+    fn line_fits(&self, bucket: u64) -> bool {
+        let line = link(self.settle(bucket));
+        // Acquire: as in `lookup`.
+        let load = |slot: &u64| self.word(*slot).load(Ordering::Acquire);
+        let taken = || slots_of(line).filter(|slot| load(slot) != 0).count();
+        line != 0 && taken() <= slots_of(bucket).filter(|slot| load(slot) == 0).count()
+    }
+
+    /// Moves slots from the first overflow line into the bucket, which has room for them. Returns
+    /// the line if it is unlinked. One thread at a time.
+    fn compact_line(&self, bucket: u64) -> Option<u64> {
+        let line = link(self.settle(bucket));
+        if line == 0 {
+            return None;
+        }
+        // Acquire: as in `lookup`.
+        let mut taken = slots_of(line).filter(|slot| self.word(*slot).load(Ordering::Acquire) != 0);
+        let moved = taken.all(|slot| self.move_slot(bucket, slot));
+        moved.then(|| self.unlink_empty(bucket)).flatten()
     }
 
     /// Moves a slot of an overflow line into the bucket itself; false if that did not come about.

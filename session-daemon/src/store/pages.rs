@@ -1,69 +1,86 @@
-//! Pages and chunks: the pool of free pages, the pages of each class, the workers' magazines.
-//! It owns who may write to which chunk; it never knows what is in one.
+//! Pages and chunks: the pool of free pages, the pages of each class, who may write to which chunk.
+//! It never knows what is in one.
 //!
-//! A lock of a class or of the pool is held for a few dozen instructions and never while another
-//! lock is taken. Lookups take none.
+//! Nobody waits here for anybody. What a page is, and which of its chunks are free, is one word
+//! (`chunks`); which pages a class has, and which of those have room, are sets of pages
+//! (`page_set`) that only say where to look: the word decides.
 #![forbid(unsafe_code)]
 
 use crate::store::Store;
+use crate::store::check::CHECKED;
+use crate::store::chunks::{Kind, View};
 use crate::store::classes::LINE_CLASS;
 use crate::store::failpoint::step;
-use crate::store::layout::{ClassMeta, NO_PAGE, PageMeta, PageState, Superblock};
-use crate::store::sync::{AtomicU32, AtomicU64, Ordering, WordGuard, lock_word};
+use crate::store::layout::{ClassMeta, Layout, PageMeta, PageState, Superblock};
+use crate::store::magazines::MAGAZINE_CHUNKS_MAX;
+use crate::store::page_set::PageSet;
+use crate::store::pool::TakenPage;
+use crate::store::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// Most chunks in a worker's magazine of one class.
-pub(super) const MAGAZINE_CHUNKS_MAX: usize = 16;
 /// Most bytes of chunks in a worker's magazine of one class.
 const MAGAZINE_LEN_MAX: usize = 4096;
 /// Share of the limit that all magazines together may hold.
 const MAGAZINES_SHARE: usize = 16;
-
 /// An empty page stays with its class unless the class has this many free chunks beside it.
 const SURPLUS_CHUNKS_MAX: u32 = 64;
+/// Most chunks that are taken of a page in one go.
+const TAKEN_MAX: usize = MAGAZINE_CHUNKS_MAX + 1;
+/// New pages that a claim of the hand passes by, at most.
+const NEW_PAGES_PASSED_MAX: u32 = 64;
 
-/// A page from the pool.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TakenPage {
-    pub(super) page: u32,
-    /// Untouched since the region was mapped: all zeros.
-    pub(super) fresh: bool,
-}
-
-/// Free chunks that one worker took ahead. Others may take them away: each place is emptied by a
-/// swap, and filled by the owner alone.
+/// The pages of a class, as far as it is known where to look for them.
 #[derive(Debug)]
-pub(super) struct Magazines {
-    places: Box<[AtomicU64]>,
+struct ClassPages {
+    /// Pages of the class, and perhaps some that were.
+    members: PageSet,
+    /// Those with a chunk to hand out, and perhaps some without.
+    partial: PageSet,
+    /// Those that have to be checked before chunks are taken of them.
+    unchecked: PageSet,
+    /// Where a chunk was found last.
+    at: AtomicU32,
+    /// The clock's hand: a page, and below it a chunk.
+    hand: AtomicU64,
 }
 
-impl Magazines {
-    pub(super) fn new(classes: u32) -> Self {
-        let places = classes as usize * MAGAZINE_CHUNKS_MAX;
-        Self { places: (0..places).map(|_| AtomicU64::new(0)).collect() }
-    }
+/// Which pages have which use. It stands beside the region: a start makes it anew.
+#[derive(Debug)]
+pub(super) struct PageLists {
+    classes: Box<[ClassPages]>,
+    /// Pages that drain, and perhaps some that did.
+    pub(super) draining: PageSet,
+    /// Where a draining page is looked for next.
+    pub(super) drain_at: AtomicU32,
+    /// Pages that have drained and wait for turns to end.
+    ripening: AtomicU32,
+}
 
-    pub(super) fn of(&self, class: u32) -> &[AtomicU64] {
-        let start = class as usize * MAGAZINE_CHUNKS_MAX;
-        &self.places[start..start + MAGAZINE_CHUNKS_MAX]
+impl PageLists {
+    pub(super) fn new(layout: &Layout, classes: u32) -> Self {
+        let of_class = |_| ClassPages {
+            members: PageSet::new(layout.pages_max),
+            partial: PageSet::new(layout.pages_max),
+            unchecked: PageSet::new(layout.pages_max),
+            at: AtomicU32::new(0),
+            hand: AtomicU64::new(0),
+        };
+        Self {
+            classes: (0..classes).map(of_class).collect(),
+            draining: PageSet::new(layout.pages_max),
+            drain_at: AtomicU32::new(0),
+            ripening: AtomicU32::new(0),
+        }
     }
 }
 
-/// Plain reads and writes of fields that a lock guards.
-trait Guarded {
-    fn get(&self) -> u32;
-    fn put(&self, value: u32);
-}
-
-impl Guarded for AtomicU32 {
-    fn get(&self) -> u32 {
-        // Relaxed: ordered by the lock that guards the field.
-        self.load(Ordering::Relaxed)
-    }
-
-    fn put(&self, value: u32) {
-        // Relaxed: as in `get`.
-        self.store(value, Ordering::Relaxed);
-    }
+/// What became of a chunk's page when the chunk was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    Kept,
+    /// It is empty, and its class has room enough without it.
+    Surplus(u32, u32),
+    /// It has drained: the caller retires it.
+    Drained(u32),
 }
 
 impl Store {
@@ -79,15 +96,17 @@ impl Store {
         self.region.shared(self.layout.class_meta(class))
     }
 
+    /// What a page is used for. Who sees it in a turn to be of a class can read it as such until
+    /// the turn ends, and its class is that one until then.
     pub(super) fn page_state(&self, page: u32) -> PageState {
-        // Acquire: what the page is used for was written before; pairs with the Release stores of
-        // states below.
-        PageState::from_word(self.page_meta(page).state.load(Ordering::Acquire))
+        let meta = self.page_meta(page);
+        // Relaxed: behind the Acquire of the word, which was stored after it.
+        PageState::new(meta.word.view().kind(), || meta.class.load(Ordering::Relaxed))
     }
 
-    pub(super) fn set_page_state(&self, page: u32, state: PageState) {
-        // Release: pairs with the Acquire in `page_state`.
-        self.page_meta(page).state.store(state.to_word(), Ordering::Release);
+    /// Changes the use of a page that is the caller's alone.
+    pub(super) fn set_page_kind(&self, page: u32, kind: Kind) {
+        self.page_meta(page).word.set(kind);
     }
 
     /// Chunks in a page of `class`.
@@ -109,146 +128,143 @@ impl Store {
 
     /// Takes a page from the pool.
     pub(super) fn pool_take(&self) -> Option<TakenPage> {
-        let pool = self.superblock();
-        let _guard = lock_word(&pool.pool_lock);
-        if self.pool_used() >= self.limit.pages() {
-            return None;
-        }
-        let head = pool.pool_head.get();
-        if head != NO_PAGE {
-            pool.pool_head.put(self.page_meta(head).next.get());
-            pool.pool_len.put(pool.pool_len.get() - 1);
-            step("page: taken");
-            return Some(TakenPage { page: head, fresh: false });
-        }
-        let page = pool.pool_fresh.get();
-        if page == self.page_count() {
-            return None;
-        }
-        pool.pool_fresh.put(page + 1);
-        Some(TakenPage { page, fresh: true })
+        let next = |page| &self.page_meta(page).next;
+        let taken = self.superblock().pool.take(self.limit.pages(), || self.page_count(), next)?;
+        step("page: taken");
+        Some(taken)
     }
 
     /// Gives a page to the pool. No turn may still know it as anything else.
     pub(super) fn pool_give(&self, page: u32) {
-        self.set_page_state(page, PageState::Free);
-        let pool = self.superblock();
-        let _guard = lock_word(&pool.pool_lock);
-        self.page_meta(page).next.put(pool.pool_head.get());
-        pool.pool_head.put(page);
-        pool.pool_len.put(pool.pool_len.get() + 1);
+        self.set_page_kind(page, Kind::Free);
+        self.superblock().pool.give(page, &self.page_meta(page).next);
     }
 
     /// Gives a page that has drained to the class for which it was taken, or else to the pool. No
     /// turn may still know it as anything else.
-    fn pass_on(&self, page: u32) {
+    pub(super) fn pass_on(&self, page: u32) {
+        // Relaxed: as in `pages_ripening`.
+        self.lists.ripening.fetch_sub(1, Ordering::Relaxed);
         match self.asked_for.take(page) {
-            Some(class) => self.class_add_page(class, page),
+            Some(class) => self.class_add_page(class, TakenPage { page, fresh: false }),
             None => self.pool_give(page),
         }
     }
 
     /// Pages that the pool could give now.
     pub(super) fn pool_len(&self) -> u32 {
-        let pool = self.superblock();
-        let _guard = lock_word(&pool.pool_lock);
         self.limit.pages().saturating_sub(self.pool_used())
     }
 
-    /// Pages that the pool has handed out. Exact under its lock.
+    /// Pages that the pool has handed out.
     pub(super) fn pool_used(&self) -> u32 {
-        let pool = self.superblock();
-        pool.pool_fresh.get().saturating_sub(pool.pool_len.get())
+        self.superblock().pool.used()
     }
 
     /// Makes a page from the pool a page of `class`.
-    pub(super) fn class_add_page(&self, class: u32, page: u32) {
+    pub(super) fn class_add_page(&self, class: u32, taken: TakenPage) {
+        let TakenPage { page, fresh } = taken;
         let meta = self.page_meta(page);
-        let chunks = self.chunks_per_page(class);
-        let of = self.class_meta(class);
-        let _guard = lock_word(&of.lock);
-        meta.free_head.put(0);
-        meta.free.put(0);
-        meta.carved.put(0);
-        meta.drain_ripe.put(0);
-        meta.sweepers.put(0);
-        meta.unchecked.put(0);
-        meta.deadline_s.put(u32::MAX);
-        self.set_page_state(page, PageState::Slab(class));
+        if !fresh {
+            // Relaxed: no scan reads them before the word says that they have been handed out, and
+            // after a crash no chunk of the page shows a former use.
+            for idx in 0..self.chunks_per_page(class) {
+                self.region.word(self.chunk(page, class, idx)).store(0, Ordering::Relaxed);
+            }
+            step("page: cleared");
+        }
+        // Relaxed: published by the word.
+        meta.class.store(class, Ordering::Relaxed);
+        meta.unchecked.store(0, Ordering::Relaxed);
+        meta.deadline_s.store(u32::MAX, Ordering::Relaxed);
+        // Pages that came from others are swept last: what is in them is new.
+        meta.is_new.store(u32::from(!fresh), Ordering::Relaxed);
+        meta.word.set(Kind::Slab);
         step("page: of a class");
-        self.ring_insert(of, page);
-        self.partial_insert(of, page);
-        of.pages.put(of.pages.get() + 1);
-        of.free.put(of.free.get() + chunks);
+        self.class_adopt_page(class, page);
     }
 
     /// Puts a page of `class` whose chunks are listed into the lists of its class.
     pub(super) fn class_adopt_page(&self, class: u32, page: u32) {
-        let meta = self.page_meta(page);
-        let of = self.class_meta(class);
-        let _guard = lock_word(&of.lock);
-        let free = meta.free.get() + self.chunks_per_page(class) - meta.carved.get();
-        self.ring_insert(of, page);
-        if free > 0 {
-            self.partial_insert(of, page);
+        let (of, lists) = (self.class_meta(class), &self.lists.classes[class as usize]);
+        let room = self.page_meta(page).word.view().room(self.chunks_per_page(class));
+        // Relaxed: counts that are exact when nothing is under way.
+        of.pages.fetch_add(1, Ordering::Relaxed);
+        of.free.fetch_add(room, Ordering::Relaxed);
+        lists.members.insert(page);
+        if room > 0 {
+            lists.partial.insert(page);
         }
-        of.pages.put(of.pages.get() + 1);
-        of.free.put(of.free.get() + free);
     }
 
     /// Puts a page of `class` of which it is not known which chunks are free into the lists of its
     /// class. Nobody else has the store.
     pub(super) fn class_adopt_unchecked(&self, class: u32, page: u32) {
         let meta = self.page_meta(page);
-        for field in [&meta.free_head, &meta.free, &meta.drain_ripe, &meta.sweepers] {
-            field.put(0);
-        }
-        meta.unchecked.put(1);
+        // Relaxed: nobody else has the store.
+        let relaxed = Ordering::Relaxed;
+        meta.word.set_unlisted();
+        meta.is_new.store(0, relaxed);
+        meta.unchecked.store(1, relaxed);
         // The sweep looks for itself: the word may have been between two values.
-        meta.deadline_s.put(0);
-        self.set_page_state(page, PageState::Slab(class));
-        let of = self.class_meta(class);
-        self.ring_insert(of, page);
+        meta.deadline_s.store(0, relaxed);
+        let lists = &self.lists.classes[class as usize];
+        lists.members.insert(page);
         if class != LINE_CLASS {
-            self.partial_insert(of, page);
+            lists.unchecked.insert(page);
         }
-        of.pages.put(of.pages.get() + 1);
+        self.class_meta(class).pages.fetch_add(1, relaxed);
     }
 
-    /// Gives a page that was not checked its list of free chunks. Needs the class lock.
+    /// Gives a page that was not checked its list of free chunks, which makes it a checked one.
+    /// Nobody takes or gives one until then.
     pub(super) fn class_list_page(&self, class: u32, page: u32, head: u32, free: u32) {
-        let meta = self.page_meta(page);
-        let of = self.class_meta(class);
-        meta.free_head.put(head);
-        meta.free.put(free);
-        let free = free + self.chunks_per_page(class) - meta.carved.get();
-        of.free.put(of.free.get() + free);
-        match class {
-            LINE_CLASS if free > 0 => self.partial_insert(of, page),
-            LINE_CLASS => {}
-            _ if free == 0 => self.partial_remove(of, page),
-            _ => {}
+        let word = &self.page_meta(page).word;
+        word.list(head, free);
+        let room = word.view().room(self.chunks_per_page(class));
+        // Relaxed: as in `class_adopt_page`.
+        self.class_meta(class).free.fetch_add(room, Ordering::Relaxed);
+        let lists = &self.lists.classes[class as usize];
+        lists.unchecked.remove(page);
+        // Release: the lists are complete; pairs with the Acquire in `is_unchecked`. Before the page
+        // is found: who finds one that may not be taken from yet looks for it again.
+        self.page_meta(page).unchecked.store(CHECKED, Ordering::Release);
+        if room > 0 {
+            lists.partial.insert(page);
         }
     }
 
-    /// The page of `class` that has to be checked before chunks are taken of it.
+    /// Finds the pages of all classes of a region that was closed. Nobody else has the store.
+    pub(super) fn find_pages(&self) {
+        for page in 0..self.superblock().pool.fresh().min(self.page_count()) {
+            if let PageState::Slab(class) = self.page_state(page) {
+                let lists = &self.lists.classes[class as usize];
+                lists.members.insert(page);
+                if self.page_meta(page).word.view().room(self.chunks_per_page(class)) > 0 {
+                    lists.partial.insert(page);
+                }
+            }
+        }
+    }
+
+    /// Whether a page of `class` will be found: by the hand and, if it has room, by who takes
+    /// chunks.
+    pub(super) fn is_listed(&self, class: u32, page: u32, has_room: bool) -> bool {
+        let lists = &self.lists.classes[class as usize];
+        lists.members.contains(page) && (!has_room || lists.partial.contains(page))
+    }
+
+    /// A page of `class` that has to be checked before chunks are taken of it.
     pub(super) fn class_unchecked(&self, class: u32) -> Option<u32> {
         if !self.is_checking() {
             return None;
         }
-        let _guard = self.class_lock(class);
-        let page = self.class_meta(class).partial.get();
-        (page != NO_PAGE && self.page_meta(page).unchecked.get() == 1).then_some(page)
+        self.lists.classes[class as usize].unchecked.next_from(0)
     }
 
-    /// Takes the lock of a class.
-    pub(super) fn class_lock(&self, class: u32) -> WordGuard<'_> {
-        lock_word(&self.class_meta(class).lock)
-    }
-
-    /// Makes a chunk the head of a page's list of free chunks, before `head` (number and one).
+    /// Makes a chunk the head of a list of free chunks, before `head` (number and one).
     pub(super) fn list_chunk(&self, chunk: u64, head: u32) {
-        // Relaxed: read by others under the class lock, or by a scan for which 0 is no item.
+        // Relaxed: published with the list; for a scan 0 is no item.
         self.region.word(chunk).store(0, Ordering::Relaxed);
         self.region.word(chunk + 8).store(u64::from(head), Ordering::Relaxed);
     }
@@ -257,271 +273,194 @@ impl Store {
     pub(super) fn take_line(&self) -> Option<u64> {
         let mut line = [0];
         while self.class_take(LINE_CLASS, &mut line) == 0 {
-            self.class_add_page(LINE_CLASS, self.pool_take()?.page);
+            self.class_add_page(LINE_CLASS, self.pool_take()?);
         }
         Some(line[0])
     }
 
     /// Takes up to `chunks.len()` free chunks of `class`; returns how many.
     pub(super) fn class_take(&self, class: u32, chunks: &mut [u64]) -> usize {
-        let of = self.class_meta(class);
-        let per_page = self.chunks_per_page(class);
-        let _guard = lock_word(&of.lock);
+        let (of, lists) = (self.class_meta(class), &self.lists.classes[class as usize]);
         let mut taken = 0;
-        while taken < chunks.len() {
-            let page = of.partial.get();
-            // Behind one that was not checked none is looked for: it is checked next.
-            if page == NO_PAGE || self.page_meta(page).unchecked.get() != 0 {
-                break;
-            }
-            let meta = self.page_meta(page);
-            chunks[taken] = self.page_take(page, class);
-            taken += 1;
-            if meta.free_head.get() == 0 && meta.carved.get() == per_page {
-                self.partial_remove(of, page);
+        // Relaxed: a hint. What is given at this moment is found the next time.
+        while taken < chunks.len() && of.free.load(Ordering::Relaxed) != 0 {
+            let at = lists.at.load(Ordering::Relaxed);
+            let Some(page) = lists.partial.find(at) else { break };
+            let here = self.page_take(page, class, &mut chunks[taken..]);
+            taken += here;
+            if page != at {
+                lists.at.store(page, Ordering::Relaxed);
             }
         }
-        of.free.put(of.free.get() - taken as u32);
+        if taken > 0 {
+            of.free.fetch_sub(taken as u32, Ordering::Relaxed);
+        }
         taken
     }
 
-    /// Takes a chunk of a page that has one.
-    fn page_take(&self, page: u32, class: u32) -> u64 {
+    /// Takes chunks of a page, if it is of `class`. If none is left it is not looked at again.
+    fn page_take(&self, page: u32, class: u32, chunks: &mut [u64]) -> usize {
         let meta = self.page_meta(page);
-        let head = meta.free_head.get();
-        if head == 0 {
-            let idx = meta.carved.get();
-            let chunk = self.chunk(page, class, idx);
-            // Relaxed: the scan of a page reads this only after it has read `carved` under the
-            // class lock, which orders the two. The page may hold a former use's bytes.
-            self.region.word(chunk).store(0, Ordering::Relaxed);
-            step("chunk: carved");
-            // Release: whatever ends the process, no chunk below `carved` shows a former use.
-            meta.carved.store(idx + 1, Ordering::Release);
-            return chunk;
-        }
-        let chunk = self.chunk(page, class, head - 1);
-        // Relaxed: written under the same class lock by `class_give`.
-        let next = self.region.word(chunk + 8).load(Ordering::Relaxed);
-        meta.free_head.put(next as u32);
-        meta.free.put(meta.free.get() - 1);
-        chunk
-    }
-
-    /// Gives a chunk that nobody can know any more back to its page. Returns the page and its
-    /// class if that left it empty and the class has room enough without it.
-    pub(super) fn class_give(&self, chunk: u64) -> Option<(u32, u32)> {
-        let page = self.layout.page_of(chunk);
-        let (PageState::Slab(class) | PageState::Draining(class)) = self.page_state(page) else {
-            unreachable!("a chunk lies in a page of a class")
-        };
-        let idx = (chunk - self.layout.page(page)) / self.classes.size(class) as u64;
-        let of = self.class_meta(class);
         let per_page = self.chunks_per_page(class);
-        let guard = lock_word(&of.lock);
-        let meta = self.page_meta(page);
-        self.list_chunk(chunk, meta.free_head.get());
-        if meta.free_head.get() == 0
-            && meta.carved.get() == per_page
-            && self.page_state(page) == PageState::Slab(class)
-        {
-            self.partial_insert(of, page);
+        let mut idxs = [0; TAKEN_MAX];
+        let most = chunks.len().min(TAKEN_MAX);
+        let link = |idx| self.region.word(self.chunk(page, class, idx) + 8);
+        // Relaxed: behind the Acquire of the word; if the page gets another class the word changes.
+        let may = || meta.class.load(Ordering::Relaxed) == class && !self.is_unchecked(page);
+        let taken = meta.word.take(per_page, &mut idxs[..most], link, may);
+        let (count, left) = taken.map_or((0, 0), |(count, after)| (count, after.room(per_page)));
+        step("chunk: taken");
+        for (chunk, idx) in chunks.iter_mut().zip(&idxs[..count]) {
+            *chunk = self.chunk(page, class, *idx);
         }
-        meta.free_head.put(idx as u32 + 1);
-        meta.free.put(meta.free.get() + 1);
-        if self.page_state(page) == PageState::Slab(class) {
-            of.free.put(of.free.get() + 1);
-            let surplus = meta.free.get() == meta.carved.get()
-                && of.free.get() >= per_page + per_page.min(SURPLUS_CHUNKS_MAX);
-            return surplus.then_some((page, class));
+        if left == 0 {
+            let lists = &self.lists.classes[class as usize];
+            lists.partial.leave(page, || self.has_room(page, class));
         }
-        let drained = self.is_drained(page);
-        drop(guard);
-        if drained {
-            self.pass_on(page);
-        }
-        None
+        count
     }
 
-    /// Whether a draining page is empty and unknown to all turns. Needs the class lock, under
-    /// which such a page ceases to drain. So true only once: the caller gives it to the pool.
-    fn is_drained(&self, page: u32) -> bool {
+    /// Whether a page is one of `class` with a chunk to hand out.
+    fn has_room(&self, page: u32, class: u32) -> bool {
+        self.page_state(page) == PageState::Slab(class)
+            && self.page_meta(page).word.view().room(self.chunks_per_page(class)) > 0
+    }
+
+    /// Gives a chunk that nobody can know any more back to its page.
+    pub(super) fn class_give(&self, chunk: u64) -> Given {
+        let page = self.layout.page_of(chunk);
         let meta = self.page_meta(page);
-        let drained = meta.drain_ripe.get() == 1
-            && meta.sweepers.get() == 0
-            && meta.free.get() == meta.carved.get();
+        // Relaxed: the page is of this class as long as the chunk is out.
+        let class = meta.class.load(Ordering::Relaxed);
+        let per_page = self.chunks_per_page(class);
+        let idx = (chunk - self.layout.page(page)) / self.classes.size(class) as u64;
+        // Relaxed: published by the word; for a scan 0 is no item.
+        self.region.word(chunk).store(0, Ordering::Relaxed);
+        let (before, after) = meta.word.give(idx as u32, self.region.word(chunk + 8));
+        if after.kind() == Kind::Draining {
+            return if self.is_drained(page) { Given::Drained(page) } else { Given::Kept };
+        }
+        let of = self.class_meta(class);
+        // Relaxed: as in `class_adopt_page`.
+        let free = of.free.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let partial = &self.lists.classes[class as usize].partial;
+        // The second in case that the first to give one has stopped here.
+        if before.room(per_page) == 0 || !partial.contains(page) {
+            partial.insert(page);
+        }
+        let enough = per_page + per_page.min(SURPLUS_CHUNKS_MAX);
+        let is_surplus = after.out() == 0 && (enough..u32::MAX / 2).contains(&free);
+        if is_surplus { Given::Surplus(page, class) } else { Given::Kept }
+    }
+
+    /// Whether a draining page is empty. True only once: the caller retires it.
+    pub(super) fn is_drained(&self, page: u32) -> bool {
+        let drained = self.page_meta(page).word.retire_drained();
         if drained {
-            self.set_page_state(page, PageState::Retired);
             step("drain: drained");
+            self.lists.draining.remove(page);
+            // Relaxed: as in `pages_ripening`.
+            self.lists.ripening.fetch_add(1, Ordering::Relaxed);
         }
         drained
     }
 
-    /// Stops allocation from a page of `class`; false when it is not such a page any more. The
-    /// caller retires the [`Retired::DrainMark`](crate::store::epoch::Retired::DrainMark).
-    pub(super) fn class_mark_draining(&self, class: u32, page: u32) -> bool {
-        self.class_mark_draining_if(class, page, |_| true)
-    }
-
-    /// [`Store::class_mark_draining`] for a page that holds nothing at the moment of the mark, so
-    /// that draining it removes nothing.
-    pub(super) fn class_mark_empty_draining(&self, class: u32, page: u32) -> bool {
-        self.class_mark_draining_if(class, page, |meta| meta.free.get() == meta.carved.get())
-    }
-
-    fn class_mark_draining_if(
+    /// Stops allocation from a page of `class`, if `may` allows it of what the page is then; false
+    /// when it does not, or it is no such page any more.
+    pub(super) fn class_mark_draining(
         &self,
         class: u32,
         page: u32,
-        may: impl FnOnce(&PageMeta) -> bool,
+        may: impl Fn(View) -> bool,
     ) -> bool {
-        let of = self.class_meta(class);
-        let _guard = lock_word(&of.lock);
         let meta = self.page_meta(page);
-        let is_checked = meta.unchecked.get() == 0;
-        if self.page_state(page) != PageState::Slab(class) || !is_checked || !may(meta) {
-            return false;
-        }
-        let per_page = self.chunks_per_page(class);
-        if meta.free_head.get() != 0 || meta.carved.get() < per_page {
-            self.partial_remove(of, page);
-        }
-        self.ring_remove(of, page);
-        of.pages.put(of.pages.get() - 1);
-        of.free.put(of.free.get() - (meta.free.get() + per_page - meta.carved.get()));
-        self.set_page_state(page, PageState::Draining(class));
+        // Relaxed: behind the Acquire of the word, of the view that is asked about.
+        let is_ours = || meta.class.load(Ordering::Relaxed) == class && !self.is_unchecked(page);
+        let Some(view) = meta.word.close(|view| is_ours() && may(view)) else { return false };
         step("drain: marked");
+        let (of, lists) = (self.class_meta(class), &self.lists.classes[class as usize]);
+        // Relaxed: as in `class_adopt_page`.
+        of.pages.fetch_sub(1, Ordering::Relaxed);
+        of.free.fetch_sub(view.room(self.chunks_per_page(class)), Ordering::Relaxed);
+        lists.partial.leave(page, || self.has_room(page, class));
+        lists.members.leave(page, || self.page_state(page) == PageState::Slab(class));
         true
     }
 
-    /// The turns from before the mark have ended.
-    pub(super) fn drain_mark_ripe(&self, page: u32) {
-        let PageState::Draining(class) = self.page_state(page) else {
-            unreachable!("a marked page drains until it is given to the pool")
-        };
-        let meta = self.page_meta(page);
-        let guard = lock_word(&self.class_meta(class).lock);
-        meta.drain_ripe.put(1);
-        let drained = self.is_drained(page);
-        drop(guard);
-        if drained {
-            self.pass_on(page);
-        }
+    /// Takes a page that does not drain out of the set of those that do.
+    pub(super) fn forget_draining(&self, page: u32) {
+        let drains = || matches!(self.page_state(page), PageState::Draining(_));
+        self.lists.draining.leave(page, drains);
     }
 
-    /// Keeps a draining page from the pool while the caller walks it. Returns how many of its
-    /// chunks have ever been handed out; `None` when it does not drain any more.
-    pub(super) fn drain_walk_begin(&self, class: u32, page: u32) -> Option<u32> {
-        let _guard = lock_word(&self.class_meta(class).lock);
-        let meta = self.page_meta(page);
-        // Exact: a page begins and ceases to drain under this lock only.
-        (self.page_state(page) == PageState::Draining(class)).then(|| {
-            meta.sweepers.put(meta.sweepers.get() + 1);
-            meta.carved.get()
-        })
+    /// Pages that drain.
+    pub(super) fn pages_draining(&self) -> usize {
+        let drains = |page: &u32| matches!(self.page_state(*page), PageState::Draining(_));
+        self.lists.draining.iter().filter(drains).count()
     }
 
-    /// Ends what [`Store::drain_walk_begin`] began.
-    pub(super) fn drain_walk_end(&self, class: u32, page: u32) {
-        let guard = lock_word(&self.class_meta(class).lock);
-        let meta = self.page_meta(page);
-        meta.sweepers.put(meta.sweepers.get() - 1);
-        let drained = self.is_drained(page);
-        drop(guard);
-        if drained {
-            self.pass_on(page);
-        }
+    /// Pages that have drained and wait for turns to end.
+    pub(super) fn pages_ripening(&self) -> usize {
+        // Relaxed: a figure that changes at any time.
+        self.lists.ripening.load(Ordering::Relaxed) as usize
     }
 
-    /// Chunks of a page of `class` that have been handed out at least once.
-    pub(super) fn page_carved(&self, class: u32, page: u32) -> u32 {
-        let _guard = lock_word(&self.class_meta(class).lock);
-        self.page_meta(page).carved.get()
+    /// A page of a class.
+    pub(super) fn page_of_class(&self, class: u32) -> Option<u32> {
+        let lists = &self.lists.classes[class as usize];
+        // Relaxed: as in `class_claim`.
+        self.next_swept(class, (lists.hand.load(Ordering::Relaxed) >> 32) as u32)
+    }
+
+    /// Chunks of a page that have been handed out at least once.
+    pub(super) fn page_carved(&self, page: u32) -> u32 {
+        self.page_meta(page).word.view().carved()
     }
 
     /// The chunks that the clock's hand of `class` passes next: page, first chunk, number.
     pub(super) fn class_claim(&self, class: u32, most: u32) -> Option<(u32, u32, u32)> {
-        let of = self.class_meta(class);
-        let _guard = lock_word(&of.lock);
-        let mut page = of.hand_page.get();
-        if page == NO_PAGE {
-            page = of.ring.get();
-            if page == NO_PAGE {
-                return None;
+        let lists = &self.lists.classes[class as usize];
+        // Relaxed throughout: which chunks are looked at next decides nothing about them.
+        let relaxed = Ordering::Relaxed;
+        let mut seen = lists.hand.load(relaxed);
+        loop {
+            let (at, mut first) = ((seen >> 32) as u32, seen as u32);
+            let page = if first == 0 { self.next_swept(class, at)? } else { at };
+            if first > 0 && self.page_state(page) != PageState::Slab(class) {
+                first = u32::MAX;
             }
-            of.hand_chunk.put(0);
-        }
-        let first = of.hand_chunk.get();
-        let carved = self.page_meta(page).carved.get();
-        let count = most.min(carved.saturating_sub(first));
-        if first + count >= carved {
-            of.hand_page.put(self.page_meta(page).next.get());
-            of.hand_chunk.put(0);
-        } else {
-            of.hand_page.put(page);
-            of.hand_chunk.put(first + count);
-        }
-        Some((page, first, count))
-    }
-
-    fn ring_insert(&self, of: &ClassMeta, page: u32) {
-        let meta = self.page_meta(page);
-        let head = of.ring.get();
-        if head == NO_PAGE {
-            meta.next.put(page);
-            meta.prev.put(page);
-            of.ring.put(page);
-            return;
-        }
-        // Behind the hand, so that new pages are swept last.
-        let next = if of.hand_page.get() == NO_PAGE { head } else { of.hand_page.get() };
-        let prev = self.page_meta(next).prev.get();
-        meta.next.put(next);
-        meta.prev.put(prev);
-        self.page_meta(prev).next.put(page);
-        self.page_meta(next).prev.put(page);
-    }
-
-    fn ring_remove(&self, of: &ClassMeta, page: u32) {
-        let meta = self.page_meta(page);
-        let (next, prev) = (meta.next.get(), meta.prev.get());
-        if next == page {
-            of.ring.put(NO_PAGE);
-            of.hand_page.put(NO_PAGE);
-            return;
-        }
-        self.page_meta(prev).next.put(next);
-        self.page_meta(next).prev.put(prev);
-        if of.ring.get() == page {
-            of.ring.put(next);
-        }
-        if of.hand_page.get() == page {
-            of.hand_page.put(next);
-            of.hand_chunk.put(0);
+            let carved = self.page_carved(page);
+            let count = most.min(carved.saturating_sub(first));
+            let next = match first.saturating_add(count) {
+                end if end >= carved => u64::from(page + 1) << 32,
+                end => u64::from(page) << 32 | u64::from(end),
+            };
+            match lists.hand.compare_exchange(seen, next, relaxed, relaxed) {
+                Ok(_) if first < u32::MAX => return Some((page, first, count)),
+                Ok(_) => seen = next,
+                Err(other) => seen = other,
+            }
         }
     }
 
-    fn partial_insert(&self, of: &ClassMeta, page: u32) {
-        let meta = self.page_meta(page);
-        let head = of.partial.get();
-        meta.partial_next.put(head);
-        meta.partial_prev.put(NO_PAGE);
-        if head != NO_PAGE {
-            self.page_meta(head).partial_prev.put(page);
-        }
-        of.partial.put(page);
-    }
-
-    fn partial_remove(&self, of: &ClassMeta, page: u32) {
-        let meta = self.page_meta(page);
-        let (next, prev) = (meta.partial_next.get(), meta.partial_prev.get());
-        if prev == NO_PAGE {
-            of.partial.put(next);
-        } else {
-            self.page_meta(prev).partial_next.put(next);
-        }
-        if next != NO_PAGE {
-            self.page_meta(next).partial_prev.put(prev);
+    /// The page of `class` that the hand comes to, from page `from` on. New ones are passed by.
+    fn next_swept(&self, class: u32, from: u32) -> Option<u32> {
+        let members = &self.lists.classes[class as usize].members;
+        let (mut from, mut passed) = (from, 0);
+        loop {
+            let page = members.find(from)?;
+            if self.page_state(page) != PageState::Slab(class) {
+                members.leave(page, || self.page_state(page) == PageState::Slab(class));
+                from = page + 1;
+                continue;
+            }
+            // Relaxed: as in `class_claim`.
+            if passed == NEW_PAGES_PASSED_MAX
+                || self.page_meta(page).is_new.swap(0, Ordering::Relaxed) == 0
+            {
+                return Some(page);
+            }
+            (from, passed) = (page + 1, passed + 1);
         }
     }
 }

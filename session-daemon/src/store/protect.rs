@@ -105,7 +105,7 @@ impl Store {
         if class == LINE_CLASS {
             return;
         }
-        for idx in 0..self.page_carved(class, page) {
+        for idx in 0..self.page_carved(page) {
             let chunk = self.chunk(page, class, idx);
             let state = self.item_state(chunk);
             if state.is_linked() && self.item_times(chunk).successor().is_none() {

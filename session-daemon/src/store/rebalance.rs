@@ -27,6 +27,9 @@ const LEAST_SAMPLES: usize = 2;
 /// A page is moved when the bytes of the class that asks are worth more by this ratio: much more
 /// at first, less when the class has asked so often in vain.
 const WORTH_RATIOS: [(u32, f32); 3] = [(32, 1.5), (8, 2.0), (0, 4.0)];
+/// A class that has less than this part of its usual hits gives up several pages at a time.
+const COLD: f32 = 0.8;
+const COLD_PAGES: u32 = 8;
 /// Chunks of draining pages that are looked at beside one store.
 const DRAIN_CHUNKS: u32 = 64;
 /// Slices that wait for a chunk to move an item to, before what is left of the page is evicted.
@@ -52,25 +55,16 @@ struct Offer {
     moves: bool,
 }
 
-/// A page that drains.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Drain {
-    pub(super) page: u32,
-    /// The chunk that is looked at next.
-    next: u32,
-    /// Slices that ended for want of a free chunk.
-    waits: u32,
-    /// Items worth less than this are evicted; those worth as much or more move.
-    least: Worth,
-    /// Every chunk was looked at: what is left was private then.
-    passed: bool,
-}
-
 impl Store {
     /// Whether a page drains, as one does at a time without need. One that only waits for a
     /// private chunk, such as a client's half-sent value, does not count.
     pub(super) fn drains(&self) -> bool {
-        self.draining.lock().iter().any(|drain| !drain.passed)
+        // Relaxed: a hint.
+        let is_begun = |page: &u32| {
+            matches!(self.page_state(*page), PageState::Draining(_))
+                && self.page_meta(*page).drain_passed.load(Ordering::Relaxed) == 0
+        };
+        self.lists.draining.iter().any(|page| is_begun(&page))
     }
 
     /// Measures how much the classes are used.
@@ -116,20 +110,32 @@ impl Worker {
         if self.shared().drains() {
             return;
         }
-        let Some(offer) = self.choose_page(Some(class), now) else { return };
         let asked = &self.shared().asked[class as usize];
         // Relaxed: a rate, not a count that must be exact.
         let times = asked.load(Ordering::Relaxed);
         let ratio = WORTH_RATIOS.iter().find(|(least, _)| times >= *least).map_or(4.0, |r| r.1);
-        if offer.margin * ratio >= self.shared().margin(class) * self.shared().heat.of(class) {
-            asked.store(times.saturating_add(1), Ordering::Relaxed);
-            return;
+        for taken in 0..COLD_PAGES {
+            let Some(offer) = self.choose_page(Some(class), now) else { return };
+            let is_cheap =
+                offer.margin * ratio < self.shared().margin(class) * self.shared().heat.of(class);
+            if taken == 0 {
+                asked.store(if is_cheap { 0 } else { times.saturating_add(1) }, Ordering::Relaxed);
+            } else if !self.is_cold(&offer) {
+                return;
+            }
+            if !is_cheap {
+                return;
+            }
+            // A large item goes as a whole, and its pages with it: none of them moves to the class.
+            if self.give_up_page(&offer, now) && offer.state != PageState::Extent {
+                self.count(class, Count::PagesMoved, 1);
+            }
         }
-        asked.store(0, Ordering::Relaxed);
-        // A large item goes as a whole, and its pages with it: none of them moves to the class.
-        if self.give_up_page(&offer, now) && offer.state != PageState::Extent {
-            self.count(class, Count::PagesMoved, 1);
-        }
+    }
+
+    /// Whether a page is of a class that is used much less than it was.
+    fn is_cold(&self, offer: &Offer) -> bool {
+        matches!(offer.state, PageState::Slab(class) if self.shared().heat.of(class) < COLD)
     }
 
     /// Empties the page that is worth least, of any class, at once. True if anything was removed.
@@ -220,7 +226,7 @@ impl Worker {
     /// What a byte is worth of the least items of a page, and of all that were sampled.
     fn sample_page(&self, page: u32, class: u32, now: Now) -> (f32, f32) {
         let per_page = self.shared().chunks_per_page(class);
-        let carved = self.shared().page_carved(class, page);
+        let carved = self.shared().page_carved(page);
         let mut values = [0.0; CHUNK_SAMPLES];
         let mut len = 0;
         for _ in 0..CHUNK_SAMPLES {
@@ -288,88 +294,121 @@ impl Worker {
         if self.shared().is_unchecked(page) {
             self.check_page(page);
         }
-        if !self.shared().class_mark_draining(class, page) {
+        let store = self.shared();
+        if !store.class_mark_draining(class, page, |_| true) {
             return false;
         }
-        self.shared().epochs.retire(self.id, Retired::DrainMark(page));
-        let drain = Drain { page, next: 0, waits: 0, least, passed: false };
-        self.shared().draining.lock().push(drain);
+        let meta = store.page_meta(page);
+        // Relaxed throughout: published with the page in the set. Who meets them before that looks
+        // at some chunks twice, or moves what could go.
+        let relaxed = Ordering::Relaxed;
+        for word in [&meta.drain_next, &meta.drain_waits, &meta.drain_passed] {
+            word.store(0, relaxed);
+        }
+        meta.drain_least.store(least.bits(), relaxed);
+        store.lists.draining.insert(page);
+        self.retire_if_drained(page);
+        // It may have drained before it was in the set.
+        if store.page_state(page) != PageState::Draining(class) {
+            store.forget_draining(page);
+        }
         true
     }
 
-    /// Stops allocation from a page that holds nothing. It goes to the pool when its turns end.
+    /// Stops allocation from a page that holds nothing. It goes to the pool when turns have ended.
     pub(super) fn drain_empty(&self, page: u32, class: u32) -> bool {
         self.raid_page(class, page);
-        // Exact, under the lock of the class: who took a chunk of the page meanwhile keeps it.
-        let marked = self.shared().class_mark_empty_draining(class, page);
+        self.give_up_empty(page, class)
+    }
+
+    /// [`Worker::drain_empty`] for a page of which no magazine has a chunk.
+    pub(super) fn give_up_empty(&self, page: u32, class: u32) -> bool {
+        // Exact: who has taken a chunk of the page meanwhile keeps it.
+        let marked = self.shared().class_mark_draining(class, page, |view| view.out() == 0);
         if marked {
-            self.shared().epochs.retire(self.id, Retired::DrainMark(page));
+            self.retire_if_drained(page);
         }
         marked
     }
 
-    /// Remembers a page that was marked as draining while it was empty.
-    pub(super) fn drain_later(&self, page: u32) {
-        let drain = Drain { page, next: 0, waits: WAITS_MAX, least: Worth::NONE, passed: true };
-        self.shared().draining.lock().push(drain);
+    fn retire_if_drained(&self, page: u32) {
+        if self.shared().is_drained(page) {
+            self.shared().epochs.retire(self.id, Retired::Page(page));
+        }
     }
 
     /// A slice of the work on draining pages: at most [`DRAIN_CHUNKS`] chunks of one page.
     pub(super) fn drain_some(&self, now: Now) -> bool {
-        let Some(mut drain) = self.shared().draining.lock().pop() else { return false };
-        self.look_at_share();
-        let PageState::Draining(class) = self.shared().page_state(drain.page) else { return false };
-        let removed = self.drain_slice(&mut drain, class, DRAIN_CHUNKS, now);
+        let lists = &self.shared().lists;
+        // Relaxed: where to look.
+        let Some(page) = lists.draining.next_around(lists.drain_at.load(Ordering::Relaxed)) else {
+            return false;
+        };
         // The others come first next time.
-        if self.shared().page_state(drain.page) == PageState::Draining(class) {
-            self.shared().draining.lock().insert(0, drain);
-        }
-        removed
+        lists.drain_at.store(page + 1, Ordering::Relaxed);
+        self.look_at_share();
+        self.drain_page(page, DRAIN_CHUNKS, false, now)
     }
 
     /// Empties all draining pages without regard to what is in them: an allocation waits.
     pub(super) fn drain_all(&self, now: Now) -> bool {
-        let drains = std::mem::take(&mut *self.shared().draining.lock());
         self.look_at_share();
         let mut removed = false;
-        for mut drain in drains {
-            let PageState::Draining(class) = self.shared().page_state(drain.page) else { continue };
-            drain.waits = WAITS_MAX;
-            drain.next = 0;
-            removed |= self.drain_slice(&mut drain, class, u32::MAX, now);
-            if self.shared().page_state(drain.page) == PageState::Draining(class) {
-                self.shared().draining.lock().push(drain);
-            }
+        for page in self.shared().lists.draining.iter() {
+            removed |= self.drain_page(page, u32::MAX, true, now);
         }
         removed
     }
 
-    fn drain_slice(&self, drain: &mut Drain, class: u32, most: u32, now: Now) -> bool {
-        let Some(carved) = self.shared().drain_walk_begin(class, drain.page) else { return false };
+    /// Looks at the next chunks of a page that drains, or from the first on where it is `urgent`.
+    /// Others may do so at the same time. True if anything was removed.
+    fn drain_page(&self, page: u32, most: u32, urgent: bool, now: Now) -> bool {
+        let store = self.shared();
+        let PageState::Draining(class) = store.page_state(page) else {
+            store.forget_draining(page);
+            return false;
+        };
+        let meta = store.page_meta(page);
+        // The turn keeps the page, and its chunks, what they are.
+        let carved = store.page_carved(page);
+        // Relaxed throughout: where to go on; chunks that are looked at twice do no harm.
+        let relaxed = Ordering::Relaxed;
+        let mut next = if urgent { 0 } else { meta.drain_next.load(relaxed) };
+        let end = next.saturating_add(most).min(carved);
         let mut removed = false;
-        let end = drain.next.saturating_add(most).min(carved);
-        while drain.next < end && class != LINE_CLASS {
-            let chunk = self.shared().chunk(drain.page, class, drain.next);
-            match self.clear_chunk(chunk, class, drain, now) {
+        while next < end && class != LINE_CLASS {
+            let chunk = store.chunk(page, class, next);
+            match self.clear_chunk(chunk, page, class, urgent, now) {
                 Some(cleared) => removed |= cleared,
                 None => break,
             }
-            drain.next += 1;
+            next += 1;
         }
-        if drain.next >= carved || class == LINE_CLASS {
-            drain.next = 0;
-            drain.passed = true;
+        if next >= carved || class == LINE_CLASS {
+            next = 0;
+            meta.drain_passed.store(1, relaxed);
         }
-        if drain.passed {
-            self.raid_page(class, drain.page);
+        meta.drain_next.store(next, relaxed);
+        if meta.drain_passed.load(relaxed) == 1 {
+            self.raid_page(class, page);
         }
         step("drain: swept");
-        self.shared().drain_walk_end(class, drain.page);
         removed
     }
 
     /// Moves or removes what is in a chunk of a draining page; `None` to try again later.
-    fn clear_chunk(&self, chunk: u64, class: u32, drain: &mut Drain, now: Now) -> Option<bool> {
+    fn clear_chunk(
+        &self,
+        chunk: u64,
+        page: u32,
+        class: u32,
+        urgent: bool,
+        now: Now,
+    ) -> Option<bool> {
+        let meta = self.shared().page_meta(page);
+        // Relaxed: written before the page was in the set, or counted up by anybody.
+        let least = Worth::from_bits(meta.drain_least.load(Ordering::Relaxed));
+        let may_wait = || !urgent && meta.drain_waits.load(Ordering::Relaxed) < WAITS_MAX;
         let state = self.shared().item_state(chunk);
         if state.is_piece() {
             return Some(self.evict_owner(chunk, now));
@@ -385,18 +424,18 @@ impl Worker {
         if spared && state.is_extent() {
             return Some(false);
         }
-        let moves = drain.waits < WAITS_MAX
+        let moves = may_wait()
             && !state.is_extent()
-            && self.worth(state, times, now) >= drain.least
+            && self.worth(state, times, now) >= least
             && !self.shared().is_over(chunk, times, now);
         if !moves && !spared {
             return Some(self.remove_item(chunk, Reason::Room, now));
         }
         let Some(target) = self.spare_chunk(class) else {
-            drain.waits += 1;
+            meta.drain_waits.fetch_add(1, Ordering::Relaxed);
             self.evict(class, 1, now);
             // What is spared stays where it is until a chunk is free; the others do not wait.
-            return (spared && drain.waits >= WAITS_MAX).then_some(false);
+            return (spared && !may_wait()).then_some(false);
         };
         if !self.move_item(chunk, target) {
             self.give_chunk(target);
@@ -418,12 +457,13 @@ impl Worker {
         region.word(target + TIMES).store(times.0, Ordering::Relaxed);
         region.word(target + CAS).store(store.item_cas(item).0, Ordering::Relaxed);
         store.copy_item(item, target, state);
+        step("move: copied");
         // Release: the copy is complete; pairs with the Acquire in `item_state`.
         region.word(target).store(state.0 & !(LINKED | GONE), Ordering::Release);
         if !store.supersede(item, times, target) {
             return false;
         }
-        step("replace: decided");
+        step("move: decided");
         self.count_linked(target, state);
         let hash = store.item_hash(item);
         // A reader outside the reclamation scheme must not take the place for what stood there
@@ -434,6 +474,7 @@ impl Worker {
         region.word(target).fetch_or((last.0 & !state.0) & ACCESSES, Ordering::Relaxed);
         self.note_deadline(target, times);
         self.count(state.class(), Count::Moved, 1);
+        step("move: done");
         true
     }
 }

@@ -10,12 +10,13 @@
 use crate::clock::Now;
 use crate::store::Store;
 use crate::store::buckets::{Buckets, Inserted};
+use crate::store::chunks::Kind;
 use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
 use crate::store::failpoint::step;
 use crate::store::item::{LINKED, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State, Times};
-use crate::store::layout::{NO_PAGE, PageState};
+use crate::store::layout::PageState;
 use crate::store::reader::{stamp_at, stamp_of};
 use crate::store::sync::{AtomicU32, Ordering};
 use crate::store::types::KEY_LEN_MAX;
@@ -127,11 +128,8 @@ impl Store {
     fn recover_pages(&self, pages_before: u32) -> Option<Vec<u32>> {
         let superblock = self.superblock();
         superblock.split_lock.store(0, RELAXED);
-        superblock.pool_lock.store(0, RELAXED);
-        superblock.pool_head.store(NO_PAGE, RELAXED);
-        superblock.pool_len.store(0, RELAXED);
         // None is taken for zeros: they were written to, or an interrupted take-over did.
-        superblock.pool_fresh.store(self.layout.pages, RELAXED);
+        superblock.pool.format(self.layout.pages, self.layout.pages);
         self.format_classes();
         let mut index = Vec::new();
         for page in (0..self.layout.pages).rev() {
@@ -140,12 +138,11 @@ impl Store {
             match state {
                 PageState::Slab(class) | PageState::Draining(class)
                     if (ITEM_CLASS_FIRST..self.classes.count()).contains(&class)
-                        && meta.carved.load(RELAXED) <= self.chunks_per_page(class) =>
+                        && meta.word.view().carved() <= self.chunks_per_page(class) =>
                 {
-                    meta.drain_ripe.store(0, RELAXED);
-                    meta.sweepers.store(0, RELAXED);
                     meta.unchecked.store(0, RELAXED);
-                    self.set_page_state(page, PageState::Slab(class));
+                    meta.is_new.store(0, RELAXED);
+                    meta.word.set_unlisted();
                 }
                 PageState::Extent => {}
                 PageState::Index => index.push(page),
@@ -154,7 +151,7 @@ impl Store {
         }
         if index.is_empty() {
             let taken = self.pool_take()?;
-            self.set_page_state(taken.page, PageState::Index);
+            self.set_page_kind(taken.page, Kind::Index);
             index.push(taken.page);
         }
         Some(index)
@@ -184,8 +181,7 @@ impl Store {
         for page in 0..self.layout.pages {
             match self.page_state(page) {
                 PageState::Slab(class) if class != LINE_CLASS => {
-                    let meta = self.page_meta(page);
-                    if meta.free.load(RELAXED) == meta.carved.load(RELAXED) {
+                    if self.page_meta(page).word.view().out() == 0 {
                         self.pool_give(page);
                     } else {
                         self.class_adopt_page(class, page);
@@ -262,7 +258,7 @@ impl Store {
             PageState::Extent if at == 0 => Some(self.page_piece_max()),
             PageState::Slab(class) | PageState::Draining(class) if class != LINE_CLASS => {
                 let size = self.classes.size(class) as u64;
-                let carved = self.page_meta(page).carved.load(RELAXED);
+                let carved = self.page_carved(page);
                 let is_chunk = at.is_multiple_of(size) && at / size < u64::from(carved);
                 is_chunk.then(|| size as usize - PIECE_HEADER_LEN)
             }
@@ -352,7 +348,7 @@ impl<'s> Scan<'s> {
         let store = self.store;
         let meta = store.page_meta(page);
         let (mut head, mut free, mut deadline_s, mut pieces) = (0, 0, u32::MAX, false);
-        for idx in (0..meta.carved.load(RELAXED)).rev() {
+        for idx in (0..store.page_carved(page)).rev() {
             let chunk = store.chunk(page, class, idx);
             let state = store.item_state(chunk);
             if state.is_piece() {
@@ -369,8 +365,7 @@ impl<'s> Scan<'s> {
                 free += 1;
             }
         }
-        meta.free_head.store(head, RELAXED);
-        meta.free.store(free, RELAXED);
+        meta.word.list(head, free);
         meta.deadline_s.store(deadline_s, RELAXED);
         if pieces {
             self.again.push(page);
@@ -410,9 +405,8 @@ impl<'s> Scan<'s> {
     fn list_again(&self, page: u32) {
         let store = self.store;
         let PageState::Slab(class) = store.page_state(page) else { return };
-        let meta = store.page_meta(page);
         let (mut head, mut free) = (0, 0);
-        for idx in (0..meta.carved.load(RELAXED)).rev() {
+        for idx in (0..store.page_carved(page)).rev() {
             let chunk = store.chunk(page, class, idx);
             let state = store.item_state(chunk);
             let owned = || store.region.word(chunk + PIECE_OWNER).load(RELAXED) != 0;
@@ -422,8 +416,7 @@ impl<'s> Scan<'s> {
                 free += 1;
             }
         }
-        meta.free_head.store(head, RELAXED);
-        meta.free.store(free, RELAXED);
+        store.page_meta(page).word.list(head, free);
     }
 
     /// Whether a linked item is to be kept, so far as it alone can tell.

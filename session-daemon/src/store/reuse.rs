@@ -11,7 +11,7 @@
 
 use crate::clock::Now;
 use crate::store::item::FREQ_MAX;
-use crate::store::sync::{AtomicU32, AtomicU64, Ordering, SpinMutex};
+use crate::store::sync::{AtomicU32, AtomicU64, Ordering, TryMutex};
 
 /// Counts of accesses that are told apart.
 const FREQS: usize = FREQ_MAX as usize + 1;
@@ -119,7 +119,7 @@ struct Learned {
 #[derive(Debug)]
 pub(super) struct Reuse {
     worth: Box<[AtomicU32]>,
-    learned: SpinMutex<Learned>,
+    learned: TryMutex<Learned>,
 }
 
 impl Reuse {
@@ -127,7 +127,7 @@ impl Reuse {
         let cells = FREQS * ROW;
         let learned = Learned { seen: vec![0; cells], weights: vec![0.0; cells] };
         let worth = (0..FREQS * BINS).map(|_| AtomicU32::new(0)).collect();
-        let reuse = Self { worth, learned: SpinMutex::new(learned) };
+        let reuse = Self { worth, learned: TryMutex::new(learned) };
         reuse.learn(&[], 0);
         reuse
     }

@@ -6,7 +6,8 @@ use crate::store::Store;
 use crate::store::classes::LINE_CLASS;
 use crate::store::epoch::Retired;
 use crate::store::item::{PIECE_OWNER, Piece};
-use crate::store::layout::{NO_PAGE, PageState};
+use crate::store::layout::PageState;
+use crate::store::pool::NO_PAGE;
 use crate::store::sync::Ordering;
 use std::collections::{HashMap, HashSet};
 use thiserror::Error;
@@ -48,6 +49,8 @@ enum Place {
     FreeList,
     Magazine,
     Limbo,
+    /// A page that has drained.
+    LimboPage,
 }
 
 struct Walk<'s> {
@@ -203,7 +206,9 @@ impl Walk<'_> {
                 }
                 Retired::Pieces(first) => self.pieces(first, Place::Limbo, |_| Ok(()))?,
                 Retired::Alone(line) => self.place(line, Place::Limbo)?,
-                Retired::DrainMark(_) => {}
+                Retired::Page(page) => {
+                    self.place(self.store.layout.page(page), Place::LimboPage)?;
+                }
             }
         }
         for class in 0..self.store.classes.count() {
@@ -224,16 +229,16 @@ impl Walk<'_> {
 
     fn pages(&mut self) -> Checked {
         let mut pool = HashSet::new();
-        let superblock = self.store.superblock();
-        let fresh = superblock.pool_fresh.load(Ordering::Relaxed);
-        let mut next = superblock.pool_head.load(Ordering::Relaxed);
+        let words = &self.store.superblock().pool;
+        let fresh = words.fresh();
+        let mut next = words.head();
         while next != NO_PAGE {
             ensure(pool.insert(next), || format!("page {next} is in the pool twice"))?;
             next = self.store.page_meta(next).next.load(Ordering::Relaxed);
         }
-        let pool_len = superblock.pool_len.load(Ordering::Relaxed) as usize;
-        ensure(pool.len() == pool_len, || {
-            format!("the pool has {} pages and counts {pool_len}", pool.len())
+        let used = words.used();
+        ensure(pool.len() + used as usize == fresh as usize, || {
+            format!("the pool has {} pages of {fresh} and counts {used} as used", pool.len())
         })?;
         for page in 0..self.store.page_count() {
             let state = self.store.page_state(page);
@@ -264,10 +269,10 @@ impl Walk<'_> {
 
     /// Every chunk of a page that was ever handed out is in exactly one place.
     fn chunks(&mut self, page: u32, class: u32) -> Checked {
-        let meta = self.store.page_meta(page);
-        let carved = meta.carved.load(Ordering::Relaxed);
+        let view = self.store.page_meta(page).word.view();
+        let carved = view.carved();
         let mut free = 0;
-        let mut head = meta.free_head.load(Ordering::Relaxed);
+        let mut head = view.head();
         while head != 0 {
             free += 1;
             let chunk = self.store.chunk(page, class, head - 1);
@@ -275,7 +280,7 @@ impl Walk<'_> {
             self.place(chunk, Place::FreeList)?;
             head = self.store.region.word(chunk + 8).load(Ordering::Relaxed) as u32;
         }
-        let counted = meta.free.load(Ordering::Relaxed);
+        let counted = carved - view.out();
         ensure(free == counted, || format!("page {page} has {free} free chunks, not {counted}"))?;
         for idx in 0..carved {
             let chunk = self.store.chunk(page, class, idx);
@@ -293,40 +298,32 @@ impl Walk<'_> {
     }
 
     fn classes(&self) -> Checked {
-        for class in 0..self.store.classes.count() {
-            let of = self.store.class_meta(class);
-            let per_page = self.store.chunks_per_page(class);
-            let first = of.ring.load(Ordering::Relaxed);
-            let (mut pages, mut free, mut partial) = (0, 0, 0);
-            let mut page = first;
-            while page != NO_PAGE {
-                let state = self.store.page_state(page);
-                ensure(state == PageState::Slab(class), || {
-                    format!("page {page} in the ring of class {class} is {state:?}")
-                })?;
-                let meta = self.store.page_meta(page);
-                let carved = meta.carved.load(Ordering::Relaxed);
-                let here = meta.free.load(Ordering::Relaxed) + per_page - carved;
-                pages += 1;
-                free += here;
-                partial += u32::from(here > 0);
-                page = meta.next.load(Ordering::Relaxed);
-                if page == first {
-                    break;
+        let classes = self.store.classes.count();
+        let mut found = vec![(0_u32, 0_u32); classes as usize];
+        for page in 0..self.store.page_count() {
+            match self.store.page_state(page) {
+                PageState::Slab(class) => {
+                    let per_page = self.store.chunks_per_page(class);
+                    let room = self.store.page_meta(page).word.view().room(per_page);
+                    let (pages, free) = &mut found[class as usize];
+                    (*pages, *free) = (*pages + 1, *free + room);
+                    ensure(self.store.is_listed(class, page, room > 0), || {
+                        format!("page {page} of class {class} with room for {room} is in no list")
+                    })?;
                 }
+                PageState::Draining(class) => {
+                    ensure(self.store.lists.draining.contains(page), || {
+                        format!("page {page} of class {class} drains, and is in no list")
+                    })?;
+                }
+                _ => {}
             }
+        }
+        for (class, walked) in (0..classes).zip(found) {
+            let of = self.store.class_meta(class);
             let counted = (of.pages.load(Ordering::Relaxed), of.free.load(Ordering::Relaxed));
-            ensure((pages, free) == counted, || {
-                format!("class {class} has (pages, free) {:?}, not {counted:?}", (pages, free))
-            })?;
-            let mut listed = 0;
-            let mut page = of.partial.load(Ordering::Relaxed);
-            while page != NO_PAGE && listed <= pages {
-                listed += 1;
-                page = self.store.page_meta(page).partial_next.load(Ordering::Relaxed);
-            }
-            ensure(listed == partial, || {
-                format!("class {class} lists {listed} pages with free chunks, not {partial}")
+            ensure(walked == counted, || {
+                format!("class {class} has (pages, free) {walked:?}, not {counted:?}")
             })?;
         }
         Ok(())

@@ -4,15 +4,19 @@
 
 use crate::clock::Now;
 use crate::store::Store;
+use crate::store::check::GivenUnchecked;
+use crate::store::chunks::Kind;
 use crate::store::classes::LINE_CLASS;
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
 use crate::store::failpoint::step;
 use crate::store::item::{PIECE_OWNER, Piece};
 use crate::store::layout::PageState;
-use crate::store::pages::{MAGAZINE_CHUNKS_MAX, TakenPage};
+use crate::store::magazines::MAGAZINE_CHUNKS_MAX;
+use crate::store::pages::Given;
+use crate::store::pool::TakenPage;
 use crate::store::stats::Evicted;
-use crate::store::sync::Ordering;
+use crate::store::sync::{Ordering, yield_now};
 use crate::store::types::StoreError;
 use rustix::thread::{Timespec, nanosleep};
 use std::cell::{Cell, RefCell};
@@ -88,11 +92,11 @@ impl Patience {
     pub(super) fn go_on(&mut self, progress: bool, waiting: bool) -> bool {
         self.rounds += 1;
         self.idle = if progress || waiting { 0 } else { self.idle + 1 };
-        if self.rounds > YIELD_ROUNDS {
+        if self.rounds > YIELD_ROUNDS && !cfg!(session_schedule) {
             // A signal may cut the sleep short, which only makes the round shorter.
             let _ = nanosleep(&SLEEP);
         } else if self.rounds > 2 {
-            std::thread::yield_now();
+            yield_now();
         }
         self.idle < IDLE_ROUNDS_MAX && self.rounds < ROUNDS_MAX
     }
@@ -202,7 +206,7 @@ impl Worker {
             }
             Retired::Pieces(first) => self.release_pieces(first),
             Retired::Alone(chunk) => self.give_chunk(chunk),
-            Retired::DrainMark(page) => self.store.drain_mark_ripe(page),
+            Retired::Page(page) => self.store.pass_on(page),
         }
     }
 
@@ -227,17 +231,21 @@ impl Worker {
     /// Gives a chunk that nobody can know any more back.
     pub(super) fn give_chunk(&self, chunk: u64) {
         let page = self.store.layout.page_of(chunk);
-        if self.store.is_unchecked(page) && self.store.give_unchecked(chunk) {
-            return;
+        if self.store.is_unchecked(page) {
+            match self.store.give_unchecked(chunk) {
+                GivenUnchecked::Left => return,
+                GivenUnchecked::Busy => {
+                    return self.store.epochs.retire(self.id, Retired::Alone(chunk));
+                }
+                GivenUnchecked::Checked => {}
+            }
         }
         // Release: whoever takes the chunk from a magazine sees it free; scans see no item.
         self.store.region.word(chunk).store(0, Ordering::Release);
         if let PageState::Slab(class) = self.store.page_state(page) {
             let len = self.magazine_len[class as usize].get();
             if len < self.magazine_capacity[class as usize] {
-                let place = &self.store.workers[self.id].magazines.of(class)[usize::from(len)];
-                // Release: pairs with the Acquire swaps that take it out.
-                place.store(chunk, Ordering::Release);
+                self.store.workers[self.id].magazines.put(class, usize::from(len), chunk);
                 self.magazine_len[class as usize].set(len + 1);
                 return;
             }
@@ -246,11 +254,12 @@ impl Worker {
     }
 
     pub(super) fn give_chunk_to_page(&self, chunk: u64) {
-        if let Some((page, class)) = self.store.class_give(chunk)
-            && self.store.class_mark_empty_draining(class, page)
-        {
-            self.store.epochs.retire(self.id, Retired::DrainMark(page));
-            self.drain_later(page);
+        match self.store.class_give(chunk) {
+            Given::Kept => {}
+            Given::Surplus(page, class) => {
+                self.give_up_empty(page, class);
+            }
+            Given::Drained(page) => self.store.epochs.retire(self.id, Retired::Page(page)),
         }
     }
 
@@ -328,12 +337,11 @@ impl Worker {
         let len = &self.magazine_len[class as usize];
         while len.get() > 0 {
             len.set(len.get() - 1);
-            let place = &self.store.workers[self.id].magazines.of(class)[usize::from(len.get())];
-            // Acquire: pairs with the Release in `give_chunk`; a swap, because others may raid.
-            let chunk = place.swap(0, Ordering::Acquire);
-            if chunk == 0 {
+            let place = usize::from(len.get());
+            // Others may have raided the place.
+            let Some(chunk) = self.store.workers[self.id].magazines.take(class, place) else {
                 continue;
-            }
+            };
             let page = self.store.layout.page_of(chunk);
             if self.store.page_state(page) == PageState::Slab(class) {
                 return Some(chunk);
@@ -370,7 +378,7 @@ impl Worker {
                 continue;
             }
             let page = self.store.pool_take()?;
-            self.store.class_add_page(class, page.page);
+            self.store.class_add_page(class, page);
         }
     }
 
@@ -378,31 +386,23 @@ impl Worker {
     fn raid(&self, class: u32) -> bool {
         let mut found = false;
         for shared in &self.store.workers {
-            for place in shared.magazines.of(class) {
-                // Acquire: as in `magazine_take`.
-                let chunk = place.swap(0, Ordering::Acquire);
-                if chunk != 0 {
+            shared.magazines.raid(
+                class,
+                |_| true,
+                |chunk| {
                     self.give_chunk_to_page(chunk);
                     found = true;
-                }
-            }
+                },
+            );
         }
         found
     }
 
     /// Takes the chunks of a draining page out of all magazines.
     pub(super) fn raid_page(&self, class: u32, page: u32) {
+        let is_of_page = |chunk| self.store.layout.page_of(chunk) == page;
         for shared in &self.store.workers {
-            for place in shared.magazines.of(class) {
-                // Relaxed: the swap below decides.
-                let chunk = place.load(Ordering::Relaxed);
-                let is_of_page = chunk != 0 && self.store.layout.page_of(chunk) == page;
-                // Acquire: as in `magazine_take`.
-                let (success, failure) = (Ordering::Acquire, Ordering::Relaxed);
-                if is_of_page && place.compare_exchange(chunk, 0, success, failure).is_ok() {
-                    self.give_chunk_to_page(chunk);
-                }
-            }
+            shared.magazines.raid(class, is_of_page, |chunk| self.give_chunk_to_page(chunk));
         }
     }
 
@@ -460,7 +460,7 @@ impl Store {
             self.region.word(offset + PIECE_OWNER).store(self.owner_word(0), Ordering::Release);
             let page = self.layout.page_of(offset);
             if self.page_state(page) == PageState::Extent {
-                self.set_page_state(page, PageState::Retired);
+                self.set_page_kind(page, Kind::Retired);
             }
             step("retire: disowned in part");
         }
@@ -490,9 +490,9 @@ impl Store {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.quiesce();
+impl Worker {
+    /// Gives back what it took ahead.
+    pub(super) fn put_back(&mut self) {
         for line in std::mem::take(&mut self.lines) {
             self.give_chunk_to_page(line);
         }
@@ -501,6 +501,13 @@ impl Drop for Worker {
                 self.give_chunk_to_page(chunk);
             }
         }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.quiesce();
+        self.put_back();
         self.tell_keys_added();
         // Release: what this worker wrote to its place is seen by the next owner.
         self.store.workers[self.id].taken.store(false, Ordering::Release);

@@ -20,6 +20,7 @@ pub(crate) struct Items {
     count: u32,
     lens: Lens,
     pattern: Vec<u8>,
+    has_flags: bool,
 }
 
 /// Lengths of each item's key and value.
@@ -45,7 +46,12 @@ impl Items {
         };
         let pattern_len = (PATTERN_STARTS + longest as usize).next_multiple_of(8);
         let pattern = (0..pattern_len / 8).flat_map(|_| random.next().to_le_bytes()).collect();
-        Self { count, lens, pattern }
+        Self { count, lens, pattern, has_flags: true }
+    }
+
+    /// The same with client flags 0.
+    pub(crate) fn without_flags(self) -> Self {
+        Self { has_flags: false, ..self }
     }
 
     pub(crate) fn count(&self) -> u32 {
@@ -68,7 +74,7 @@ impl Items {
 
     /// The flags stored with the item.
     pub(crate) fn flags(&self, idx: u32) -> u32 {
-        idx & 0xffff
+        if self.has_flags { idx & 0xffff } else { 0 }
     }
 
     /// Appends the item's key.
@@ -182,6 +188,13 @@ mod tests {
                 value[at] ^= 1;
             }
         }
+    }
+
+    #[test]
+    fn flags_are_each_items_own_or_none() {
+        let items = items(ValueLen::Fixed(9));
+        assert_eq!((items.flags(0x1_0007), items.flags(8)), (7, 8));
+        assert_eq!(items.without_flags().flags(8), 0);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct Options {
     /// Length of the values in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=64_000_000))]
     pub value_size: u32,
+    /// Store values with client flags 0, as most clients do with strings; without it each has its own
+    #[arg(long)]
+    pub no_flags: bool,
     /// Exponent of the keys' popularity by rank; 0 is uniform
     #[arg(long, value_name = "ALPHA", default_value_t = 0.0)]
     pub zipf: f64,

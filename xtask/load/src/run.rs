@@ -102,10 +102,11 @@ fn plan(options: &Options) -> Result<Plan> {
         Some(rate) => Pace::Open { mean_ns: 1e9 * f64::from(options.threads) / rate },
         None => Pace::Closed { depth: options.depth },
     };
+    let items = Items::new(options.keys, &shape);
     Ok(Plan {
         target,
         protocol: options.protocol,
-        items: Items::new(options.keys, &shape),
+        items: if options.no_flags { items.without_flags() } else { items },
         popularity: Popularity::new(options.keys, shape.zipf),
         gets: shape.gets,
         multiget: options.multiget,

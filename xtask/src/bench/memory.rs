@@ -32,6 +32,10 @@ pub(super) struct Options {
     /// Lengths of the values in bytes
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [32, 100, 200, 512, 1024, 4096], value_parser = clap::value_parser!(u32).range(1..=500_000))]
     values: Vec<u32>,
+    /// Store client flags with each item, for which both servers take four bytes; most clients
+    /// store none with strings
+    #[arg(long)]
+    client_flags: bool,
     /// Another memcached than the one in PATH
     #[arg(long, value_name = "PATH")]
     baseline: Option<PathBuf>,
@@ -78,8 +82,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
             let line = Line {
                 limit_mb,
                 value_len,
-                ours: hold(&ours, limit_mb, value_len)?,
-                other: hold(&other, limit_mb, value_len)?,
+                ours: hold(&ours, limit_mb, value_len, options.client_flags)?,
+                other: hold(&other, limit_mb, value_len, options.client_flags)?,
             };
             println!("{}", row(&line));
             lines.push(line);
@@ -96,7 +100,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
 }
 
 /// Fills a server beyond its limit and counts what it holds.
-fn hold(program: &Program, limit_mb: u32, value_len: u32) -> Result<Holding> {
+fn hold(program: &Program, limit_mb: u32, value_len: u32, client_flags: bool) -> Result<Holding> {
     let placement = Placement::of(THREADS)?;
     let server = Server::start(
         program,
@@ -114,6 +118,9 @@ fn hold(program: &Program, limit_mb: u32, value_len: u32) -> Result<Holding> {
     arguments.extend(["--keys".to_owned(), keys.to_string()]);
     arguments.extend(["--key-size".to_owned(), KEY_LEN.to_string()]);
     arguments.extend(["--value-size".to_owned(), value_len.to_string()]);
+    if !client_flags {
+        arguments.push("--no-flags".to_owned());
+    }
     let report = generator::load(&server, &placement.load, &arguments, 0.0)?;
     let Report { hits: held, not_served: None, fault: None, .. } = report else {
         bail!("{}: {report}", program.version);

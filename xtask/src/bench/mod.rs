@@ -9,6 +9,7 @@ mod compare;
 mod document;
 mod generator;
 mod hit_ratio;
+mod in_process;
 mod instructions;
 mod machine;
 mod markdown;
@@ -45,6 +46,8 @@ enum What {
     Guard(bench_guard::Options),
     /// The share of hits of traces, beside memcached at the same -m
     HitRatio(hit_ratio::Options),
+    /// The store beside other caches and maps of Rust, in one process
+    InProcess(in_process::Options),
     /// Instructions a request, beside those that were recorded
     Instructions(instructions::Options),
     /// Items held, and memory used, beside memcached at the same -m
@@ -56,6 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     match &options.what {
         None => compare::run(&options.compare),
         Some(What::HitRatio(traces)) => hit_ratio::run(traces).map(|()| ExitCode::SUCCESS),
+        Some(What::InProcess(options)) => in_process::run(options).map(|()| ExitCode::SUCCESS),
         Some(What::Instructions(options)) => instructions::run(options),
         Some(What::Memory(memory)) => memory::run(memory).map(|()| ExitCode::SUCCESS),
         Some(What::Guard(guard)) => bench_guard::run(guard).map(|()| ExitCode::SUCCESS),

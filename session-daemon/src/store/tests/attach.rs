@@ -5,7 +5,7 @@ use crate::clock::Now;
 use crate::store::attach::{Cold, Start};
 use crate::store::buckets::Buckets;
 use crate::store::item::{GONE, LINKED};
-use crate::store::layout::{LAYOUT_VERSION, PageState};
+use crate::store::layout::{CHUNK_LEN_HALF, LAYOUT_VERSION, PageState};
 use crate::store::recover::Kept;
 use crate::store::sync::Ordering;
 use crate::store::types::{Flush, Lifetime, Mode, StoreConfig, StoreError, Stored};
@@ -193,7 +193,9 @@ fn what_cannot_be_kept_is_begun_again() {
     });
     cold("page size", Cold::Damaged, &|file| write(file, 12, &17_u32.to_le_bytes()));
     cold("secret", Cold::Damaged, &|file| write(file, 400, b"x"));
-    cold("class table", Cold::Damaged, &|file| write(file, 4096 + 64 + 36, b"xxxx"));
+    cold("class table", Cold::Damaged, &|file| {
+        write(file, 4096 + 64 + 4 * CHUNK_LEN_HALF, b"xxxx")
+    });
     cold("class count", Cold::Damaged, &|file| write(file, 36, &u32::MAX.to_le_bytes()));
     cold("page count", Cold::Damaged, &|file| write(file, 32, &u32::MAX.to_le_bytes()));
     cold("no pages", Cold::Truncated, &|file| file.set_len(200_000).unwrap());
@@ -321,7 +323,7 @@ fn damaged_words_lose_items_and_nothing_else() {
         .flat_map(|page| {
             let PageState::Slab(class) = store.page_state(layout.page_of(*page)) else { panic!() };
             let size = store.classes.size(class) as u64;
-            let carved = store.page_meta(layout.page_of(*page)).carved.load(Ordering::Relaxed);
+            let carved = store.page_carved(layout.page_of(*page));
             (0..u64::from(carved)).map(move |idx| page + idx * size)
         })
         .collect();

@@ -26,7 +26,7 @@ const DIRECTORY: &str = "SESSION_TEST_CRASH_DIRECTORY";
 const ROUND: &str = "SESSION_TEST_CRASH_ROUND";
 const LIMIT: &str = "SESSION_TEST_CRASH_MEGABYTES";
 const WRITERS: u64 = 2;
-const KEYS: u64 = 3_000;
+const KEYS: u64 = 4_000;
 /// Limits of a store that holds all keys, with small pages so that its index grows soon, and of
 /// one that does not.
 const AMPLE: usize = 60;
@@ -34,7 +34,7 @@ const TIGHT: usize = 4;
 /// What a child does before it ends by itself, so that none outlives a failed test for long.
 const COMMANDS_MAX: u64 = 1_000_000;
 /// The same for a child that is to end at a step.
-const COMMANDS_TO_STEP: u64 = 6_000;
+const COMMANDS_TO_STEP: u64 = 8_000;
 /// A step that is not reached so often: the child ends by its number of commands, and closes.
 const NEVER: &str = "set: private:999999999";
 const BOOT: u128 = 99;
@@ -140,13 +140,14 @@ fn child() {
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
             let (worker, journal) = (store.worker().unwrap(), &journal);
-            scope.spawn(move || work(worker, journal, writer, round));
+            scope.spawn(move || work(worker, journal, writer, round, megabytes == TIGHT));
         }
     });
     assert!(store.close());
 }
 
-fn work(mut worker: Worker, journal: &File, writer: u64, round: u64) {
+/// `evicts`: items may go, so that pages may be drained at any time.
+fn work(mut worker: Worker, journal: &File, writer: u64, round: u64, evicts: bool) {
     let mut random = Random((round << 8 | writer).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let now = at(10 + round);
     let usual = [20, 200, 1_500, 6_000][(round % 4) as usize];
@@ -193,6 +194,11 @@ fn work(mut worker: Worker, journal: &File, writer: u64, round: u64) {
             let _ = worker.touch(key, lifetime, now);
             worker.maintain(now);
             worker.quiesce();
+        }
+        // All that such a page holds is worth moving.
+        if evicts && command % 16 == 15 {
+            let class = worker.store().class_of(10, FLAGS, 32 + random.below(usual) as usize);
+            let _ = worker.reassign(class as i32, 0, now);
         }
     }
 }

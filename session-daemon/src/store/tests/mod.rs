@@ -4,6 +4,7 @@ mod admin;
 mod attach;
 mod crash;
 mod eviction;
+pub(crate) mod history;
 mod linear;
 mod model;
 mod pressure;

@@ -75,17 +75,23 @@ fn without_evictions_no_page_drains_that_holds_something() {
 
 #[test]
 fn only_an_empty_page_is_marked_as_empty() {
-    let (store, workers) = create(StoreConfig { workers: 1, ..StoreConfig::default() });
+    let (store, mut workers) = create(StoreConfig { workers: 1, ..StoreConfig::default() });
     let class = store.classes.last();
-    let page = store.pool_take().unwrap().page;
-    store.class_add_page(class, page);
+    let taken = store.pool_take().unwrap();
+    let page = taken.page;
+    store.class_add_page(class, taken);
     let mut chunk = [0];
     assert_eq!(store.class_take(class, &mut chunk), 1);
-    assert!(!store.class_mark_empty_draining(class, page));
+    assert!(!workers[0].drain_empty(page, class));
     workers[0].give_chunk_to_page(chunk[0]);
-    assert!(store.class_mark_empty_draining(class, page));
-    assert!(!store.class_mark_empty_draining(class, page));
-    store.drain_mark_ripe(page);
+    assert!(workers[0].drain_empty(page, class));
+    assert!(!workers[0].drain_empty(page, class));
+    assert_eq!(store.page_state(page), PageState::Retired);
+    for _ in 0..3 {
+        workers[0].begin();
+        workers[0].turn_over(true);
+        workers[0].quiesce();
+    }
     assert_eq!(store.page_state(page), PageState::Free);
     store.validate().unwrap();
 }

@@ -35,10 +35,14 @@ fn how(store: &Store, start: Start) -> &'static str {
 /// Waits for the check behind a start, and for what it has found.
 pub(super) fn settle(store: &Store, worker: &mut Worker) {
     while worker.check_more() {}
-    for _ in 0..4 {
+    // What is ripe may make something else wait, a chunk its page; but not for ever.
+    for _ in 0..20 {
         worker.begin();
         worker.turn_over(true);
         worker.quiesce();
+        if !worker.is_waiting() {
+            break;
+        }
     }
     assert!(store.checked().is_none_or(|checked| checked.percent == 100));
 }
