@@ -3,14 +3,14 @@
 #![forbid(unsafe_code)]
 
 use crate::clock::Now;
-use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
+use crate::store::classes::ITEM_CLASS_FIRST;
 use crate::store::counters::Count;
 use crate::store::item::{State, Times};
 use crate::store::layout::Layout;
 use crate::store::reader::second;
 use crate::store::reuse::Worth;
 use crate::store::stats::Evicted;
-use crate::store::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, TryMutex};
+use crate::store::sync::{AtomicU32, AtomicUsize, Ordering, TryMutex};
 use crate::store::types::{ClientFlags, LimitError, Reassigned};
 use crate::store::{HEADER_LEN, Store, Worker};
 use std::io;
@@ -36,40 +36,6 @@ impl Limit {
     pub(super) fn pages(&self) -> u32 {
         // Relaxed: a limit that changes at some moment.
         self.pages.load(Ordering::Relaxed)
-    }
-}
-
-/// The page that drains for a class by `slabs reassign`: one at a time.
-///
-/// ```text
-///  63        32 31         0
-/// | page and 1 |   class    |   0: none
-/// ```
-#[derive(Debug, Default)]
-pub(super) struct AskedFor(AtomicU64);
-
-impl AskedFor {
-    /// Notes that a page is for a class, before it drains.
-    fn note(&self, page: u32, class: u32) {
-        // Release: pairs with the Acquire in `take`; the page's word, which
-        // says that it drains after this, orders them too.
-        self.0.store((u64::from(page) + 1) << 32 | u64::from(class), Ordering::Release);
-    }
-
-    /// Forgets what was noted of a page.
-    fn forget(&self, page: u32) {
-        self.take(page);
-    }
-
-    /// The class for which a page has drained; once.
-    pub(super) fn take(&self, page: u32) -> Option<u32> {
-        // Acquire: as in `note`.
-        let word = self.0.load(Ordering::Acquire);
-        let is_this = word >> 32 == u64::from(page) + 1;
-        // Relaxed: who sees the page drained is one, so nobody else takes the same word.
-        let taken = is_this
-            && self.0.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        taken.then_some(word as u32)
     }
 }
 
@@ -194,14 +160,9 @@ impl Worker {
             return false;
         }
         let Some(page) = store.page_of_class(from) else { return false };
-        if to != LINE_CLASS {
-            store.asked_for.note(page, to);
-        }
-        let drains = self.drain(page, from, Worth::NONE);
+        let drains = self.drain(page, from, Worth::NONE, Some(to));
         if drains {
             self.count(from, Count::PagesMoved, 1);
-        } else {
-            store.asked_for.forget(page);
         }
         drains
     }

@@ -66,11 +66,12 @@ impl Worker {
 
     fn make_room_for(&mut self, class: Option<u32>, now: Now) -> bool {
         let Some(class) = class.filter(|class| *class != LINE_CLASS) else {
-            return self.take_page_from_others(now);
+            return self.take_page_from_others(None, now);
         };
         // Relaxed: a hint; marking and evicting are exact.
         let pages = self.shared().class_meta(class).pages.load(Ordering::Relaxed);
-        pages > 0 && self.evict_and_grow(class, now) > 0 || self.take_page_from_others(now)
+        pages > 0 && self.evict_and_grow(class, now) > 0
+            || self.take_page_from_others(Some(class), now)
     }
 
     /// Evicts from `class`, and now and then asks for a page of a class whose items are worth
@@ -79,7 +80,7 @@ impl Worker {
         self.learn_if_due(now);
         if self.spares_most_of(class) {
             let is_coming = self.is_waiting() || self.shared().pages_draining() > 0;
-            return u32::from(!is_coming && self.take_page_from_others(now));
+            return u32::from(!is_coming && self.take_page_from_others(Some(class), now));
         }
         self.know_margin(class, now);
         let evictions = &self.shared().class_meta(class).evictions;

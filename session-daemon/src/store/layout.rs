@@ -139,7 +139,9 @@ pub(super) struct PageMeta {
     pub(super) drain_least: AtomicU32,
     /// 1 when every chunk was looked at: what is left was private then.
     pub(super) drain_passed: AtomicU32,
-    reserved: [AtomicU32; 5],
+    /// The class that gets the page when it has drained, and 1; 0 for the pool.
+    pub(super) heir: AtomicU32,
+    reserved: [AtomicU32; 4],
 }
 
 /// Least bytes of a chunk: an item's header.

@@ -18,7 +18,7 @@
 #![allow(unsafe_code)]
 
 use crate::clock::Now;
-use crate::store::admin::{AskedFor, Limit};
+use crate::store::admin::Limit;
 use crate::store::check::Check;
 use crate::store::chunks::Kind;
 use crate::store::classes::{Classes, HEADER_LEN};
@@ -158,8 +158,6 @@ pub struct Store {
     keys: Padded<AtomicI64>,
     /// Which pages have which use.
     lists: PageLists,
-    /// What page drains for which class on command.
-    asked_for: AskedFor,
     /// What evicted items were.
     ghosts: Ghosts,
     /// What items are worth.
@@ -254,7 +252,6 @@ impl Store {
             secret,
             keys: Padded::default(),
             lists: PageLists::new(&layout, count),
-            asked_for: AskedFor::default(),
             ghosts,
             reuse: Reuse::new(),
             heat,

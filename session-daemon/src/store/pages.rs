@@ -140,15 +140,16 @@ impl Store {
         self.superblock().pool.give(page, &self.page_meta(page).next);
     }
 
-    /// Gives a page that has drained to the class for which it was taken, or else to the pool. No
-    /// turn may still know it as anything else.
+    /// Gives a page that has drained to the class for which it was emptied, or else to the pool.
+    /// No turn may still know it as anything else.
     pub(super) fn pass_on(&self, page: u32) {
-        // Relaxed: as in `pages_ripening`.
-        self.lists.ripening.fetch_sub(1, Ordering::Relaxed);
-        match self.asked_for.take(page) {
+        // Relaxed: written in a turn that was open when the page was retired, and that is over.
+        match self.page_meta(page).heir.load(Ordering::Relaxed).checked_sub(1) {
             Some(class) => self.class_add_page(class, TakenPage { page, fresh: false }),
             None => self.pool_give(page),
         }
+        // Relaxed: as in `pages_ripening`. Only now: who waits for the page finds it.
+        self.lists.ripening.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Pages that the pool could give now.
@@ -181,13 +182,19 @@ impl Store {
         meta.is_new.store(u32::from(!fresh), Ordering::Relaxed);
         meta.word.set(Kind::Slab);
         step("page: of a class");
-        self.class_adopt_page(class, page);
+        // Its room as it was given the word: who is quick may have found it, and taken of it.
+        self.class_enter_page(class, page, self.chunks_per_page(class));
     }
 
-    /// Puts a page of `class` whose chunks are listed into the lists of its class.
+    /// Puts a page of `class` whose chunks are listed into the lists of its class. Nobody else has
+    /// the store.
     pub(super) fn class_adopt_page(&self, class: u32, page: u32) {
-        let (of, lists) = (self.class_meta(class), &self.lists.classes[class as usize]);
         let room = self.page_meta(page).word.view().room(self.chunks_per_page(class));
+        self.class_enter_page(class, page, room);
+    }
+
+    fn class_enter_page(&self, class: u32, page: u32, room: u32) {
+        let (of, lists) = (self.class_meta(class), &self.lists.classes[class as usize]);
         // Relaxed: counts that are exact when nothing is under way.
         of.pages.fetch_add(1, Ordering::Relaxed);
         of.free.fetch_add(room, Ordering::Relaxed);
@@ -222,7 +229,7 @@ impl Store {
         let word = &self.page_meta(page).word;
         word.list(head, free);
         let room = word.view().room(self.chunks_per_page(class));
-        // Relaxed: as in `class_adopt_page`.
+        // Relaxed: as in `class_enter_page`.
         self.class_meta(class).free.fetch_add(room, Ordering::Relaxed);
         let lists = &self.lists.classes[class as usize];
         lists.unchecked.remove(page);
@@ -341,7 +348,7 @@ impl Store {
             return if self.is_drained(page) { Given::Drained(page) } else { Given::Kept };
         }
         let of = self.class_meta(class);
-        // Relaxed: as in `class_adopt_page`.
+        // Relaxed: as in `class_enter_page`.
         let free = of.free.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let partial = &self.lists.classes[class as usize].partial;
         // The second in case that the first to give one has stopped here.
@@ -379,7 +386,7 @@ impl Store {
         let Some(view) = meta.word.close(|view| is_ours() && may(view)) else { return false };
         step("drain: marked");
         let (of, lists) = (self.class_meta(class), &self.lists.classes[class as usize]);
-        // Relaxed: as in `class_adopt_page`.
+        // Relaxed: as in `class_enter_page`.
         of.pages.fetch_sub(1, Ordering::Relaxed);
         of.free.fetch_sub(view.room(self.chunks_per_page(class)), Ordering::Relaxed);
         lists.partial.leave(page, || self.has_room(page, class));

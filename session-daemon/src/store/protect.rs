@@ -101,7 +101,9 @@ impl Store {
 
     /// The items of a page of a store in which nothing moves.
     fn each_item(&self, page: u32, mut take: impl FnMut(u64, State)) {
-        let PageState::Slab(class) = self.page_state(page) else { return };
+        let (PageState::Slab(class) | PageState::Draining(class)) = self.page_state(page) else {
+            return;
+        };
         if class == LINE_CLASS {
             return;
         }

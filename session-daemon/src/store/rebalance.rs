@@ -127,7 +127,7 @@ impl Worker {
                 return;
             }
             // A large item goes as a whole, and its pages with it: none of them moves to the class.
-            if self.give_up_page(&offer, now) && offer.state != PageState::Extent {
+            if self.give_up_page(&offer, None, now) && offer.state != PageState::Extent {
                 self.count(class, Count::PagesMoved, 1);
             }
         }
@@ -138,18 +138,21 @@ impl Worker {
         matches!(offer.state, PageState::Slab(class) if self.shared().heat.of(class) < COLD)
     }
 
-    /// Empties the page that is worth least, of any class, at once. True if anything was removed.
-    pub(super) fn take_page_from_others(&mut self, now: Now) -> bool {
+    /// Empties the page that is worth least, of any class, at once: for `class`, or for the pool.
+    /// False if that brings no memory.
+    pub(super) fn take_page_from_others(&mut self, class: Option<u32>, now: Now) -> bool {
         let Some(offer) = self.choose_page(None, now) else { return false };
+        let is_given_up = self.give_up_page(&offer, class, now);
         if let PageState::Extent = offer.state {
             // The whole item goes, and its pages with it: none moves.
-            return self.give_up_page(&offer, now);
+            return is_given_up;
         }
-        if !self.give_up_page(&offer, now) {
-            return false;
+        if is_given_up {
+            self.count(LINE_CLASS, Count::PagesMoved, 1);
         }
-        self.count(LINE_CLASS, Count::PagesMoved, 1);
-        self.drain_all(now)
+        let removed = self.drain_all(now);
+        // It was empty, or something in it could go: if not by this worker it has gone by another.
+        removed || !offer.moves
     }
 
     /// Has an estimate of what a class's victims are worth before the first is chosen.
@@ -163,13 +166,13 @@ impl Worker {
         }
     }
 
-    fn give_up_page(&self, offer: &Offer, now: Now) -> bool {
+    fn give_up_page(&self, offer: &Offer, heir: Option<u32>, now: Now) -> bool {
         match offer.state {
             PageState::Slab(class) => {
                 // Who is asked for less than promised has fewer items that are worth a move.
                 let size = self.shared().classes.size(class) as f32;
                 let least = self.shared().margin(class) * size / self.shared().heat.of(class);
-                self.drain(offer.page, class, Worth::new(least))
+                self.drain(offer.page, class, Worth::new(least), heir)
             }
             PageState::Extent => self.evict_owner(self.shared().layout.page(offer.page), now),
             _ => false,
@@ -209,6 +212,9 @@ impl Worker {
             PageState::Slab(class) if class != LINE_CLASS && Some(class) != asking => {
                 moves = self.may_give_up(page, class, asking.is_some())?;
                 let (least, mean) = self.sample_page(page, class, now);
+                if mean == 0.0 && !moves && !self.may_empty(page, class, now) {
+                    return None;
+                }
                 let size = self.shared().classes.size(class) as f32;
                 self.shared().note_margin(class, Worth::new(least * size));
                 self.shared().heat.note_promise(class, mean);
@@ -243,6 +249,15 @@ impl Worker {
         values.sort_unstable_by(f32::total_cmp);
         let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len().max(1) as f32;
         (mean(&values[..len.min(LEAST_SAMPLES)]), mean(values) * len as f32 / CHUNK_SAMPLES as f32)
+    }
+
+    /// Whether a page of which a sample found nothing to be worth anything is empty, or has an item
+    /// that may go. What is private would only keep it from others.
+    fn may_empty(&self, page: u32, class: u32, now: Now) -> bool {
+        let store = self.shared();
+        let view = store.page_meta(page).word.view();
+        let has_value = |idx| self.chunk_value(store.chunk(page, class, idx), now).is_some();
+        view.out() == 0 || (0..view.carved()).any(has_value)
     }
 
     /// What a byte of the item in a chunk is worth: 0 for a dead item, nothing for a free chunk
@@ -289,8 +304,9 @@ impl Worker {
         })
     }
 
-    /// Stops allocation from a page, whose items are then removed or moved in slices.
-    pub(super) fn drain(&self, page: u32, class: u32, least: Worth) -> bool {
+    /// Stops allocation from a page, whose items are then removed or moved in slices. `heir` is the
+    /// class that gets it; none, and the index's own, leave it to the pool.
+    pub(super) fn drain(&self, page: u32, class: u32, least: Worth, heir: Option<u32>) -> bool {
         if self.shared().is_unchecked(page) {
             self.check_page(page);
         }
@@ -306,6 +322,9 @@ impl Worker {
             word.store(0, relaxed);
         }
         meta.drain_least.store(least.bits(), relaxed);
+        // Before the page is passed on, which this turn holds back.
+        let heir = heir.filter(|class| *class != LINE_CLASS);
+        meta.heir.store(heir.map_or(0, |class| class + 1), relaxed);
         store.lists.draining.insert(page);
         self.retire_if_drained(page);
         // It may have drained before it was in the set.
@@ -326,6 +345,8 @@ impl Worker {
         // Exact: who has taken a chunk of the page meanwhile keeps it.
         let marked = self.shared().class_mark_draining(class, page, |view| view.out() == 0);
         if marked {
+            // Relaxed: nobody else retires a page of which no chunk is out.
+            self.shared().page_meta(page).heir.store(0, Ordering::Relaxed);
             self.retire_if_drained(page);
         }
         marked

@@ -79,25 +79,30 @@ const ROUNDS_PER_EVICTION: u32 = 256;
 const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 
 impl Patience {
-    /// Whether this round should make room: the first, one with nothing waiting, and now and then.
-    pub(super) fn is_eviction_due(&self, waiting: bool) -> bool {
-        !waiting || self.rounds.is_multiple_of(ROUNDS_PER_EVICTION)
+    /// Whether this round should make room: the first, one with nothing on its way, and now and
+    /// then.
+    pub(super) fn is_eviction_due(&self, coming: bool) -> bool {
+        !coming || self.rounds.is_multiple_of(ROUNDS_PER_EVICTION)
     }
 
     pub(super) fn is_first(&self) -> bool {
         self.rounds == 0
     }
 
-    /// Ends a round; false to give up.
-    pub(super) fn go_on(&mut self, progress: bool, waiting: bool) -> bool {
-        self.rounds += 1;
-        self.idle = if progress || waiting { 0 } else { self.idle + 1 };
+    /// Gives the core away, unless the wait has just begun.
+    fn pause(&self) {
         if self.rounds > YIELD_ROUNDS && !cfg!(session_schedule) {
             // A signal may cut the sleep short, which only makes the round shorter.
             let _ = nanosleep(&SLEEP);
         } else if self.rounds > 2 {
             yield_now();
         }
+    }
+
+    /// Ends a round; false to give up.
+    pub(super) fn go_on(&mut self, progress: bool, waiting: bool) -> bool {
+        self.rounds += 1;
+        self.idle = if progress || waiting { 0 } else { self.idle + 1 };
         self.idle < IDLE_ROUNDS_MAX && self.rounds < ROUNDS_MAX
     }
 }
@@ -285,7 +290,7 @@ impl Worker {
         let mut patience = Patience::default();
         loop {
             let progress = self.make_room_round(Some(class), &patience, now);
-            self.turn_over(!patience.is_first());
+            self.wait(&patience);
             if let Some(chunk) = self.magazine_take(class).or_else(|| self.refill(class)) {
                 return Some(chunk);
             }
@@ -307,7 +312,7 @@ impl Worker {
                 return Some(taken);
             }
             let progress = self.make_room_round(None, &patience, now);
-            self.turn_over(!patience.is_first());
+            self.wait(&patience);
             if let Some(taken) = self.store.pool_take() {
                 return Some(taken);
             }
@@ -318,11 +323,22 @@ impl Worker {
         }
     }
 
+    /// Waits a little for others' turns to end, in no turn itself: of several workers that wait none
+    /// holds back what another waits for.
+    fn wait(&mut self, patience: &Patience) {
+        self.store.epochs.leave(self.id);
+        self.in_turn.set(false);
+        patience.pause();
+        self.turn_over(!patience.is_first());
+    }
+
     fn make_room_round(&mut self, class: Option<u32>, patience: &Patience, now: Now) -> bool {
         // A second round means that it is urgent.
         let swept = if patience.is_first() { self.drain_some(now) } else { self.drain_all(now) };
         let progress = self.check_some() || swept;
-        if !patience.is_eviction_due(self.is_waiting()) {
+        // What others have retired is theirs: it says nothing of what this worker will get.
+        let is_coming = self.store.epochs.limbo_len(self.id) > 0 || self.store.pages_ripening() > 0;
+        if !patience.is_eviction_due(is_coming) {
             return progress;
         }
         self.make_room(class, now) || progress

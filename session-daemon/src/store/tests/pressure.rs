@@ -6,6 +6,7 @@ use crate::store::types::{
 };
 use crate::store::{Store, Worker};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn full(memory_limit: usize, workers: usize) -> (Arc<Store>, Vec<Worker>) {
     let item_size_max = (memory_limit / 2).min(1 << 20);
@@ -234,6 +235,65 @@ fn a_small_store_serves_many_workers() {
         must_put(&mut workers[worker], &format!("k{i}"), i % 3_000, 10);
         workers[worker].quiesce();
     }
+    check(&store, &mut workers);
+}
+
+/// Pages of which nothing can go are not what a store empties first, though they are worth nothing.
+#[test]
+fn values_that_are_half_sent_keep_nobody_from_room() {
+    let (store, mut workers) = full(1 << 20, 2);
+    for number in 0..9_000 {
+        must_put(&mut workers[0], &format!("k{number}"), 100, 10);
+    }
+    let sender = &mut workers[0];
+    let begin = |_| sender.begin_upload(key(b"u"), ClientFlags(0), 8_000).unwrap();
+    let mut uploads: Vec<_> = (0..100).map(begin).collect();
+    for upload in &mut uploads {
+        upload.write(sender, &[1; 4_000], at(10)).unwrap();
+    }
+    sender.quiesce();
+    for len in [500, 9_000, 300, 2_000, 700, 40, 1_200, 12_000, 3_000] {
+        must_put(&mut workers[1], &format!("of {len}"), len, 10);
+    }
+    drop(uploads);
+    check(&store, &mut workers);
+}
+
+/// A size that nothing else has finds room beside writers who take every page that becomes free.
+#[test]
+fn a_rare_size_finds_room_beside_writers_of_others() {
+    let (store, mut workers) = full(1 << 20, 4);
+    let mut rare = workers.pop().unwrap();
+    let done = AtomicBool::new(false);
+    let refused = std::thread::scope(|scope| {
+        for (thread, worker) in workers.iter_mut().enumerate() {
+            let done = &done;
+            scope.spawn(move || {
+                for turn in 0_usize.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    for number in 0..16 {
+                        let number = turn * 16 + number;
+                        let name = format!("{thread}:{}", number % 8_000);
+                        put(worker, &name, number * 37 % 300, 10);
+                    }
+                    worker.quiesce();
+                }
+                worker.quiesce();
+            });
+        }
+        let refused = (0..200).filter(|number| {
+            let stored = put(&mut rare, &format!("rare{number}"), 9_000, 10);
+            rare.quiesce();
+            !matches!(stored, Stored::Stored(_))
+        });
+        let refused = refused.count();
+        done.store(true, Ordering::Relaxed);
+        refused
+    });
+    assert_eq!(refused, 0, "of 200");
+    workers.push(rare);
     check(&store, &mut workers);
 }
 

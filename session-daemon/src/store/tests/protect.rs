@@ -2,6 +2,8 @@
 
 use super::attach::file;
 use super::{at, key};
+use crate::store::layout::PageState;
+use crate::store::reuse::Worth;
 use crate::store::types::{ClientFlags, Lifetime, Mode, StoreConfig, Stored};
 use crate::store::{MemoryFile, Protected, Store, Worker};
 use std::sync::Arc;
@@ -109,6 +111,32 @@ fn sparse_pages_of_protected_items_are_packed_for_others() {
     // The pages of those that left serve others.
     let large = store.classes().into_iter().find(|class| class.chunk_size > 4_000).unwrap();
     assert!(large.number > 400, "{large:?}");
+}
+
+#[test]
+fn protected_items_of_a_page_that_drains_count() {
+    let (store, mut worker) = protecting(4, 80);
+    for number in 0..2_000 {
+        put(&mut worker, &session(number), 200, Lifetime::Never, 10);
+    }
+    let class = store.class_of(session(1_000).len(), ClientFlags(0), 200);
+    let page = store.page_of_class(class).unwrap();
+    worker.begin();
+    assert!(worker.drain(page, class, Worth::NONE, None));
+    worker.quiesce();
+    assert_eq!(store.page_state(page), PageState::Draining(class));
+    assert_eq!(protected(&store).items, 2_000);
+    // With room elsewhere they move, and the page goes.
+    for number in (0..2_000).step_by(2) {
+        worker.delete(key(session(number).as_bytes()), None, at(10));
+        worker.quiesce();
+    }
+    for number in 0..2_000 {
+        put(&mut worker, &format!("other{number}"), 300, Lifetime::Never, 20);
+    }
+    assert_ne!(store.page_state(page), PageState::Draining(class));
+    assert_eq!(left(&mut worker, 2_000, 20), 1_000);
+    assert_eq!((protected(&store).items, protected(&store).lost), (1_000, 0));
 }
 
 #[test]
