@@ -109,8 +109,14 @@ fn whatever_ends_the_daemon_the_next_one_serves_the_same() {
         let status = daemon.ctl(&["status"]).unwrap();
         assert!(status.contains("memory file  402 items kept in place in "), "{how}: {status}");
         let log = daemon.process.log();
-        let line = log.lines().rfind(|line| line.contains("memory file: ")).unwrap();
+        let line = log.lines().rfind(|line| line.contains(" kept in place in ")).unwrap();
         let is_checked = line.contains("is looked for while serving");
+        if is_checked {
+            let found = "memory file: checked: it had 402 items of ";
+            wait::until("what the check found", || {
+                daemon.process.log().contains(found).then_some(())
+            });
+        }
         match how {
             // The serving process closes the store, if it has the time.
             "kill -9 of the parent" => {}
@@ -158,6 +164,36 @@ fn a_file_system_without_room_is_refused_at_the_start() {
     assert!(!status.success());
     let log = daemon.log();
     assert!(log.contains("cannot have its 67108864 bytes: No space left"), "{log}");
+}
+
+/// The file has its memory from the start on: who fills the file system meanwhile takes none of it,
+/// and no access ends in SIGBUS.
+#[test]
+fn a_file_system_that_others_fill_ends_nothing() {
+    require_root!();
+    let (setup, path) = setup(80);
+    let mut daemon = setup.start(None).unwrap();
+    let serving = daemon.serving().unwrap();
+    let mut other = fs::File::create(path.with_file_name("other")).unwrap();
+    let full = std::io::copy(&mut std::io::repeat(b'x'), &mut other).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    // Twice what there is room for: every page of the file is written to.
+    let mut client = daemon.client();
+    let large = vec![b'v'; 100_000];
+    for number in 0..1_300 {
+        assert_eq!(client.set(&format!("large:{number}"), &large).unwrap(), "STORED");
+    }
+    fill(&mut client);
+    assert_ne!(client.stats("").unwrap()["evictions"], "0");
+    // More memory is not to be had, and that is all.
+    let refused = client.command("cache_memlimit 128").unwrap();
+    assert!(refused.starts_with("SERVER_ERROR"), "{refused}");
+    check(&mut client);
+    assert_eq!(daemon.serving().unwrap(), serving);
+    drop(client);
+    end(daemon, "kill -9 of the child");
+    let daemon = setup.start(None).unwrap();
+    check(&mut daemon.client());
 }
 
 #[test]

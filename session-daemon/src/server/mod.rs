@@ -52,7 +52,7 @@ use crate::server::locks::SessionLock;
 use crate::server::shared::Shared;
 use crate::server::udp::Inlet;
 use crate::server::worker::{Message, Post, WaysIn};
-use crate::store::Store;
+use crate::store::{Checked, Store};
 use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;
@@ -249,6 +249,12 @@ impl Server {
     #[must_use]
     pub fn certificates_are_asked_for(&self) -> bool {
         self.shared.config.tls.as_ref().is_some_and(|tls| tls.take_asked())
+    }
+
+    /// How far the check behind the store's start is; `None` where there is none.
+    #[must_use]
+    pub fn checked(&self) -> Option<Checked> {
+        self.shared.store.checked()
     }
 
     /// The general statistics, names and values in the order of `stats`.

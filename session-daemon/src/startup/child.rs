@@ -37,10 +37,13 @@ use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
 use crate::startup::{abort_on_panic, engine, logger, memory_limit, metrics, privileges};
 use crate::store::types::StoreConfig;
-use crate::store::{Cold, MemoryFile, Start, Store};
+use crate::store::{Cold, MemoryFile, Protected, Start, Store};
 
 /// How long workers may take to stop when the parent is gone.
 const ORPHAN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time between two lines about how far a start, or the check behind it, is.
+const PROGRESS_TOLD: Duration = Duration::from_secs(1);
+const CHECK_LOOKED_AT: Duration = Duration::from_millis(100);
 
 /// Runs the serving process to its end; the result is the exit status.
 pub(super) fn run() -> u8 {
@@ -309,13 +312,16 @@ impl Child {
             Some(memory) => {
                 let config =
                     StoreConfig { succeeding: self.arriving.is_some(), ..store_config(config)? };
-                let (store, start) = Store::open(&config, memory, Now::sample())?;
+                let telling = Mutex::new(begun);
+                let progress = |done, all| tell_progress(&telling, done, all);
+                let (store, start) =
+                    Store::open_telling(&config, memory, Now::sample(), &progress)?;
                 tell(start, store.checked().is_some(), begun.elapsed());
                 store
             }
             None => Store::create(&store_config(config)?)?,
         };
-        protect(config, &store)?;
+        protect(config, &store);
         let store_start = begun.elapsed();
         let listeners = std::mem::take(&mut self.listeners);
         let shared = (Arc::clone(&self.server), Arc::clone(&self.estate));
@@ -329,8 +335,12 @@ impl Child {
         let parked = parked.unwrap_or_default();
         let started = Server::go_on(config, listeners, parked, store, Arc::clone(&self.list));
         let started = started.context("starting the workers")?;
+        let is_checked = started.checked().is_some();
         *server = Some(started);
         drop(server);
+        if is_checked {
+            follow_check(Arc::clone(&self.server));
+        }
         if let Some(socket) = self.metrics.take() {
             metrics::start(socket, Arc::clone(&self.server))?;
         }
@@ -438,23 +448,59 @@ fn tell(start: Start, is_checked: bool, taken: Duration) {
     }
 }
 
-/// Protects the keys of `--protect`, of which a memory file may have items already.
-fn protect(config: &Config, store: &Arc<Store>) -> Result<()> {
-    if config.protect.is_empty() {
-        return Ok(());
+/// Says now and then how far the index is that is built anew. `told`: when that was said last.
+fn tell_progress(told: &Mutex<Instant>, done: u32, all: u32) {
+    // Another thread that is at it says as much.
+    let Ok(mut told) = told.try_lock() else { return };
+    if told.elapsed() >= PROGRESS_TOLD {
+        *told = Instant::now();
+        let percent = u64::from(done) * 100 / u64::from(all.max(1));
+        log::info!("memory file: the index is built anew: {percent} %");
     }
-    // They are counted once, so it must be known before which items there are.
-    store.check_now()?;
+}
+
+/// Says now and then how far the check behind a start is, and what it has found.
+fn follow_check(server: SharedServer) {
+    std::thread::spawn(move || {
+        let mut told = Instant::now();
+        loop {
+            std::thread::sleep(CHECK_LOOKED_AT);
+            let checked = lock(&server).as_ref().and_then(Server::checked);
+            let Some(checked) = checked else { return };
+            if let Some((items, bytes)) = checked.items {
+                log::info!("memory file: checked: it had {items} items of {bytes} bytes");
+                if checked.lost > 0 {
+                    log::warn!("memory file: {} items were damaged, and are lost", checked.lost);
+                }
+                return;
+            }
+            if told.elapsed() >= PROGRESS_TOLD {
+                told = Instant::now();
+                log::info!("memory file: {} % checked", checked.percent);
+            }
+        }
+    });
+}
+
+/// Protects the keys of `--protect`, of which a memory file may have items already.
+fn protect(config: &Config, store: &Arc<Store>) {
+    if config.protect.is_empty() {
+        return;
+    }
     let prefixes: Vec<_> = config.protect.iter().map(|one| one.prefix.as_bytes().into()).collect();
     store.protect(&prefixes, config.protected_percent());
-    let protected = store.protected().unwrap_or_default();
-    log::info!(
-        "--protect: {} items of {} bytes are evicted last, while they hold at most {} bytes",
-        protected.items,
-        protected.bytes,
-        protected.bytes_max,
-    );
-    Ok(())
+    let Protected { items, bytes, bytes_max, .. } = store.protected().unwrap_or_default();
+    if store.checked().is_some() {
+        log::info!(
+            "--protect: what is protected is counted while it is checked; it is evicted last, while \
+             it holds at most {bytes_max} bytes"
+        );
+    } else {
+        log::info!(
+            "--protect: {items} items of {bytes} bytes are evicted last, while they hold at most \
+             {bytes_max} bytes"
+        );
+    }
 }
 
 fn store_config(config: &Config) -> Result<StoreConfig> {

@@ -11,7 +11,7 @@ use crate::store::layout::{
     HEAD_LEN, LAYOUT_VERSION, Layout, MAGIC, PageState, Superblock, checksum, chunk_lens,
 };
 use crate::store::reader::second;
-use crate::store::recover::Kept;
+use crate::store::recover::{Kept, Progress};
 use crate::store::region::{Access, Region};
 use crate::store::sync::Ordering;
 use crate::store::types::{StoreConfig, StoreError};
@@ -215,11 +215,25 @@ impl Store {
         memory: MemoryFile,
         now: Now,
     ) -> Result<(Arc<Self>, Start), StoreError> {
+        Self::open_telling(config, memory, now, &|_, _| {})
+    }
+
+    /// [`Store::open`] that tells how far it is while the index is built anew: pages that were
+    /// looked at, and all of them. Several threads do, a few times in a thousandth of a second.
+    ///
+    /// # Errors
+    /// As for [`Store::open`].
+    pub fn open_telling(
+        config: &StoreConfig,
+        memory: MemoryFile,
+        now: Now,
+        progress: Progress<'_>,
+    ) -> Result<(Arc<Self>, Start), StoreError> {
         Self::check(config)?;
         let cold = match Found::look(&memory, Some(config), now) {
             Ok((found, _)) => {
                 let mut store = Self::around(config, &memory, &found, Access::Shared)?;
-                match store.keep(&found, now) {
+                match store.keep(&found, now, progress) {
                     Some(kept) => {
                         let started = store.started(memory, Start::Kept(kept), now)?;
                         if let Some(limit) = found.limit_set {
@@ -243,7 +257,7 @@ impl Store {
 
     /// Goes on with what a region holds: as it stands if that can be relied on, and otherwise with
     /// what a look at all of it finds.
-    fn keep(&mut self, found: &Found, now: Now) -> Option<Kept> {
+    fn keep(&mut self, found: &Found, now: Now, progress: Progress<'_>) -> Option<Kept> {
         // Relaxed: nobody else has the store.
         self.incarnation = self.superblock().incarnation.load(Ordering::Relaxed) as u16;
         let resumed = self.resume(found.pages, found.file, now);
@@ -252,7 +266,7 @@ impl Store {
         }
         self.distrust();
         self.note_incarnation();
-        self.recover(found.pages, now)
+        self.recover(found.pages, now, progress)
     }
 
     fn started(
@@ -325,7 +339,9 @@ impl Store {
         let mut store = Self::around(&config, memory, &found, Access::Private)?;
         // Relaxed: nobody else has this copy of the store.
         store.incarnation = store.superblock().incarnation.load(Ordering::Relaxed) as u16;
-        let Some(kept) = store.recover(found.pages, now) else { return Ok(Err(Cold::Damaged)) };
+        let Some(kept) = store.recover(found.pages, now, &|_, _| {}) else {
+            return Ok(Err(Cold::Damaged));
+        };
         Ok(Ok(Inspected { kept, validated: store.validate() }))
     }
 

@@ -199,7 +199,7 @@ impl Store {
 
     /// Leaves a chunk that nobody knows any more to the check of its page.
     #[cold]
-    pub(super) fn give_unchecked(&self, chunk: u64) -> GivenUnchecked {
+    pub(super) fn give_unchecked(&self, worker: usize, chunk: u64) -> GivenUnchecked {
         let page = self.layout.page_of(chunk);
         let (Some(check), PageState::Slab(class)) = (&self.check, self.page_state(page)) else {
             return GivenUnchecked::Checked;
@@ -215,6 +215,7 @@ impl Store {
         let state = self.item_state(chunk);
         if class != LINE_CLASS && !state.is_piece() {
             check.count(class, state);
+            self.protected_found(worker, chunk, state);
         }
         // Release: whoever takes the chunk sees it free; scans see no item.
         self.region.word(chunk).store(0, Ordering::Release);
@@ -223,9 +224,9 @@ impl Store {
         GivenUnchecked::Left
     }
 
-    /// Lists the free chunks of a page that was looked through, and counts its items. `stale` are
-    /// chunks, in order, that are retired next.
-    fn list_checked(&self, check: &Check, page: u32, class: u32, stale: &[u64]) {
+    /// Lists the free chunks of a page that was looked through, and counts its items by `worker`.
+    /// `stale` are chunks, in order, that are retired next.
+    fn list_checked(&self, check: &Check, worker: usize, page: u32, class: u32, stale: &[u64]) {
         let carved = self.page_carved(page);
         let (mut head, mut free) = (0, 0);
         for idx in (0..carved).rev() {
@@ -237,6 +238,7 @@ impl Store {
                 free += 1;
             } else if !state.is_piece() && stale.binary_search(&chunk).is_err() {
                 check.count(class, state);
+                self.protected_found(worker, chunk, state);
             }
         }
         self.class_list_page(class, page, head, free);
@@ -247,6 +249,7 @@ impl Store {
         if !self.has_pieces(head, state) {
             return false;
         }
+        let is_protected = self.is_protected(head);
         let mut next = self.item_link(head).first();
         while next != 0 {
             let owner = self.region.word(next + PIECE_OWNER);
@@ -257,6 +260,9 @@ impl Store {
             let tag = || owner.compare_exchange(seen, self.owner_word(head), relaxed, relaxed);
             if self.is_of_now(seen) || tag().is_err() {
                 break;
+            }
+            if is_protected {
+                self.note_piece(next, true);
             }
             next = Piece(self.region.word(next).load(relaxed)).next();
         }
@@ -401,7 +407,7 @@ impl Worker {
         if has_pieces {
             check.with_pieces.insert(page);
         }
-        store.list_checked(check, page, class, &stale);
+        store.list_checked(check, self.id, page, class, &stale);
         step("check: listed");
         for chunk in &stale {
             // Its pieces, if it has any, are found by themselves.

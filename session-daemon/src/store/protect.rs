@@ -53,8 +53,9 @@ pub struct Protected {
 
 impl Store {
     /// Evicts items whose keys begin with one of these prefixes only after all others, as long as
-    /// they take no more than `percent` of the memory limit. Counts those that are there. To be
-    /// called once, before the first worker is made.
+    /// they take no more than `percent` of the memory limit. Counts those that are there, or has
+    /// the check count them that goes on behind the start. To be called once, before the first
+    /// worker is made.
     ///
     /// # Panics
     /// When there is a worker, or something is protected already.
@@ -67,7 +68,9 @@ impl Store {
         let pages = pages.into_iter().map(AtomicU32::new).collect();
         let protection = Protection { prefixes: prefixes.into(), percent, pages };
         assert!(self.protection.set(protection).is_ok(), "protected once");
-        self.count_what_is_there();
+        if !self.is_checking() {
+            self.count_what_is_there();
+        }
     }
 
     /// Counts the protected items of a store that nobody uses yet. Each thread has the counters of
@@ -92,7 +95,8 @@ impl Store {
             for page in first..self.layout.pages.min(first + PAGES_PER_CLAIM) {
                 self.each_item(page, |item, state| {
                     if self.is_protected(item) {
-                        self.note_protected(worker, item, state, true);
+                        self.note_head(worker, item, state, true);
+                        self.pieces_of(item, state).for_each(|piece| self.note_piece(piece, true));
                     }
                 });
             }
@@ -157,34 +161,54 @@ impl Store {
         if sum > u64::MAX / 2 { 0 } else { sum }
     }
 
-    /// Notes that an item with a protected key was linked, or is not any more. The counters are
-    /// the calling worker's.
-    fn note_protected(&self, worker: usize, item: u64, state: State, linked: bool) {
-        let Some(protection) = self.protection.get() else { return };
+    /// Notes an item of which the check behind a start has found that it was there at the start;
+    /// perhaps it has ended since. The counters are the calling worker's.
+    pub(super) fn protected_found(&self, worker: usize, item: u64, state: State) {
+        if self.is_protected(item) {
+            self.note_head(worker, item, state, true);
+        }
+    }
+
+    /// Notes that an item with a protected key was linked, or is not any more; its pieces are noted
+    /// by themselves, when they become the item's and when they cease to be. The counters are the
+    /// calling worker's.
+    fn note_head(&self, worker: usize, item: u64, state: State, linked: bool) {
         let counters = &self.workers[worker].counters;
         let sign = if linked { 1 } else { u64::MAX };
         let len =
             if state.is_extent() { state.item_len() } else { self.classes.size(state.class()) };
         counters.add(state.class(), Count::ProtectedItems, sign);
         counters.add(LINE_CLASS, Count::ProtectedBytes, (len as u64).wrapping_mul(sign));
-        let add = |offset: u64, by: u32| {
-            let page = &protection.pages[self.layout.page_of(offset) as usize];
-            // Relaxed: a count that decides whether a page is looked at, not what is removed.
-            page.fetch_add(by.wrapping_mul(sign as u32), Ordering::Relaxed);
-        };
-        add(item, if state.is_extent() { FIXED } else { 1 });
-        let mut piece = if state.is_extent() { self.item_link(item).first() } else { 0 };
-        while piece != 0 {
-            add(piece, FIXED);
-            // Relaxed: the chain was published with the item, or is the caller's.
-            piece = Piece(self.region.word(piece).load(Ordering::Relaxed)).next();
-        }
+        self.note_chunk(item, if state.is_extent() { FIXED } else { 1 }, linked);
+    }
+
+    /// Notes that a piece became one of a protected item, or is none any more.
+    pub(super) fn note_piece(&self, piece: u64, owned: bool) {
+        self.note_chunk(piece, FIXED, owned);
+    }
+
+    fn note_chunk(&self, chunk: u64, by: u32, more: bool) {
+        let Some(protection) = self.protection.get() else { return };
+        let page = &protection.pages[self.layout.page_of(chunk) as usize];
+        // Relaxed: a count that decides whether a page is looked at, not what is removed.
+        page.fetch_add(if more { by } else { by.wrapping_neg() }, Ordering::Relaxed);
+    }
+
+    /// The pieces of an item in which nothing moves.
+    fn pieces_of(&self, item: u64, state: State) -> impl Iterator<Item = u64> {
+        let mut next = if state.is_extent() { self.item_link(item).first() } else { 0 };
+        std::iter::from_fn(move || {
+            let piece = (next != 0).then_some(next)?;
+            // Relaxed: the chain was published with the item.
+            next = Piece(self.region.word(piece).load(Ordering::Relaxed)).next();
+            Some(piece)
+        })
     }
 
     /// The protected chunks of a page: those that can move, and those that cannot.
     fn protected_in(&self, page: u32) -> (u32, u32) {
         let pages = self.protection.get().map(|protection| &protection.pages);
-        // Relaxed: as in `note_protected`.
+        // Relaxed: as in `note_chunk`.
         let count = pages.map_or(0, |pages| pages[page as usize].load(Ordering::Relaxed));
         (count % FIXED, count / FIXED)
     }
@@ -201,11 +225,8 @@ impl Store {
                     let size = self.classes.size(state.class());
                     bytes += if state.is_extent() { state.item_len() } else { size } as u64;
                     pages[page as usize] += if state.is_extent() { FIXED } else { 1 };
-                    let mut piece =
-                        if state.is_extent() { self.item_link(item).first() } else { 0 };
-                    while piece != 0 {
+                    for piece in self.pieces_of(item, state) {
                         pages[self.layout.page_of(piece) as usize] += FIXED;
-                        piece = Piece(self.region.word(piece).load(Ordering::Relaxed)).next();
                     }
                 }
             });
@@ -224,15 +245,14 @@ impl Worker {
     /// Notes that an item was linked, if its key is protected.
     pub(super) fn protected_linked(&self, item: u64, state: State) {
         if self.protects && self.shared().is_protected(item) {
-            self.shared().note_protected(self.id, item, state, true);
+            self.shared().note_head(self.id, item, state, true);
         }
     }
 
-    /// Notes that an item was taken out of the index, if its key is protected. Before its pieces
-    /// are disowned.
+    /// Notes that an item was taken out of the index, if its key is protected.
     pub(super) fn protected_unlinked(&self, item: u64, state: State) {
         if self.protects && self.shared().is_protected(item) {
-            self.shared().note_protected(self.id, item, state, false);
+            self.shared().note_head(self.id, item, state, false);
         }
     }
 

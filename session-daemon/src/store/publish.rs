@@ -213,11 +213,15 @@ impl Worker {
 
     /// Tells the pieces of a draft whose they are. The head does not count before it is linked.
     fn own_pieces(&self, draft: &Draft) {
+        let is_protected = draft.first != 0 && self.shared().is_protected(draft.head);
         let mut piece = draft.first;
         while piece != 0 {
             // Release: who finds the piece finds a whole item; pairs with `owner`.
             let owner = self.shared().region.word(piece + PIECE_OWNER);
             owner.store(self.shared().owner_word(draft.head), Ordering::Release);
+            if is_protected {
+                self.shared().note_piece(piece, true);
+            }
             piece = self.piece(piece).next();
             step("set: owned in part");
         }

@@ -35,6 +35,9 @@ const STAMP_AHEAD_MAX: u64 = 1 << 40;
 /// other way round at its end; threads meet in the index alone, which has its own orderings.
 const RELAXED: Ordering = Ordering::Relaxed;
 
+/// Who is told how many pages were looked at, of how many.
+pub(super) type Progress<'p> = &'p (dyn Fn(u32, u32) + Sync);
+
 /// What was kept of a memory file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
@@ -82,14 +85,19 @@ struct Scan<'s> {
 impl Store {
     /// Makes the store serve what the region holds. `pages_before` is the number of pages that it
     /// was used with. `None` if there is nothing to build an index in. Nobody else has the store.
-    pub(super) fn recover(&self, pages_before: u32, now: Now) -> Option<Kept> {
+    pub(super) fn recover(
+        &self,
+        pages_before: u32,
+        now: Now,
+        progress: Progress<'_>,
+    ) -> Option<Kept> {
         let index = self.recover_pages(pages_before)?;
         step("recover: pages");
         // As many buckets as these pages hold are no fewer than before, so the same items need no
         // more overflow lines than before.
         self.index_format(&index, threads());
         step("recover: index");
-        let mut all = self.scan_all(now);
+        let mut all = self.scan_all(now, progress);
         step("recover: scanned");
         for item in std::mem::take(&mut all.unpublished) {
             all.published(item);
@@ -158,7 +166,7 @@ impl Store {
     }
 
     /// Looks at every page with several threads.
-    fn scan_all(&self, now: Now) -> Scan<'_> {
+    fn scan_all(&self, now: Now, progress: Progress<'_>) -> Scan<'_> {
         let cursor = AtomicU32::new(0);
         let cursor = &cursor;
         thread::scope(|scope| {
@@ -166,7 +174,7 @@ impl Store {
                 .map(|_| {
                     scope.spawn(move || {
                         let mut scan = Scan::new(self, now);
-                        scan.claim_pages(cursor);
+                        scan.claim_pages(cursor, progress);
                         scan
                     })
                 })
@@ -321,13 +329,14 @@ impl<'s> Scan<'s> {
         self
     }
 
-    fn claim_pages(&mut self, cursor: &AtomicU32) {
+    fn claim_pages(&mut self, cursor: &AtomicU32, progress: Progress<'_>) {
         let pages = self.store.layout.pages;
         loop {
             let first = cursor.fetch_add(PAGES_PER_CLAIM, RELAXED);
             if first >= pages {
                 break;
             }
+            progress(first, pages);
             for page in first..pages.min(first + PAGES_PER_CLAIM) {
                 match self.store.page_state(page) {
                     PageState::Slab(class) if class != LINE_CLASS => self.page(page, class),

@@ -237,7 +237,7 @@ impl Worker {
     pub(super) fn give_chunk(&self, chunk: u64) {
         let page = self.store.layout.page_of(chunk);
         if self.store.is_unchecked(page) {
-            match self.store.give_unchecked(chunk) {
+            match self.store.give_unchecked(self.id, chunk) {
                 GivenUnchecked::Left => return,
                 GivenUnchecked::Busy => {
                     return self.store.epochs.retire(self.id, Retired::Alone(chunk));
@@ -472,8 +472,13 @@ impl Store {
             // Relaxed: as in `Worker::piece`.
             let piece = Piece(self.region.word(offset).load(Ordering::Relaxed));
             next = piece.next();
-            // Release: before the epoch in `retire`, which decides who can still follow.
-            self.region.word(offset + PIECE_OWNER).store(self.owner_word(0), Ordering::Release);
+            let owner = self.region.word(offset + PIECE_OWNER);
+            // Release: before the epoch in `retire`, which decides who can still follow. One swap:
+            // the check that tells pieces whose they are does so before this, or not at all.
+            let head = self.owner_of(owner.swap(self.owner_word(0), Ordering::AcqRel));
+            if head.is_some_and(|head| self.is_protected(head)) {
+                self.note_piece(offset, false);
+            }
             let page = self.layout.page_of(offset);
             if self.page_state(page) == PageState::Extent {
                 self.set_page_kind(page, Kind::Retired);

@@ -1,11 +1,13 @@
 //! Protected keys are evicted after all others, and counted as what they are.
 
 use super::attach::file;
+use super::resume::settle;
 use super::{at, key};
 use crate::store::layout::PageState;
 use crate::store::reuse::Worth;
 use crate::store::types::{ClientFlags, Lifetime, Mode, StoreConfig, Stored};
-use crate::store::{MemoryFile, Protected, Store, Worker};
+use crate::store::{MemoryFile, Protected, Start, Store, Worker};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 const PREFIX: &str = "sess.";
@@ -209,6 +211,47 @@ fn a_start_counts_what_is_there_and_may_protect_other_keys() {
     assert_eq!(protected(&store).items, 600);
     drop(store);
     assert_eq!(open(40).protected(), None);
+}
+
+#[test]
+fn what_is_protected_is_counted_behind_a_start_after_a_kill() {
+    let file = file();
+    let open = |second| {
+        let memory = MemoryFile { file: file.try_clone().unwrap(), boot_id: 7, nameless: true };
+        let (store, start) = Store::open(&config(16, 4), memory, at(second)).unwrap();
+        protect(&store, 90);
+        let worker = store.worker().unwrap();
+        (store, worker, start)
+    };
+    // Of every shape: one chunk, head and chunks, pages.
+    let len = |number: usize| [50, 400, 9_000, 40_000][number % 4];
+    let (store, mut worker, _) = open(10);
+    for number in 0..400 {
+        put(&mut worker, &session(number), len(number), Lifetime::Never, 10);
+        put(&mut worker, &format!("not.{number}"), 100, Lifetime::Never, 10);
+    }
+    assert_eq!(protected(&store).items, 400);
+    let mut there: HashSet<usize> = (0..400).collect();
+    for round in 0..4 {
+        // What a killed process leaves: magazines, lines at hand, limbo.
+        std::mem::forget(worker);
+        let (store, next, start) = open(20 + round as u64);
+        worker = next;
+        assert!(matches!(start, Start::Kept(kept) if kept.in_place), "{start:?}");
+        assert!(store.checked().is_some_and(|checked| checked.percent < 100));
+        // Some go before they are counted, some have another shape by then.
+        for number in (round..400).step_by(7) {
+            worker.delete(key(session(number).as_bytes()), None, at(20));
+            there.remove(&number);
+        }
+        for number in (round..400).step_by(5) {
+            put(&mut worker, &session(number), len(number + round), Lifetime::Never, 20);
+            there.insert(number);
+        }
+        settle(&store, &mut worker);
+        assert_eq!(protected(&store).items, there.len() as u64);
+        assert_eq!(protected(&store).lost, 0);
+    }
 }
 
 #[test]
