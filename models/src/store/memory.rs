@@ -5,7 +5,7 @@
 use crate::store::buckets::{Buckets, Inserted};
 use crate::store::item::{GONE, LINKED, Marks, State, TIMES, Times};
 use crate::store::moves::{Moved, Moves};
-use crate::store::sync::{AtomicU64, Ordering};
+use crate::store::sync::{AtomicU64, Ordering, TryMutex};
 use crate::store::types::Lifetime;
 use crate::store::words::{LINE_LEN, SLOTS, depth, header_of, is_pending, slot_item};
 use std::collections::HashMap;
@@ -25,6 +25,8 @@ pub(crate) type Key = u8;
 #[derive(Debug)]
 pub(crate) struct Memory {
     words: HashMap<u64, AtomicU64>,
+    /// For who moves slots; none where a bucket that an item has left only loses empty lines.
+    moving: Option<TryMutex<()>>,
 }
 
 fn hash(key: Key) -> u64 {
@@ -43,7 +45,7 @@ impl Memory {
             let at = Self::item(item);
             words.extend([0, TIMES, KEY].map(|word| (at + word, AtomicU64::new(0))));
         }
-        let memory = Self { words };
+        let memory = Self { words, moving: None };
         memory.word(BUCKETS[0]).store(header_of(0), Ordering::Relaxed);
         for (item, key) in keys.iter().enumerate() {
             let line = LINES[2 - item / SLOTS as usize % 2];
@@ -51,6 +53,12 @@ impl Memory {
             assert!(memory.add(item as u64, *key, line));
         }
         memory
+    }
+
+    /// [`Memory::new`] where a bucket that an item has left takes in what stands in its first
+    /// overflow line, as in the whole store.
+    pub(crate) fn compacting(keys: &[Key], items: u64) -> Self {
+        Self { moving: Some(TryMutex::default()), ..Self::new(keys, items) }
     }
 
     /// Offset of an item.
@@ -154,6 +162,10 @@ impl Memory {
 
     /// Splits bucket 0; false if others were in the way.
     pub(crate) fn split(&self) -> bool {
+        let moving = self.moving.as_ref().map(TryMutex::try_lock);
+        if matches!(moving, Some(None)) {
+            return false;
+        }
         let mut lines = vec![LINES[0]];
         let moved = self.split_bucket(0, BUCKETS[1], &mut lines);
         assert!(!matches!(moved, Moved::NeedsLines(_)));
@@ -217,6 +229,11 @@ impl Memory {
         }
     }
 
+    /// Overflow lines of bucket 0.
+    pub(crate) fn lines_of_first(&self) -> usize {
+        self.lines(BUCKETS[0], self.settle(BUCKETS[0])).count() - 1
+    }
+
     fn load(&self, offset: u64) -> u64 {
         self.word(offset).load(Ordering::SeqCst)
     }
@@ -249,6 +266,17 @@ impl Buckets for Memory {
 
     fn is_splitting(&self, number: u64) -> bool {
         number == 1
+    }
+
+    fn shorten(&self, bucket: u64) -> Option<u64> {
+        let Some(moving) = &self.moving else { return self.unlink_empty(bucket) };
+        if !self.line_fits(bucket) {
+            return None;
+        }
+        match moving.try_lock() {
+            Some(_guard) => self.compact_line(bucket),
+            None => self.unlink_empty(bucket),
+        }
     }
 }
 

@@ -248,6 +248,78 @@ fn a_line_that_empties_meets_an_insertion() {
     });
 }
 
+/// Two keys in the bucket and one in its overflow line, which moves when one of the two goes.
+fn compacting() -> Arc<Memory> {
+    Arc::new(Memory::compacting(&[4, 6, STAYS], 5))
+}
+
+#[test]
+fn a_compaction_meets_a_lookup_of_what_moves() {
+    model(|| {
+        let memory = compacting();
+        let (deleted, seen) = both(&memory, |m| m.delete(4), |m| m.get(STAYS));
+        assert!(deleted);
+        assert_eq!(seen, Some(2));
+        assert_eq!((memory.check(), memory.lines_of_first()), (2, 0));
+    });
+}
+
+#[test]
+fn a_compaction_meets_a_deletion_of_what_moves() {
+    model(|| {
+        let memory = compacting();
+        let (one, other) = both(&memory, |m| m.delete(4), |m| m.delete(STAYS));
+        assert!(one && other);
+        assert_eq!((memory.get(STAYS), memory.get(6)), (None, Some(1)));
+        assert_eq!(memory.check(), 1);
+    });
+}
+
+#[test]
+fn a_compaction_meets_a_replacement_of_what_moves() {
+    model(|| {
+        let memory = compacting();
+        let (deleted, replaced) =
+            both(&memory, |m| m.delete(4), |m| m.replace_by(3, STAYS, Some(2)));
+        assert!(deleted && replaced);
+        assert_eq!(memory.get(STAYS), Some(3));
+        assert_eq!(memory.check(), 2);
+    });
+}
+
+#[test]
+fn a_compaction_meets_an_insertion() {
+    model(|| {
+        let memory = compacting();
+        let (deleted, added) = both(&memory, |m| m.delete(4), |m| m.add_by(0, 3, MOVES));
+        assert!(deleted && added);
+        assert_eq!((memory.get(STAYS), memory.get(MOVES)), (Some(2), Some(3)));
+        assert_eq!(memory.check(), 3);
+    });
+}
+
+#[test]
+fn two_compactions_meet() {
+    model(|| {
+        let memory = compacting();
+        let (one, other) = both(&memory, |m| m.delete(4), |m| m.delete(6));
+        assert!(one && other);
+        assert_eq!(memory.get(STAYS), Some(2));
+        assert_eq!(memory.check(), 1);
+    });
+}
+
+#[test]
+fn a_compaction_meets_a_split() {
+    model(|| {
+        let memory = compacting();
+        let (deleted, _) = both(&memory, |m| m.delete(4), Memory::split);
+        assert!(deleted);
+        assert_eq!((memory.get(STAYS), memory.get(6)), (Some(2), Some(1)));
+        assert_eq!(memory.check(), 2);
+    });
+}
+
 #[test]
 fn what_a_turn_found_is_not_reused_before_it_ends() {
     model(|| {
