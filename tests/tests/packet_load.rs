@@ -9,6 +9,7 @@ use aya::EbpfLoader;
 use aya::programs::Program;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use session_tests::guard_program::{GuardProgram, object_path};
+use session_tests::netns::Namespace;
 use session_tests::scratch::Scratch;
 use session_tests::{flood, kernel, require_program, require_root, skip};
 
@@ -72,6 +73,36 @@ fn libbpf_loads_both_objects() -> Result<()> {
         for program in programs {
             ensure!(pins.join(program).exists(), "{} lacks {program}", object.display());
         }
+    }
+    Ok(())
+}
+
+/// So does xdp-tools' loader, which others put programs before and behind each other with.
+#[test]
+fn xdp_loader_attaches_it() -> Result<()> {
+    require_root!();
+    require_program!("xdp-loader");
+    if kernel::is_before(5, 18) {
+        skip!("libbpf loads an object whole, and this kernel has no XDP with fragments");
+    }
+    let scratch = Scratch::new("loader")?;
+    let bpffs = scratch.mount_bpffs()?;
+    let host = Namespace::new("loader")?;
+    host.ip("link add eth0 type veth peer name eth1")?;
+    let xdp_loader = |arguments: &[&str]| -> Result<()> {
+        let mut command = Command::new("xdp-loader");
+        let output = host.output(command.args(arguments).env("LIBXDP_BPFFS", &bpffs))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "xdp-loader {arguments:?}: {errors}");
+        Ok(())
+    };
+    let object = object_path();
+    let object = object.to_str().context("a path of ours")?;
+    for (mode, program) in [("native", "guard_frags"), ("skb", "guard")] {
+        xdp_loader(&["load", "--mode", mode, "--prog-name", program, "eth0", object])?;
+        let shown = host.ip("-details link show eth0")?;
+        ensure!(shown.contains(&format!("name {program} ")), "{shown}");
+        xdp_loader(&["unload", "eth0", "--all"])?;
     }
     Ok(())
 }

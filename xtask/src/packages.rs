@@ -23,6 +23,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3-venv",
     "rpm",
     "systemd",
+    "xdp-tools",
 ];
 
 /// What keeps sessions of PHP in a cache, and stands around it.
