@@ -19,9 +19,13 @@ alive() {
     [ -e "$pidfile" ] && kill -0 "$(cat "$pidfile")" 2>/dev/null
 }
 
-# Not a zombie either: nobody but init would take its status.
+# Not a zombie either: nobody but init would take its status. One whose other threads still end keeps
+# its descriptors, and with them its locks.
 gone() {
-    ! alive || grep -q '^State:.Z' "/proc/$(cat "$pidfile")/status"
+    local process
+    ! alive && return
+    process=/proc/$(cat "$pidfile")
+    grep -q '^State:.Z' "$process/status" && [ "$(ls "$process/task" | wc -l)" -le 1 ]
 }
 
 answers() {
