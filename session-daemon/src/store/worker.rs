@@ -294,7 +294,7 @@ impl Worker {
             if let Some(chunk) = self.magazine_take(class).or_else(|| self.refill(class)) {
                 return Some(chunk);
             }
-            if !patience.go_on(progress, self.is_waiting()) {
+            if !patience.go_on(progress, self.is_coming()) {
                 self.count(class, Count::OutOfMemory, 1);
                 return None;
             }
@@ -316,7 +316,7 @@ impl Worker {
             if let Some(taken) = self.store.pool_take() {
                 return Some(taken);
             }
-            if !patience.go_on(progress, self.is_waiting()) {
+            if !patience.go_on(progress, self.is_coming()) {
                 self.count(LINE_CLASS, Count::OutOfMemory, 1);
                 return None;
             }
@@ -337,8 +337,9 @@ impl Worker {
         let swept = if patience.is_first() { self.drain_some(now) } else { self.drain_all(now) };
         let progress = self.check_some() || swept;
         // What others have retired is theirs: it says nothing of what this worker will get.
-        let is_coming = self.store.epochs.limbo_len(self.id) > 0 || self.store.pages_ripening() > 0;
-        if !patience.is_eviction_due(is_coming) {
+        let is_ours_coming =
+            self.store.epochs.limbo_len(self.id) > 0 || self.store.pages_ripening() > 0;
+        if !patience.is_eviction_due(is_ours_coming) {
             return progress;
         }
         self.make_room(class, now) || progress
@@ -347,6 +348,12 @@ impl Worker {
     /// Whether anything waits for turns to end.
     pub(super) fn is_waiting(&self) -> bool {
         (0..self.store.epochs.workers()).any(|worker| self.store.epochs.limbo_len(worker) > 0)
+    }
+
+    /// Whether memory is on its way: it waits for turns to end, or a worker has a page in hand that
+    /// has drained.
+    fn is_coming(&self) -> bool {
+        self.is_waiting() || self.store.pages_ripening() > 0
     }
 
     fn magazine_take(&self, class: u32) -> Option<u64> {
