@@ -107,6 +107,14 @@ impl Wire {
              link set eth0 up\nroute add default via 198.18.1.1\n\
              route add default via 2001:db8:1::1",
         )?;
+        // Where nobody says what machine has an address, the kernel gives up after three seconds, and
+        // forgets what was half open from there: before it was looked for, on a slow machine.
+        for (v4, v6) in SOURCES {
+            host.ip_batch(&format!(
+                "neigh add {v4} lladdr 02:00:00:00:00:02 dev eth0 nud permanent\n\
+                 neigh add {v6} lladdr 02:00:00:00:00:02 dev eth0 nud permanent"
+            ))?;
+        }
         // A way back to every source, so that nothing is held back for want of one; and addresses
         // that are the host's own by routing alone.
         host.ip_batch(
