@@ -187,7 +187,7 @@ fn a_file_system_that_others_fill_ends_nothing() {
     assert_ne!(client.stats("").unwrap()["evictions"], "0");
     // More memory is not to be had, and that is all.
     let refused = client.command("cache_memlimit 128").unwrap();
-    assert!(refused.starts_with("SERVER_ERROR"), "{refused}");
+    assert!(refused.starts_with("MEMLIMIT_ADJUST_FAILED"), "{refused}");
     check(&mut client);
     assert_eq!(daemon.serving().unwrap(), serving);
     drop(client);
