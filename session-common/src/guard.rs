@@ -7,7 +7,7 @@ use core::mem::size_of;
 
 /// Version of every layout in this module and of the pin directory that holds such maps.
 /// A change of any layout, map size or meaning raises it.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// First word of [`Meta`]: `sess` in ASCII.
 pub const MAGIC: u32 = 0x7365_7373;

@@ -6,3 +6,5 @@
 pub mod answer;
 pub mod flood;
 pub mod guard;
+pub mod plane;
+pub mod region;

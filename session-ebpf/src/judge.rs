@@ -58,12 +58,14 @@ pub struct Finding {
     pub action: u32,
     /// The guarded endpoint, port above protocol in the low byte; 0 when the packet led to none.
     pub endpoint: u32,
+    /// The list of that endpoint.
+    pub list: u32,
 }
 
 impl Finding {
     #[inline(always)]
     const fn new(reason: Reason) -> Self {
-        Self { reason, rule: NO_RULE, action: ACTION_DENY, endpoint: 0 }
+        Self { reason, rule: NO_RULE, action: ACTION_DENY, endpoint: 0, list: 0 }
     }
 }
 
@@ -87,6 +89,7 @@ fn judge_pair<A: Address, T: Tables + Lookup<A>>(
         Target::Port(_) => match tables.endpoint(headers.endpoint) {
             Some(list) => Finding {
                 endpoint: pack(headers.endpoint),
+                list,
                 ..judge_source(tables, tables.list_word(list), pair.source)
             },
             None => return Finding::new(Reason::NotGuarded),

@@ -23,7 +23,8 @@ use self::toolchain::{Choice, Toolchain};
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Binary of `session-ebpf` and name of the object made of it. The first is the guard.
-const OBJECTS: [(&str, &str); 2] = [("guard", "guard.bpf.o"), ("bench", "bench.bpf.o")];
+const OBJECTS: [(&str, &str); 3] =
+    [("guard", "guard.bpf.o"), ("bench", "bench.bpf.o"), ("plane", "plane.bpf.o")];
 
 /// Options of the command.
 #[derive(Debug, clap::Args)]

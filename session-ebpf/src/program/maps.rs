@@ -7,7 +7,9 @@ use core::{arch::asm, ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key,
+    },
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_boot_ns},
     macros::btf_map,
 };
@@ -77,6 +79,14 @@ pub(super) static REFUSAL: PerCpuArray<Refusal, 1> = PerCpuArray::new();
 /// Scratch space for one answer a CPU.
 #[btf_map]
 pub(super) static REPLY: PerCpuArray<ReplyBuffer, 1> = PerCpuArray::new();
+
+/// What allowed datagrams go on to, by list: the plane of the daemon that has the list. Empty
+/// places lead to the stack. The kernel empties an array that no process and no pin has.
+#[btf_map]
+pub(super) static PLANES: ProgramArray<{ LISTS_MAX as usize }> = ProgramArray::new();
+/// The same for programs that take packets in several pieces: an array holds one kind.
+#[btf_map]
+pub(super) static PLANES_FRAGS: ProgramArray<{ LISTS_MAX as usize }> = ProgramArray::new();
 
 /// Bytes of a packet that `guard` copies; a multiple of eight.
 pub(super) const HEAD_LEN: usize = 512;

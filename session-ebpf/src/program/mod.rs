@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, TcContext, XdpContext, sk_buff::SkBuff},
 };
 use session_common::answer::{Answer, Style};
-use session_common::guard::{RULES_MAX, Reason, settings};
+use session_common::guard::{LISTS_MAX, RULES_MAX, Reason, settings};
 use session_ebpf::{
     Addresses, Finding, Frame, Headers, NO_RULE, Tables, Target, judge, may_answer, parse,
     parse_from,
@@ -26,27 +26,42 @@ use session_ebpf::{
 use self::{
     answers::{IS_V6, Refused, answer_frags, answer_head, answer_tcx},
     frames::{HeadCopy, SocketBuffer, XdpBuffer},
-    maps::{ANSWERS, COUNTERS, Maps, REFUSAL, RULES, add, zero},
+    maps::{ANSWERS, COUNTERS, Maps, PLANES, PLANES_FRAGS, REFUSAL, RULES, add, zero},
     samples::{sample, set_answer, source4, source6},
 };
 
 /// XDP for drivers that hand over a packet in one piece. Linux 5.10.
 #[xdp]
 pub(super) fn guard(context: XdpContext) -> u32 {
-    refuse_xdp(judge_head(context.ctx), |refused| answer_head(&context, refused))
+    let action = judge_head(context.ctx);
+    if action >= action::PLANE {
+        // SAFETY: the program's own context, of which nothing is kept.
+        unsafe { PLANES.tail_call(&context, action - action::PLANE) };
+        return xdp_action::XDP_PASS;
+    }
+    refuse_xdp(action, |refused| answer_head(&context, refused))
 }
 
 /// XDP for drivers that hand over a packet in several pieces (MTU above a page). Linux 5.18.
 #[xdp(frags)]
 pub(super) fn guard_frags(context: XdpContext) -> u32 {
-    refuse_xdp(judge_frags(context.ctx), |refused| answer_frags(&context, refused))
+    let action = judge_frags(context.ctx);
+    if action >= action::PLANE {
+        // SAFETY: as in `guard`.
+        unsafe { PLANES_FRAGS.tail_call(&context, action - action::PLANE) };
+        return xdp_action::XDP_PASS;
+    }
+    refuse_xdp(action, |refused| answer_frags(&context, refused))
 }
 
 /// tcx, for devices whose driver has no XDP and for those without an Ethernet header. Linux 6.6.
 #[classifier]
 pub(super) fn guard_tcx(context: TcContext) -> i32 {
     let skb = context.skb.skb;
-    match refuse(judge_skb(skb), |refused| answer_tcx(skb, refused)) {
+    let action = judge_skb(skb);
+    // The plane is a program of XDP.
+    let action = if action >= action::PLANE { action::PASS } else { action };
+    match refuse(action, |refused| answer_tcx(skb, refused)) {
         Fate::Passes => tcx_action_base::TCX_NEXT,
         Fate::Dropped => tcx_action_base::TCX_DROP,
         Fate::Answered => tcx_action_base::TCX_REDIRECT,
@@ -84,6 +99,8 @@ mod action {
     pub(super) const ANSWER: u32 = 3;
     /// Drop it: it should be answered and must not.
     pub(super) const UNANSWERABLE: u32 = 4;
+    /// Let it go on to the plane of a list, whose number is added, or else to the stack.
+    pub(super) const PLANE: u32 = 8;
 }
 
 /// What is known of a packet that is refused. It stands in a map: a program's stack is short, and
@@ -215,7 +232,10 @@ fn settle<const ROUTES: bool>(
         count(&finding, headers.len);
     }
     if !finding.reason.drops() {
-        return action::PASS;
+        const UDP: u32 = 17;
+        let may_be_request = finding.reason == Reason::Allowed && finding.endpoint & 0xff == UDP;
+        let list = finding.list & (LISTS_MAX - 1);
+        return if ROUTES && may_be_request { action::PLANE + list } else { action::PASS };
     }
     let Some(refusal) = REFUSAL.get_ptr_mut(0) else { return action::DROP };
     // SAFETY: as in `refuse`.

@@ -16,9 +16,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("uring", &[]),
     ("store", &["clock"]),
+    ("plane", &["clock", "sys"]),
     ("command", &["store", "clock"]),
     ("protocol", &["command"]),
-    ("server", &["protocol", "command", "store", "allowlist", "clock", "sys", "uring"]),
+    ("server", &["protocol", "command", "store", "plane", "allowlist", "clock", "sys", "uring"]),
     ("allowlist", &["clock"]),
     ("guard", &["allowlist", "clock", "sys"]),
     ("link", &["allowlist", "config", "server", "store", "clock"]),
@@ -53,6 +54,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "session-daemon/src/uring/",
             "session-ebpf/src/",
             "session-common/src/guard.rs",
+            "session-common/src/plane.rs",
         ],
     ),
     (
@@ -73,6 +75,7 @@ const CONFINED: &[(&str, &[&str])] = &[
         &[
             "session-daemon/src/guard/",
             "session-common/src/guard.rs",
+            "session-common/src/plane.rs",
             "tests/",
             "xtask/src/bench_guard",
         ],
