@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the store's layout that these numbers are of.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// First word of the region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"session\0");

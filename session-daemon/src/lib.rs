@@ -13,6 +13,7 @@ pub mod control;
 mod files;
 pub mod guard;
 pub mod link;
+pub mod plane;
 pub mod protocol;
 pub mod server;
 pub mod startup;

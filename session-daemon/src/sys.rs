@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 
 pub mod datagrams;
 pub mod epolls;
+pub mod mapped;
 
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;

@@ -116,6 +116,8 @@ pub enum Flag {
     MetricsListen,
     /// `-e`
     MemoryFile,
+    /// `--kernel-plane`
+    KernelPlane,
     /// `--config`
     Config,
     /// A flag of memcached's that is recognised so that the refusal can name it.
@@ -198,6 +200,7 @@ const FLAGS: &[Row] = &[
     row('o', "extended", Argument::Required, Flag::Extended),
     row('\0', "config", Argument::Required, Flag::Config),
     row('\0', "udp-writes", Argument::None, Flag::UdpWrites),
+    row('\0', "kernel-plane", Argument::Optional, Flag::KernelPlane),
     row('\0', "read-timeout", Argument::Required, Flag::ReadTimeout),
     row('\0', "write-timeout", Argument::Required, Flag::WriteTimeout),
     row('\0', "buffer-limit", Argument::Required, Flag::BufferLimit),

@@ -118,6 +118,10 @@ const FLAGS: &str = "\
     --protect=<prefix>[=<share>] evict items whose keys begin so only after all others,
                           while they hold no more than <share> percent of -m
                           (default: 50); repeatable, the shares are one together
+    --kernel-plane[=persist] let the kernel answer gets by datagram from the store itself
+                          (needs -U, the guard, Linux 5.18); the store is in kernel
+                          memory then, and kept over restarts as with -e; persist: it
+                          answers on for up to 5 minutes while sessiond is started again
     --io=<engine>         tokio: epoll; uring: io_uring, which needs Linux 6.1; auto:
                           io_uring while many connections speak (default: auto)
 

@@ -4,6 +4,8 @@
 
 pub mod file;
 mod listen;
+mod places;
+mod plane;
 mod protect;
 mod refusal;
 mod suboptions;
@@ -20,6 +22,8 @@ use crate::allowlist::parse::{Any, check_any, parse_prefixes};
 use crate::allowlist::{Action, Entry, Origin};
 use crate::cli::Flag;
 pub use crate::config::listen::{ListenAddress, TlsPrefix, split_listen};
+pub use crate::config::places::{CONTROL_DIR, STATE_DIR, default_control};
+pub use crate::config::plane::KernelPlane;
 pub use crate::config::protect::Protect;
 pub use crate::config::refusal::Refusal;
 pub use crate::config::tls::TlsOptions;
@@ -34,10 +38,6 @@ pub const EXIT_NO_USER: u8 = 67;
 /// `EX_OSERR`.
 pub const EXIT_OS: u8 = 71;
 
-/// Directory of root's control sockets unless told otherwise.
-pub const CONTROL_DIR: &str = "/run/sessiond";
-/// Directory of the overlay of changes unless told otherwise.
-pub const STATE_DIR: &str = "/var/lib/sessiond";
 /// memcached's port.
 pub const PORT: u16 = 11211;
 
@@ -130,6 +130,8 @@ pub struct Config {
     pub memory_file: Option<PathBuf>,
     /// Not `-M`.
     pub evictions: bool,
+    /// `--kernel-plane`.
+    pub kernel_plane: Option<KernelPlane>,
     /// `--protect`.
     pub protect: Vec<Protect>,
     /// `-c`.
@@ -233,6 +235,7 @@ impl Default for Config {
             user: None,
             memory_limit: 64 << 20,
             memory_file: None,
+            kernel_plane: None,
             evictions: true,
             protect: Vec::new(),
             connections_max: 1024,
@@ -333,6 +336,7 @@ impl Config {
             Flag::User => self.user = Some(argument.to_owned()),
             Flag::MemoryLimit => self.memory_limit = value::megabytes(argument)?,
             Flag::MemoryFile => self.memory_file = Some(value::path("-e", argument)?),
+            Flag::KernelPlane => self.kernel_plane = Some(plane::kernel_plane(argument)?),
             Flag::DisableEvictions => self.evictions = false,
             Flag::Protect => self.protect.push(protect::protect(argument)?),
             Flag::ConnLimit => {
@@ -483,6 +487,7 @@ impl Config {
         }
         suboptions::check(self)?;
         protect::check(&self.protect, self.evictions)?;
+        plane::check(self)?;
         let asks = |tls: TlsPrefix| self.listen.iter().any(|address| address.tls == tls);
         self.tls.check(asks(TlsPrefix::Mutual))?;
         if !self.tls.enabled && (asks(TlsPrefix::Basic) || asks(TlsPrefix::Mutual)) {
@@ -546,53 +551,9 @@ impl Config {
         Ok(self)
     }
 
-    /// Where the control socket is, for a daemon whose first TCP port is `port`.
-    #[must_use]
-    pub fn control_path(&self, port: Option<u16>, root: bool) -> Option<PathBuf> {
-        self.control.clone().or_else(|| default_control(port, root))
-    }
-
-    /// Where the overlay of changes is, for a daemon whose first TCP port is `port`.
-    #[must_use]
-    pub fn state_path(&self, port: Option<u16>, root: bool) -> Option<PathBuf> {
-        let directory = if root {
-            Some(PathBuf::from(STATE_DIR))
-        } else {
-            let home =
-                || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
-            user_directory("XDG_STATE_HOME").or_else(home).map(|home| home.join("sessiond"))
-        };
-        self.state.clone().or_else(|| Some(directory?.join(named("overlay", "json", port))))
-    }
-
     fn remark(&mut self, text: &str) {
         self.remarks.push(format!("{text}; the flag changes nothing"));
     }
-}
-
-/// Where the control socket of the daemon on `port` is unless `--control` says otherwise. None for
-/// a user without `XDG_RUNTIME_DIR`.
-#[must_use]
-pub fn default_control(port: Option<u16>, root: bool) -> Option<PathBuf> {
-    let directory = if root {
-        Some(PathBuf::from(CONTROL_DIR))
-    } else {
-        user_directory("XDG_RUNTIME_DIR").map(|directory| directory.join("sessiond"))
-    };
-    Some(directory?.join(named("control", "sock", port)))
-}
-
-/// The name of a file of the daemon on `port`: without the port for memcached's.
-fn named(stem: &str, extension: &str, port: Option<u16>) -> String {
-    match port {
-        None | Some(PORT) => format!("{stem}.{extension}"),
-        Some(port) => format!("{stem}-{port}.{extension}"),
-    }
-}
-
-/// An absolute directory of the environment (XDG Base Directory Specification).
-fn user_directory(variable: &str) -> Option<PathBuf> {
-    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 #[cfg(test)]

@@ -290,6 +290,27 @@ fn files_have_the_port_in_their_names_unless_it_is_the_usual_one() {
 }
 
 #[test]
+fn the_kernel_plane_says_what_it_needs() {
+    let plane = |words: &str| read(words).unwrap().kernel_plane;
+    assert_eq!(plane("-U 11211"), None);
+    assert_eq!(plane("-U 11211 --kernel-plane"), Some(KernelPlane::Ends));
+    assert_eq!(plane("-U 11211 --kernel-plane=persist"), Some(KernelPlane::Persists));
+    for (words, needle) in [
+        ("--kernel-plane", "needs -U"),
+        ("-U 11211 --kernel-plane=for-ever", "--kernel-plane=persist"),
+        ("-U 11211 --kernel-plane --guard=user", "needs --guard=xdp"),
+        ("-U 11211 --kernel-plane --guard=off", "needs --guard=xdp"),
+        ("-U 11211 --kernel-plane -e /dev/shm/store", "leave -e out"),
+        ("-U 11211 --kernel-plane -B binary", "leave -B binary out"),
+        ("-U 11211 --kernel-plane -o relaxed_privileges", "debugtime"),
+    ] {
+        let (status, text) = refusal(words);
+        assert_eq!(status, EXIT_USAGE, "{words}");
+        assert!(text.contains(needle), "{words}: {text}");
+    }
+}
+
+#[test]
 fn nothing_to_listen_on_is_refused() {
     assert_eq!(refusal("-p 0").0, EXIT_USAGE);
     read("-p 0 -s /run/x").unwrap();

@@ -151,6 +151,27 @@ pub enum GuardError {
         /// What aya and the verifier said.
         error: String,
     },
+    /// The kernel refused the kernel plane.
+    #[error(
+        "the kernel ({release}) refused the kernel plane's {what}: {error}; it needs Linux 5.18 (bpf_xdp_load_bytes, bpf_xdp_store_bytes) and memory for -m; leave --kernel-plane out"
+    )]
+    Plane {
+        /// Which part.
+        what: String,
+        /// What aya and the verifier said.
+        error: String,
+        /// The running kernel.
+        release: String,
+    },
+    /// The store's region cannot be gone on with.
+    #[error(
+        "{path} is not the region that the running daemon serves from: an upgrade does not change -m, -f or -n of a store in the kernel plane's memory; restart sessiond for that",
+        path = path.display()
+    )]
+    Region {
+        /// Its pin.
+        path: PathBuf,
+    },
     /// A named interface does not exist.
     #[error("no interface `{name}` in this network namespace; `ip link` names those there are")]
     NoInterface {

@@ -181,6 +181,11 @@ impl Slot {
         pins.path(LISTS, &self.directory).exists()
     }
 
+    /// A path in the directory that says whose the list is.
+    pub(super) fn path(&self, pins: &Pins, name: &str) -> std::path::PathBuf {
+        pins.path(LISTS, &self.directory).join(name)
+    }
+
     /// Whether the list stood in the maps under another name before, whose ports stay closed.
     pub(super) fn is_new(&self, pins: &Pins) -> bool {
         // A directory without a mark has never been committed by the daemon of this name.

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{
     Array, ArrayOfMaps, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType,
-    PerCpuArray, PerCpuValues,
+    PerCpuArray, PerCpuValues, ProgramArray,
 };
 use aya::{Ebpf, Pod};
 use session_common::answer::{ANSWERS, SAMPLES_MAX, Sample, Sampling};
@@ -46,7 +46,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, entries_max: u32, flags: 
 }
 
 /// All maps of the object.
-pub(super) const SPECS: [Spec; 16] = [
+pub(super) const SPECS: [Spec; 18] = [
     spec::<u32, Meta>("META", MapType::Array, 1, 0),
     spec::<EndpointKey, EndpointValue>("ENDPOINTS", MapType::Hash, ENDPOINTS_MAX, 0),
     spec::<u32, ListWord>("LISTS", MapType::Array, LISTS_MAX, 0),
@@ -63,6 +63,8 @@ pub(super) const SPECS: [Spec; 16] = [
     spec::<u32, Counter>("ANSWERS", MapType::PerCpuArray, ANSWERS as u32, 0),
     spec::<u32, Sampling>("SAMPLING", MapType::PerCpuArray, 1, 0),
     spec::<u32, Sample>("SAMPLES", MapType::PerCpuArray, SAMPLES_MAX, 0),
+    spec::<u32, u32>("PLANES", MapType::ProgramArray, LISTS_MAX, 0),
+    spec::<u32, u32>("PLANES_FRAGS", MapType::ProgramArray, LISTS_MAX, 0),
 ];
 
 impl Spec {
@@ -179,6 +181,10 @@ pub(super) struct Maps {
     pub(super) answers: PerCpuArray<MapData, Counter>,
     pub(super) sampling: PerCpuArray<MapData, Sampling>,
     pub(super) samples: PerCpuArray<MapData, Sample>,
+    /// What allowed datagrams go on to, by list.
+    pub(super) planes: ProgramArray<MapData>,
+    /// The same for packets in several pieces.
+    pub(super) planes_frags: ProgramArray<MapData>,
     /// A second descriptor of each map with its number, for pinning, in the order of [`SPECS`].
     handles: Vec<(u32, std::os::fd::OwnedFd)>,
 }
@@ -220,6 +226,8 @@ impl Maps {
             answers: take(object, "ANSWERS")?,
             sampling: take(object, "SAMPLING")?,
             samples: take(object, "SAMPLES")?,
+            planes: take(object, "PLANES")?,
+            planes_frags: take(object, "PLANES_FRAGS")?,
             handles,
         })
     }
@@ -282,7 +290,8 @@ pub(super) fn data_of(map: &Map) -> Option<&MapData> {
         | Map::ArrayOfMaps(data)
         | Map::HashMap(data)
         | Map::LpmTrie(data)
-        | Map::PerCpuArray(data) => Some(data),
+        | Map::PerCpuArray(data)
+        | Map::ProgramArray(data) => Some(data),
         _ => None,
     }
 }

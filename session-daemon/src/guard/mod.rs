@@ -15,6 +15,7 @@ mod netlink;
 mod object;
 mod order;
 mod pins;
+pub mod plane;
 pub mod probe;
 pub mod samples;
 mod start;
@@ -44,6 +45,7 @@ use crate::guard::maps::Maps;
 use crate::guard::netlink::Netlink;
 use crate::guard::object::Programs;
 use crate::guard::pins::Pins;
+use crate::guard::plane::Plane;
 use crate::guard::samples::Samples;
 use crate::guard::tables::Keys;
 use crate::guard::written::{Predecessor, Successor, Writing, Written, next_word};
@@ -162,6 +164,8 @@ pub struct Guard {
     /// The list in force.
     written: Written,
     samples: Samples,
+    /// What answers in front of the daemon, if it is asked for.
+    plane: Option<Plane>,
     /// Own addresses as they stand in the maps.
     addresses: BTreeSet<IpAddr>,
     /// Devices as they were listed last.

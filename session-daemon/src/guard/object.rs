@@ -18,6 +18,9 @@ use crate::sys;
 /// The object kept in the repository, or the one that the build was told to use.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SESSION_GUARD_OBJECT"));
 
+/// The kernel plane's, which is loaded for `--kernel-plane` alone.
+pub(super) static PLANE_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SESSION_PLANE_OBJECT"));
+
 /// A program in the kernel.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -137,7 +140,7 @@ pub(super) fn load(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
     }
 }
 
-fn load_as_is(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
+pub(super) fn load_as_is(object: &mut Ebpf, name: &str) -> Result<Loaded, Refusal> {
     let program = object.program_mut(name).ok_or("not in the object")?;
     let fd = match program {
         Program::Xdp(program) => program.load().and_then(|()| clone(program.fd()?)),
@@ -182,11 +185,16 @@ fn object_error(error: &EbpfError) -> GuardError {
             capabilities: "CAP_BPF and CAP_NET_ADMIN",
         };
     }
+    GuardError::Load { what: "maps".to_owned(), error: text_of(error) }
+}
+
+/// An error with all that it came of.
+pub(super) fn text_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    GuardError::Load { what: "maps".to_owned(), error: text }
+    text
 }

@@ -77,6 +77,7 @@ impl Guard {
         let mut guard = Self {
             written: Written::begin(&maps, ListWord::NONE, Sizes::default(), counters)?,
             samples: Samples::default(),
+            plane: None,
             config,
             pins,
             slot,
@@ -119,6 +120,7 @@ impl Guard {
         lists::check_endpoints(&self.maps, slot, &self.config.endpoints, live)?;
         if reused && self.slot.is_new(&self.pins) {
             lists::close_endpoints(&mut self.maps, slot)?;
+            self.take_plane_off()?;
         }
         let before = Keys::of_slot(&self.maps, slot)?;
         let word = self.maps.lists.get(&slot, 0).map_err(|error| write_error("LISTS", &error))?;
@@ -319,7 +321,7 @@ impl Guard {
         for (ifindex, link) in &self.links {
             self.pin_link(*ifindex, link)?;
         }
-        Ok(())
+        self.pin_plane().map_err(fault("the kernel plane"))
     }
 
     /// Pins one link unless its pin is there.

@@ -46,6 +46,21 @@ pub enum ListenerKind {
     Unix,
 }
 
+/// What is known of the kernel plane's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaneFacts {
+    /// Number of this boot, high half first.
+    pub boot_id: [u64; 2],
+    /// Number of the region's map.
+    pub region_id: u32,
+    /// Bytes of the region.
+    pub region_len: u64,
+    /// Whether nobody has had the region before.
+    pub is_new: bool,
+    /// CPUs that there can be: elements of the reports.
+    pub cpus: u32,
+}
+
 /// What the parent asks for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
@@ -65,6 +80,8 @@ pub enum Request {
         /// upgrade carries a store in that has no file.
         nameless: bool,
     },
+    /// The maps of the kernel plane, in the place of a memory file: region, orders, reports.
+    Plane(PlaneFacts),
     /// A part of a whole list; takes effect with `ListReplace`.
     ListPart(Vec<Entry>),
     /// The parts sent since the last one become the list, at once.
@@ -121,6 +138,8 @@ pub enum Lent {
         /// Whether it is nameless.
         nameless: bool,
     },
+    /// The kernel plane's region, which is found again by its pin.
+    Region,
 }
 
 /// What the child answers.

@@ -12,7 +12,8 @@ use tokio::net::UnixStream;
 use crate::allowlist::Entry;
 use crate::link::frame::{HEADER_LEN, body_len, decode, encode, recv_part, send_header};
 use crate::link::{
-    ENTRIES_PER_PART_MAX, Lent, LinkError, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX,
+    ENTRIES_PER_PART_MAX, Lent, LinkError, ListenerKind, PlaneFacts, Reply, Request,
+    SOCKETS_PER_FRAME_MAX,
 };
 use crate::server::locks::SessionLock;
 
@@ -105,6 +106,21 @@ impl ParentEnd {
     ) -> Result<(), LinkError> {
         let request = Request::MemoryFile { boot_id: halves(boot_id), nameless };
         match self.ask(&request, &[file]).await? {
+            Reply::Done => Ok(()),
+            other => Err(LinkError::Unexpected(other)),
+        }
+    }
+
+    /// Hands the maps of the kernel plane over: region, orders, reports.
+    ///
+    /// # Errors
+    /// As [`ParentEnd::done`].
+    pub async fn plane(
+        &mut self,
+        maps: [BorrowedFd<'_>; 3],
+        facts: PlaneFacts,
+    ) -> Result<(), LinkError> {
+        match self.ask(&Request::Plane(facts), &maps).await? {
             Reply::Done => Ok(()),
             other => Err(LinkError::Unexpected(other)),
         }

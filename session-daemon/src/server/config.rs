@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::command::request::Shutdown;
+use crate::plane::Plane;
 use crate::server::binding::Binding;
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Terms, Tls, Verify};
@@ -147,6 +148,8 @@ pub struct ServerConfig {
     pub backlog: u32,
     /// `-e`, for `stats settings`.
     pub memory_file: Option<String>,
+    /// What answers in the kernel, in front of the workers (`--kernel-plane`).
+    pub plane: Option<Arc<Plane>>,
     /// How long the start of the store took, for `stats`.
     pub store_start: Duration,
     /// Bytes up to which `cache_memlimit` may raise the limit; none where nothing is known.
@@ -192,6 +195,7 @@ impl Default for ServerConfig {
             unix_mask: 0o700,
             backlog: 1024,
             memory_file: None,
+            plane: None,
             store_start: Duration::ZERO,
             memory_most: None,
             pid: std::process::id(),

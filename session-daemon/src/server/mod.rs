@@ -23,6 +23,7 @@ pub mod login;
 pub mod meta;
 pub mod mixed;
 pub mod observing;
+pub mod plane;
 pub mod prefixes;
 pub mod reply;
 pub mod requests;
@@ -204,6 +205,9 @@ impl Server {
         for thread in self.threads.drain(..) {
             // A worker that panicked has ended the process already.
             let _ = thread.join();
+        }
+        if let Some(plane) = &self.shared.config.plane {
+            plane.leave(Now::sample());
         }
         Arc::clone(&self.shared.store)
     }

@@ -423,10 +423,19 @@ impl Shared {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The sum of a counter over all workers.
+    /// The sum of a counter over all workers, and over what the kernel has answered.
     #[must_use]
     pub fn count(&self, counter: Counter) -> u64 {
-        counters::sum(self.seats.iter().map(|seat| &seat.counters), counter)
+        let sum = counters::sum(self.seats.iter().map(|seat| &seat.counters), counter);
+        let Some(plane) = &self.config.plane else { return sum };
+        let counts = plane.counts();
+        sum.wrapping_add(match counter {
+            Counter::CmdGet | Counter::GetHits => counts.hits(),
+            Counter::CmdMeta => counts.meta_hits,
+            Counter::BytesRead => counts.bytes_in,
+            Counter::BytesWritten => counts.bytes_out,
+            _ => 0,
+        })
     }
 
     /// Makes every counter read 0, the store's too; what is there stays counted.
@@ -436,6 +445,9 @@ impl Shared {
             seat.prefixes.clear();
         }
         self.store.reset_stats();
+        if let Some(plane) = &self.config.plane {
+            plane.reset();
+        }
     }
 
     /// Whether the allowlist lets this client in.

@@ -17,6 +17,7 @@ use crate::store::stats::Totals;
 use crate::store::{Kept, Start};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use session_common::plane::Verdict;
 use std::fmt::Display;
 use std::sync::atomic::Ordering;
 
@@ -85,6 +86,7 @@ fn general(shared: &Shared, now: Now, sink: &mut Sink<'_>) {
     tls(shared, now, sink);
     memory_file(shared, sink);
     protected(shared, sink);
+    kernel_plane(shared, sink);
 }
 
 /// How the store in the memory file began; nothing without one.
@@ -111,6 +113,17 @@ fn protected(shared: &Shared, sink: &mut Sink<'_>) {
     sink("protected_bytes", &protected.bytes);
     sink("protected_limit_bytes", &protected.bytes_max);
     sink("protected_lost", &protected.lost);
+}
+
+/// What was answered in the kernel, and why the rest was not; nothing without `--kernel-plane`.
+fn kernel_plane(shared: &Shared, sink: &mut Sink<'_>) {
+    let Some(plane) = &shared.config.plane else { return };
+    let counts = plane.counts();
+    for (verdict, count) in Verdict::ALL.into_iter().zip(counts.verdicts) {
+        let passed = if verdict == Verdict::Hit { "" } else { "passed_" };
+        sink(&format!("kernel_plane_{passed}{}", verdict.name()), &count);
+    }
+    sink("kernel_accesses_untold", &counts.untold);
 }
 
 /// In memcached's order.

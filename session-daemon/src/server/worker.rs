@@ -27,8 +27,9 @@ use crate::server::udp::{self, Inlet};
 use crate::server::uring::reactor::Reactor;
 use crate::server::uring::rounds::rounds;
 use crate::server::watchers::Watching;
-use crate::server::{admin, asking, statistics};
+use crate::server::{admin, asking, plane, statistics};
 use crate::store::scan::Scan;
+use crate::store::types::CasUnique;
 use crate::store::{self, Item};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -189,6 +190,12 @@ impl Local {
             self.now.set(self.shared.sample());
         }
         self.now.get()
+    }
+
+    /// Marks an item accessed that the kernel has answered with, if it is there still.
+    pub fn note_access(&self, item: u64, cas: CasUnique) {
+        let now = self.now();
+        self.store.borrow().note_access(item, cas, now);
     }
 
     /// Shows the items of the next bucket; false when it was the last.
@@ -452,6 +459,9 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
         ways_in.inlets.into_iter().map(|inlet| spawn_local(udp::serve(Rc::clone(&local), inlet)));
     let ways_in: Vec<_> = doors.chain(inlets).collect();
     let upkeep = spawn_local(upkeep(Rc::clone(&local)));
+    if local.seat_idx == 0 {
+        spawn_local(plane::attend(Rc::clone(&local)));
+    }
     while let Some(message) = mailbox.recv().await {
         match message {
             Message::Adopt(accepted) => client::begin(&local, accepted),

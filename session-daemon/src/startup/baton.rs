@@ -22,6 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::link::{LINK_VERSION, Lent, SOCKETS_PER_FRAME_MAX, receive, send};
 use crate::store::LAYOUT_VERSION;
 use crate::sys;
@@ -81,6 +82,9 @@ pub(super) struct Facts {
     pub(super) unix: Option<PathBuf>,
     /// Path of the control socket.
     pub(super) control: Option<PathBuf>,
+    /// Whether the store is in the kernel plane's region.
+    #[serde(default)]
+    pub(super) in_kernel: bool,
     /// Descriptors that follow.
     count: usize,
 }
@@ -106,6 +110,7 @@ impl Facts {
             datagram_addresses: Vec::new(),
             unix: None,
             control: None,
+            in_kernel: false,
             count: 0,
         }
     }
@@ -124,6 +129,19 @@ impl Facts {
             "its store has layout version {LAYOUT_VERSION}, the running one's has {}: no item would \
              be kept; stop the daemon and start it again if that is meant",
             self.layout_version
+        );
+        Ok(())
+    }
+
+    /// Whether the store stays where it is.
+    ///
+    /// # Errors
+    /// It would have to move.
+    pub(super) fn check_store(&self, config: &Config) -> Result<()> {
+        ensure!(
+            self.in_kernel == config.kernel_plane.is_some(),
+            "an upgrade does not move the store into the kernel plane's memory or out of it; \
+             restart sessiond to change --kernel-plane"
         );
         Ok(())
     }

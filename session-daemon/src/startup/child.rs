@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -24,20 +24,22 @@ use serde_json::Value;
 use crate::allowlist::Allowlist;
 use crate::clock::Now;
 use crate::command::request::Shutdown;
-use crate::config::{Config, EXIT_USAGE, GuardKind, TlsOptions};
+use crate::config::{Config, EXIT_USAGE, GuardKind, KernelPlane, TlsOptions};
 use crate::confine::{self, Files};
 use crate::link::{
-    ChildEnd, Lent, ListenerKind, Reply, Request, SOCKETS_PER_FRAME_MAX, receive_parked,
-    send_parked,
+    ChildEnd, Lent, ListenerKind, PlaneFacts, Reply, Request, SOCKETS_PER_FRAME_MAX,
+    receive_parked, send_parked,
 };
+use crate::plane::{After, Plane};
 use crate::server::Server;
 use crate::server::config::{Engine, Listener, ServerConfig, ShutdownHook, TlsShown};
 use crate::server::handover::Parked;
 use crate::server::login::{Credentials, Login};
 use crate::server::tls::{Material, Tls};
+use crate::startup::told::tell;
 use crate::startup::{abort_on_panic, engine, logger, memory_limit, metrics, privileges};
 use crate::store::types::StoreConfig;
-use crate::store::{Cold, MemoryFile, Protected, Start, Store};
+use crate::store::{MapFacts, MemoryFile, Protected, Store};
 
 /// How long workers may take to stop when the parent is gone.
 const ORPHAN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -119,6 +121,7 @@ struct Child {
     engine: Engine,
     listeners: Vec<Listener>,
     memory: Option<MemoryFile>,
+    plane: Option<Arc<Plane>>,
     metrics: Option<metrics::Socket>,
     /// What a successor serves from: listening sockets and memory file, open as long as they are
     /// in use here.
@@ -177,8 +180,9 @@ impl Child {
                 let copy = file.try_clone().context("keeping the memory file")?;
                 lock(&self.estate).push((Lent::Memory { nameless }, copy));
                 let (file, boot_id) = (File::from(file), boot_number(boot_id));
-                self.memory = Some(MemoryFile { file, boot_id, nameless });
+                self.memory = Some(MemoryFile { file, boot_id, nameless, map: None });
             }
+            Request::Plane(facts) => self.take_plane(facts, sockets)?,
             Request::ListPart(entries) => self.parts.extend(entries),
             Request::ListReplace => {
                 self.list.store(Arc::new(std::mem::take(&mut self.parts)));
@@ -244,6 +248,29 @@ impl Child {
         Ok(Reply::Done.into())
     }
 
+    /// Takes the maps of the kernel plane, and with them the place of the store.
+    fn take_plane(&mut self, facts: PlaneFacts, maps: Vec<OwnedFd>) -> Result<()> {
+        let Some(config) = &self.config else { bail!("not configured") };
+        let maps: [OwnedFd; 3] = maps.try_into().map_err(|_| anyhow!("a map was lost"))?;
+        let [region, orders, reports] = maps;
+        let after = match config.kernel_plane {
+            Some(KernelPlane::Persists) => After::Persists,
+            _ => After::Ends,
+        };
+        let plane = Plane::map(orders.as_fd(), reports.as_fd(), facts.cpus, after);
+        self.plane = Some(Arc::new(plane.context("mapping the kernel plane")?));
+        let copy = region.try_clone().context("keeping the region")?;
+        lock(&self.estate).push((Lent::Region, copy));
+        let map = MapFacts { id: facts.region_id, len: facts.region_len, is_new: facts.is_new };
+        self.memory = Some(MemoryFile {
+            file: File::from(region),
+            boot_id: boot_number(facts.boot_id),
+            nameless: false,
+            map: Some(map),
+        });
+        Ok(())
+    }
+
     /// Copies of what a successor serves from.
     fn lend(&self, from: usize) -> Result<Answer> {
         let estate = lock(&self.estate);
@@ -261,7 +288,8 @@ impl Child {
         }
         log::info!("{} connections were handed over", parked.len());
         let mut lent = Vec::new();
-        if !lock(&self.estate).iter().any(|(kind, _)| matches!(kind, Lent::Memory { .. })) {
+        let stays = |kind: &Lent| matches!(kind, Lent::Memory { .. } | Lent::Region);
+        if !lock(&self.estate).iter().any(|(kind, _)| stays(kind)) {
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = memfd_create("session-store", flags).context("making a memory file")?;
             let file = store.leave(File::from(file), boot_id).context("leaving the store")?;
@@ -316,7 +344,8 @@ impl Child {
                 let progress = |done, all| tell_progress(&telling, done, all);
                 let (store, start) =
                     Store::open_telling(&config, memory, Now::sample(), &progress)?;
-                tell(start, store.checked().is_some(), begun.elapsed());
+                let place = if self.plane.is_some() { "kernel plane" } else { "memory file" };
+                tell(place, start, store.checked().is_some(), begun.elapsed());
                 store
             }
             None => Store::create(&store_config(config)?)?,
@@ -333,6 +362,10 @@ impl Child {
         let arriving = self.arriving.take().map(JoinHandle::join);
         let parked = arriving.transpose().map_err(|_| anyhow!("taking connections over"))?;
         let parked = parked.unwrap_or_default();
+        config.plane.clone_from(&self.plane);
+        if let Some(plane) = &self.plane {
+            plane.serve(store.orders(), &datagram_addresses(&listeners), Now::sample());
+        }
         let started = Server::go_on(config, listeners, parked, store, Arc::clone(&self.list));
         let started = started.context("starting the workers")?;
         let is_checked = started.checked().is_some();
@@ -377,6 +410,15 @@ fn confine(config: &Config, engine: Engine) -> Result<()> {
     Ok(())
 }
 
+/// Where datagrams come in.
+fn datagram_addresses(listeners: &[Listener]) -> Vec<SocketAddr> {
+    let addresses = listeners.iter().filter_map(|listener| match listener {
+        Listener::Udp(socket) => socket.local_addr().ok(),
+        Listener::Tcp(..) | Listener::Unix(_) => None,
+    });
+    addresses.collect()
+}
+
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().expect("a panic ends the process, so nobody panicked with the lock")
 }
@@ -411,41 +453,6 @@ fn shutdown_hook((server, estate): (SharedServer, SharedEstate)) -> ShutdownHook
 /// A number of the boot from the halves in which messages carry it.
 fn boot_number([high, low]: [u64; 2]) -> u128 {
     u128::from(high) << 64 | u128::from(low)
-}
-
-/// Says how the store in the memory file began.
-fn tell(start: Start, is_checked: bool, taken: Duration) {
-    let kept = match start {
-        Start::Cold(cold @ Cold::New) => {
-            log::info!("memory file: {cold}");
-            return;
-        }
-        Start::Cold(cold) => {
-            log::warn!("memory file: {cold}: starting empty");
-            return;
-        }
-        Start::Kept(kept) => kept,
-    };
-    let (items, bytes, taken_s) = (kept.items, kept.bytes, taken.as_secs_f64());
-    if kept.in_place {
-        let (about, then) = if is_checked {
-            ("about ", "; what the last process held back is looked for while serving")
-        } else {
-            ("", "")
-        };
-        log::info!(
-            "memory file: {about}{items} items of {bytes} bytes kept in place in {taken_s:.3} s{then}"
-        );
-        return;
-    }
-    log::info!(
-        "memory file: {items} items of {bytes} bytes kept in {taken_s:.3} s, their index built \
-         anew; {} had ended meanwhile",
-        kept.dead,
-    );
-    if kept.lost > 0 {
-        log::warn!("memory file: {} items were damaged or beyond -m, and are lost", kept.lost);
-    }
 }
 
 /// Says now and then how far the index is that is built anew. `told`: when that was said last.
@@ -503,7 +510,7 @@ fn protect(config: &Config, store: &Arc<Store>) {
     }
 }
 
-fn store_config(config: &Config) -> Result<StoreConfig> {
+pub(super) fn store_config(config: &Config) -> Result<StoreConfig> {
     let defaults = Config::default();
     Ok(StoreConfig {
         memory_limit: usize::try_from(config.memory_limit)?,
@@ -578,6 +585,7 @@ fn server_config(
         unix_path: config.unix_socket.as_ref().map(|path| path.display().to_string()),
         unix_mask: config.unix_mask,
         backlog: config.backlog,
+        plane: None,
         memory_file: config.memory_file.as_ref().map(|path| path.display().to_string()),
         store_start: Duration::ZERO,
         memory_most: memory_limit::most(),

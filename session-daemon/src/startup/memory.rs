@@ -124,7 +124,7 @@ pub(super) fn check_file(path: &Path) -> Result<Value> {
         Err(Errno::WOULDBLOCK) => bail!("a daemon serves from {}; stop it first", path.display()),
         locked => locked.with_context(|| format!("locking {}", path.display()))?,
     }
-    let memory = MemoryFile { file, boot_id: boot_id()?, nameless: false };
+    let memory = MemoryFile { file, boot_id: boot_id()?, nameless: false, map: None };
     let inspected = match Store::inspect(&memory, Now::sample())? {
         Ok(inspected) => inspected,
         Err(cold) => bail!("{}: a start would begin empty: {cold}", path.display()),

@@ -11,7 +11,7 @@
 //! | `process` | the serving process as its parent sees it |
 //! | `daemonize` | `-d` |
 //! | `certificates`, `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile` | one part each |
-//! | `privileges`, `lists`, `logger`, `flag_files`, `import`, `memory_limit` | one part each |
+//! | `privileges`, `lists`, `logger`, `flag_files`, `import`, `memory_limit`, `plane`, `told` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
@@ -32,6 +32,7 @@ mod metrics;
 mod notify;
 mod parent;
 mod pidfile;
+mod plane;
 mod portfile;
 mod privileges;
 mod process;
@@ -39,6 +40,7 @@ mod run;
 mod sockets;
 mod supervision;
 mod takeover;
+mod told;
 mod upgrade;
 
 use std::ffi::OsString;

@@ -27,6 +27,7 @@ use crate::control::socket::{ControlSocket, SocketError};
 use crate::files::directory;
 use crate::guard::interfaces::Interfaces;
 use crate::guard::lists::Protocol;
+use crate::guard::plane::{PlaneMaps, Region};
 use crate::guard::{Destination, Guard, GuardConfig, ModeChoice, SocketGuard};
 use crate::link::{ParentEnd, Request};
 use crate::server::login::Credentials;
@@ -34,12 +35,12 @@ use crate::server::tls::Material;
 use crate::startup::daemonize::Detached;
 use crate::startup::lock::{self, Lock, Locked};
 use crate::startup::pidfile::Pidfile;
-use crate::startup::privileges::{self, Identity};
+use crate::startup::privileges::{self, Holding, Identity};
 use crate::startup::process::Serving;
 use crate::startup::run::{Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
 use crate::startup::{
-    abort_on_panic, certificates, credentials, lists, memory, memory_limit, metrics, notify,
+    abort_on_panic, certificates, credentials, lists, memory, memory_limit, metrics, notify, plane,
     portfile, runtime,
 };
 use crate::sys;
@@ -110,6 +111,7 @@ async fn start(
     let mut prepared =
         prepare(config, claims.all_addresses(), &claims.addresses(), Held::default())?;
     let memory = memory_file(config, identity)?;
+    plane::check(config, &prepared)?;
     prepared.metrics = config.metrics.as_ref().map(metrics::bind).transpose()?;
     let control = control_socket(config, &prepared)?;
     let guard = stand_guard(config, &prepared, None)?;
@@ -142,13 +144,15 @@ async fn serve(
 ) -> Result<u8> {
     let Begin { directory, claims, memory, detached } = begin;
     let filter = guard.as_mut().and_then(socket_guard);
+    let maps = plane::make(config, guard.as_mut(), Region::Any)?;
     let mut listening = claims.listen(filter.as_ref())?;
-    privileges::keep_over_upgrade(guard.is_some())?;
+    let held = Holding::of(config, guard.is_some());
+    privileges::keep_over_upgrade(held)?;
     privileges::clear_bounding()?;
     let (child, mut end) = spawn(config, identity, detached.is_some())?;
     let started = tokio::select! {
         started = start_child(
-            &mut end, config, &prepared, memory, &mut listening, guard.is_some()
+            &mut end, config, &prepared, Store { memory, maps }, &mut listening, guard.as_mut()
         ) => started.map(Some),
         name = signals.stop() => {
             log::info!("{name}: stopping");
@@ -239,11 +243,13 @@ pub(super) async fn rule(
         socket,
         listening,
         overlay_is_nowhere,
+        in_kernel: config.kernel_plane.is_some(),
     };
     let ending = running.until_end(config).await;
     notify::notify("STOPPING=1");
     drop((pidfile, running.socket.take()));
     running.listening.remove();
+    plane::leave(config, running.guard.as_ref());
     match ending {
         Ending::Asked => Ok(0),
         Ending::Failed(error) => Err(error),
@@ -492,22 +498,30 @@ async fn start_child(
     end: &mut ParentEnd,
     config: &Config,
     prepared: &Prepared,
-    memory: Option<Memory>,
+    store: Store,
     listening: &mut Listening,
-    guarded: bool,
+    mut guard: Option<&mut Guard>,
 ) -> Result<Option<Pidfile>> {
     let metrics = prepared.metrics.as_ref().map(|metrics| (metrics.as_fd(), metrics.is_unix()));
     hand_over(end, config, prepared, listening, metrics).await?;
-    if let Some(memory) = memory {
+    if let Some(memory) = store.memory {
         // Its lock is held for as long as the serving process has it.
         lend_memory(end, &memory).await?;
     }
+    plane::lend(end, guard.as_deref_mut(), store.maps).await?;
     listening.close();
     let pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     // Before a client's first byte is read.
-    privileges::lower_parent(guarded)?;
+    privileges::lower_parent(Holding::of(config, guard.is_some()))?;
     end.done(&Request::Serve).await.context(NOT_STARTED)?;
+    plane::put_on(guard)?;
     Ok(pidfile)
+}
+
+/// Where the store is to be, if not in memory of the serving process's own.
+struct Store {
+    memory: Option<Memory>,
+    maps: Option<PlaneMaps>,
 }
 
 pub(super) async fn lend_memory(end: &mut ParentEnd, memory: &Memory) -> Result<()> {

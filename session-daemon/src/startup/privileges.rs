@@ -18,12 +18,27 @@ const DESCRIPTORS_PER_WORKER: u64 = 16;
 const IN_USE: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 /// Capability that a parent with a guard can take up again: to mount an unmounted bpffs.
 const IN_RESERVE_WITH_GUARD: [Capability; 1] = [Capability::CAP_SYS_ADMIN];
-/// And where an older kernel asks for it, to load a program for an interface that comes later.
+/// And where an older kernel asks for it, to load a program for an interface that comes later; with
+/// a kernel plane on all, to load that after an upgrade.
 const IN_RESERVE_BEFORE_LINUX_6_12: [Capability; 1] = [Capability::CAP_PERFMON];
 /// Capabilities that every parent can take up again: to end a child of another user that does not
 /// answer, and to start the child of the program that it is upgraded to as that user.
 const IN_RESERVE: [Capability; 3] =
     [Capability::CAP_KILL, Capability::CAP_SETUID, Capability::CAP_SETGID];
+
+/// What a parent has that takes capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holding {
+    guard: bool,
+    plane: bool,
+}
+
+impl Holding {
+    /// Of a parent with this configuration, and with a guard or not.
+    pub(super) fn of(config: &Config, guard: bool) -> Self {
+        Self { guard, plane: guard && config.kernel_plane.is_some() }
+    }
+}
 
 /// The user that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +111,12 @@ fn raise(resource: Resource, need: u64) -> nix::Result<()> {
 }
 
 /// Capabilities that the parent may use, now or later.
-fn kept(guarded: bool) -> Result<CapsHashSet> {
+fn kept(holding: Holding) -> Result<CapsHashSet> {
     let held = caps::read(None, CapSet::Permitted).context("reading the capabilities")?;
-    let of_old_kernel = IN_RESERVE_BEFORE_LINUX_6_12.iter().filter(|_| kernel_is_before((6, 12)));
+    let loads = holding.plane || kernel_is_before((6, 12));
+    let to_load = IN_RESERVE_BEFORE_LINUX_6_12.iter().filter(|_| loads);
     let of_guard =
-        IN_USE.iter().chain(&IN_RESERVE_WITH_GUARD).chain(of_old_kernel).filter(|_| guarded);
+        IN_USE.iter().chain(&IN_RESERVE_WITH_GUARD).chain(to_load).filter(|_| holding.guard);
     Ok(of_guard.chain(&IN_RESERVE).copied().filter(|one| held.contains(one)).collect())
 }
 
@@ -118,16 +134,16 @@ fn release_of(release: &str) -> Option<(u32, u32)> {
 
 /// Has an exec of this process leave it what it keeps: the program that it is upgraded to is to
 /// do the same work. Before the bounding set is emptied, from which nothing can be taken.
-pub(super) fn keep_over_upgrade(guarded: bool) -> Result<()> {
-    caps::set(None, CapSet::Inheritable, &kept(guarded)?)
+pub(super) fn keep_over_upgrade(holding: Holding) -> Result<()> {
+    caps::set(None, CapSet::Inheritable, &kept(holding)?)
         .context("setting the inheritable capabilities")
 }
 
 /// What the parent does without from now on: everything but the guard's two capabilities (none
 /// if there is no guard) in effect, and some in reserve.
-pub(super) fn lower_parent(guarded: bool) -> Result<()> {
-    let kept = kept(guarded)?;
-    let in_use = IN_USE.into_iter().filter(|one| guarded && kept.contains(one)).collect();
+pub(super) fn lower_parent(holding: Holding) -> Result<()> {
+    let kept = kept(holding)?;
+    let in_use = IN_USE.into_iter().filter(|one| holding.guard && kept.contains(one)).collect();
     caps::clear(None, CapSet::Ambient).context("clearing the ambient capabilities")?;
     caps::set(None, CapSet::Effective, &in_use).context("lowering the capabilities in effect")?;
     caps::set(None, CapSet::Permitted, &kept).context("lowering the capabilities")?;

@@ -60,6 +60,8 @@ pub(super) struct Running {
     pub(super) listening: Listening,
     /// Whether the overlay is in this process's memory only.
     pub(super) overlay_is_nowhere: bool,
+    /// Whether the store is in the kernel plane's region.
+    pub(super) in_kernel: bool,
 }
 
 /// The signals that the parent acts on.
@@ -111,6 +113,7 @@ impl Running {
         facts.addresses.clone_from(&self.listening.addresses);
         facts.datagram_addresses.clone_from(&self.listening.datagram_addresses);
         facts.unix.clone_from(&self.listening.unix);
+        facts.in_kernel = self.in_kernel;
         facts.control = self.socket.as_ref().map(|(socket, _)| socket.path().to_owned());
         facts
     }

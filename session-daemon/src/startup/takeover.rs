@@ -28,6 +28,8 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::control::overlay::Overlay;
 use crate::control::socket::ControlSocket;
+use crate::guard::Guard;
+use crate::guard::plane::Region;
 use crate::link::{Lent, ParentEnd, Request};
 use crate::startup::baton::{Baton, Thing, hear_signals, text_of};
 use crate::startup::lock::Lock;
@@ -36,12 +38,12 @@ use crate::startup::parent::{
     socket_guard, spawn, stand_guard,
 };
 use crate::startup::pidfile::Pidfile;
-use crate::startup::privileges::{self, Identity};
+use crate::startup::privileges::{self, Holding, Identity};
 use crate::startup::process::Serving;
 use crate::startup::run::Signals;
 use crate::startup::sockets::Listening;
 use crate::startup::upgrade::answer;
-use crate::startup::{abort_on_panic, configured, logger, memory, metrics, notify, runtime};
+use crate::startup::{abort_on_panic, configured, logger, memory, metrics, notify, plane, runtime};
 
 /// How long a process that has given everything up may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -142,6 +144,7 @@ fn settings(arguments: &[OsString], baton: &Baton) -> Result<(Config, Option<Ide
     let detached = arguments.first().is_some_and(|word| word == DETACHED_MARKER);
     let words = if detached { &arguments[1..] } else { arguments };
     let config = configured(parse(words.iter().cloned())?)?;
+    baton.facts.check_store(&config)?;
     logger::start(config.verbosity);
     if detached {
         std::env::set_current_dir("/").context("changing to /")?;
@@ -187,8 +190,8 @@ async fn take_over(
     if let Some(filter) = guard.as_mut().and_then(socket_guard) {
         listening.stand(&filter).context("the guard on the listening sockets")?;
     }
-    let guarded = guard.is_some();
-    privileges::keep_over_upgrade(guarded)?;
+    let holding = Holding::of(config, guard.is_some());
+    privileges::keep_over_upgrade(holding)?;
     let before = Before::of(baton)?;
     let (child, end, pause) = match before {
         Some(mut before) if goes_back => {
@@ -197,13 +200,15 @@ async fn take_over(
                 .replace(prepared.list.entries())
                 .await
                 .context("the list of the serving process")?;
-            privileges::lower_parent(guarded)?;
+            privileges::lower_parent(holding)?;
             (before.child, before.end, Duration::ZERO)
         }
         before => {
             let (child, mut end) = spawn(config, identity, false)?;
-            let new = New { end: &mut end, config, prepared: &prepared, listening: &listening };
-            match succeed(new, before, baton, guarded).await {
+            let guard = guard.as_mut();
+            let new =
+                New { end: &mut end, config, prepared: &prepared, listening: &listening, guard };
+            match succeed(new, before, baton).await {
                 Ok(pause) => (child, end, pause),
                 Err(error) => {
                     child.kill();
@@ -281,16 +286,14 @@ struct New<'a> {
     config: &'a Config,
     prepared: &'a Prepared,
     listening: &'a Listening,
+    guard: Option<&'a mut Guard>,
 }
 
 /// Has the new child serve what the one before served. Returns for how long nobody did.
-async fn succeed(
-    new: New<'_>,
-    before: Option<Before>,
-    baton: &mut Baton,
-    guarded: bool,
-) -> Result<Duration> {
-    let New { end, config, prepared, listening } = new;
+async fn succeed(new: New<'_>, before: Option<Before>, baton: &mut Baton) -> Result<Duration> {
+    let New { end, config, prepared, listening, mut guard } = new;
+    let from = if before.is_some() { Region::Left } else { Region::Any };
+    let maps = plane::make(config, guard.as_deref_mut(), from)?;
     let metrics = baton.copies(metrics_of)?.pop();
     let metrics = metrics.as_ref().map(|(is_unix, socket)| (socket.as_fd(), *is_unix));
     hand_over(end, config, prepared, listening, metrics).await?;
@@ -305,9 +308,11 @@ async fn succeed(
     })? {
         lend_memory(end, &Memory { file, boot_id: memory::boot_id()?, nameless }).await?;
     }
+    plane::lend(end, guard.as_deref_mut(), maps).await?;
     // Before a client's first byte is read.
-    privileges::lower_parent(guarded)?;
+    privileges::lower_parent(Holding::of(config, guard.is_some()))?;
     end.done(&Request::Serve).await.context(NOT_STARTED)?;
+    plane::put_on(guard)?;
     let pause = begun.elapsed();
     if let Some(mut before) = before {
         let stop = Request::Stop { graceful: false };

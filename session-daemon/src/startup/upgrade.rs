@@ -160,6 +160,7 @@ pub(super) fn rehearsal(words: &[std::ffi::OsString]) -> u8 {
             .context("the running sessiond cannot be upgraded to this one: restart it")?;
         facts.check()?;
         let config = configured(parse(words.iter().cloned())?)?;
+        facts.check_store(&config)?;
         lists::configured(&config)?;
         credentials::configured(&config)?;
         certificates::configured(&config)?;

@@ -174,11 +174,13 @@ impl Found {
         Ok((Self { layout, classes, secret, pages, limit_set, file }, config))
     }
 
-    /// An empty file's region to be.
-    fn fresh(config: &StoreConfig) -> Result<Self, StoreError> {
+    /// An empty file's region to be. What has memory for its tables when they are touched gets
+    /// tables with room.
+    fn fresh(config: &StoreConfig, with_room: bool) -> Result<Self, StoreError> {
         let page_len = Layout::page_len_for(config.memory_limit);
         let classes = Classes::new(page_len, config.growth_factor, config.chunk_min)?;
-        let layout = Layout::new(config.memory_limit, classes.count())?;
+        let layout = if with_room { Layout::new } else { Layout::tight };
+        let layout = layout(config.memory_limit, classes.count())?;
         let (secret, pages) = (HashSecret::random(), layout.pages);
         let file = Identity::default();
         Ok(Self { layout, classes, secret, pages, limit_set: None, file })
@@ -244,11 +246,15 @@ impl Store {
                     None => Cold::Damaged,
                 }
             }
+            // A map has its length from the first moment.
+            Err(Unfit::Cold(Cold::Unfinished)) if memory.is_new_map() => Cold::New,
             Err(Unfit::Cold(cold)) => cold,
             Err(Unfit::Failed(error)) => return Err(error),
         };
-        let found = Found::fresh(config)?;
-        memory.clear().map_err(|source| StoreError::File { what: "clearing", source })?;
+        let found = Found::fresh(config, memory.map.is_none())?;
+        if !memory.is_new_map() {
+            memory.clear().map_err(|source| StoreError::File { what: "clearing", source })?;
+        }
         let store = Self::around(config, &memory, &found, Access::Shared)?;
         store.superblock().set_boot_id(memory.boot_id);
         store.format();

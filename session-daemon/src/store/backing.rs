@@ -26,6 +26,21 @@ pub struct MemoryFile {
     /// Whether no name leads to it, so that it ends with its processes. It has memory for what it
     /// holds alone, as anonymous memory has.
     pub nameless: bool,
+    /// The file is a BPF array that can be mapped, of that many bytes and that number: it has all
+    /// of its memory from the first moment, can neither grow nor shrink, and only privileged
+    /// processes can open it.
+    pub map: Option<MapFacts>,
+}
+
+/// What the kernel says of a BPF array that a store lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapFacts {
+    /// The map's number, which no other has until the next boot.
+    pub id: u32,
+    /// Bytes of all its elements.
+    pub len: u64,
+    /// Whether it was made for this start, so that there is nothing in it but zeros.
+    pub is_new: bool,
 }
 
 /// Which file, and when it was changed last: written to, cut, renamed, or stored to in a page of a
@@ -42,6 +57,10 @@ impl MemoryFile {
         if self.nameless {
             return Ok(Identity::default());
         }
+        if let Some(map) = self.map {
+            // The number cannot be an inode's.
+            return Ok(Identity { inode: 1 << 63 | u64::from(map.id), changed_ns: 0 });
+        }
         let found = self.file.metadata()?;
         let changed_ns = found.ctime().wrapping_mul(1_000_000_000).wrapping_add(found.ctime_nsec());
         Ok(Identity { inode: found.ino(), changed_ns: changed_ns as u64 })
@@ -49,11 +68,22 @@ impl MemoryFile {
 
     /// Bytes of the file.
     pub(super) fn len(&self) -> io::Result<u64> {
+        if let Some(map) = self.map {
+            return Ok(map.len);
+        }
         Ok(self.file.metadata()?.len())
+    }
+
+    /// Whether it is a map that nobody has had before.
+    pub(super) fn is_new_map(&self) -> bool {
+        self.map.is_some_and(|map| map.is_new)
     }
 
     /// Unit in which the file system gives memory: a huge page on hugetlbfs.
     fn unit(&self) -> io::Result<u64> {
+        if self.map.is_some() {
+            return Ok(UNIT_LEAST);
+        }
         Ok(self.file.metadata()?.blksize().max(UNIT_LEAST))
     }
 
@@ -61,6 +91,10 @@ impl MemoryFile {
     pub(super) fn make_room(&self, layout: &Layout) -> io::Result<()> {
         let unit = self.unit()?;
         let len = (layout.region_len() as u64).next_multiple_of(unit);
+        if let Some(map) = self.map {
+            let fits = len <= map.len;
+            return if fits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) };
+        }
         let found = self.file.metadata()?;
         if found.len() != len {
             self.file.set_len(len)?;
@@ -106,6 +140,10 @@ impl MemoryFile {
     pub(super) fn clear(&self) -> io::Result<()> {
         let len = self.len()?;
         if len == 0 {
+            return Ok(());
+        }
+        if self.map.is_some() {
+            self.map(len as usize, Access::Shared)?.clear_all();
             return Ok(());
         }
         let punched =

@@ -42,6 +42,8 @@
 
 use crate::store::reuse::TICKS_PER_S;
 use crate::store::types::{CasUnique, ClientFlags, Lifetime};
+use session_common::region;
+use session_common::region::state::{CLASS_SHIFT, KEY_LEN_SHIFT};
 
 /// Offsets of the words.
 pub(super) const TIMES: u64 = 8;
@@ -78,6 +80,20 @@ pub(super) const ACCESSES: u64 = FETCHED | FREQ_MAX << FREQ_SHIFT;
 const VALUE_LEN_SHIFT: u32 = 18;
 const VALUE_LEN_MASK: u64 = (1 << 30) - 1;
 
+// The kernel plane reads the same words.
+const _: () = {
+    assert!(TIMES == region::TIMES && CAS == region::CAS && LINK == region::BODY);
+    assert!(VERSION_LEN as u64 == region::VERSION_LEN && FLAGS_LEN as u64 == region::FLAGS_LEN);
+    assert!(LINKED == region::state::LINKED && PIECE == region::state::PIECE);
+    assert!(ACCESSES == region::state::ACCESSES && EXTENT == region::state::EXTENT);
+    assert!(CFLAGS == region::state::HAS_FLAGS && STALE == region::state::STALE);
+    assert!(VERSION == region::state::HAS_VERSION && KEY_BINARY == region::state::KEY_IS_BINARY);
+    assert!(VALUE_LEN_SHIFT == region::state::VALUE_LEN_SHIFT);
+    assert!(VALUE_LEN_MASK == region::state::VALUE_LEN_MASK);
+    assert!(EXPTIME_MASK == region::times::EXPTIME_MASK && WON == region::times::WON);
+    assert!(EXPTIME_PAST as u64 == region::times::EXPTIME_PAST && ENDED == region::times::ENDED);
+};
+
 /// The state word of an item: everything that decides about it in one compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct State(pub(super) u64);
@@ -90,8 +106,9 @@ impl State {
         extent: bool,
         marks: Marks,
     ) -> Self {
-        let mut word =
-            u64::from(class) << 56 | (key_len as u64) << 48 | (value_len as u64) << VALUE_LEN_SHIFT;
+        let mut word = u64::from(class) << CLASS_SHIFT
+            | (key_len as u64) << KEY_LEN_SHIFT
+            | (value_len as u64) << VALUE_LEN_SHIFT;
         for (is_set, bit) in [
             (extent, EXTENT),
             (marks.flags.0 != 0, CFLAGS),
@@ -104,11 +121,11 @@ impl State {
     }
 
     pub(super) fn class(self) -> u32 {
-        (self.0 >> 56) as u32
+        (self.0 >> CLASS_SHIFT) as u32
     }
 
     pub(super) fn key_len(self) -> usize {
-        (self.0 >> 48 & 0xff) as usize
+        (self.0 >> KEY_LEN_SHIFT & 0xff) as usize
     }
 
     pub(super) fn value_len(self) -> usize {

@@ -286,6 +286,13 @@ impl Layout {
         Ok(Self::of(pages, (pages * GROWTH_MAX).min(most), classes, page_len))
     }
 
+    /// [`Layout::new`] without that room, for memory that is taken whether it is touched or not.
+    pub(super) fn tight(memory_limit: usize, classes: u32) -> Result<Self, StoreError> {
+        let page_len = Self::page_len_for(memory_limit);
+        let pages = Self::pages_for(memory_limit, classes, page_len)?;
+        Ok(Self::of(pages, pages, classes, page_len))
+    }
+
     /// The same with no more pages than a file of `len` bytes has; `None` if those are too few.
     pub(super) fn within_file(&self, len: u64) -> Option<Self> {
         let room = usize::try_from(len.checked_sub(self.first_page)? >> self.page_shift).ok()?;
@@ -383,6 +390,11 @@ impl Layout {
     pub(super) fn page(&self, page: u32) -> u64 {
         debug_assert!(page < self.pages_max);
         self.first_page + (u64::from(page) << self.page_shift)
+    }
+
+    /// Offsets of the bucket directory and of the first page.
+    pub(super) fn index_places(&self) -> (u64, u64) {
+        (self.directory, self.first_page)
     }
 
     /// The page of an offset that lies in one.

@@ -73,6 +73,7 @@ mod page_set;
 mod pages;
 mod pinned;
 mod pins;
+mod plane;
 mod pool;
 mod protect;
 mod publish;
@@ -96,7 +97,7 @@ mod words;
 mod worker;
 
 pub use attach::{Cold, Inspected, Start};
-pub use backing::MemoryFile;
+pub use backing::{MapFacts, MemoryFile};
 pub use check::Checked;
 pub use layout::LAYOUT_VERSION;
 pub use lease::Leased;

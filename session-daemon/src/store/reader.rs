@@ -13,7 +13,7 @@ pub(super) fn second(now: Now) -> u32 {
 }
 
 /// Nanoseconds in a step of stamps, as a shift: 56 bits of 16 ns last 36 years of uptime.
-const STAMP_SHIFT: u32 = 4;
+pub(super) const STAMP_SHIFT: u32 = 4;
 /// Bits of the worker's number below the stamp in a cas unique.
 pub(super) const CAS_WORKER_BITS: u32 = 8;
 

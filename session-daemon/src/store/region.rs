@@ -236,6 +236,13 @@ impl Region {
         Ok(unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) }?)
     }
 
+    /// Sets all of it to zero.
+    pub(super) fn clear_all(&mut self) {
+        // SAFETY: nobody else has the region, which is borrowed mutably. Readers in other processes
+        // or in the kernel believe nothing of what they read.
+        unsafe { self.clear(0, self.len) };
+    }
+
     /// Sets `len` bytes to zero.
     ///
     /// # Safety

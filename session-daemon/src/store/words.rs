@@ -15,6 +15,8 @@
 //! version.
 #![forbid(unsafe_code)]
 
+use session_common::region;
+
 /// Slots of a bucket and of an overflow line; few where a model checker has to try all orders.
 pub(super) const SLOTS: u64 = if cfg!(session_model) { 2 } else { 7 };
 /// Bytes of a bucket and of an overflow line.
@@ -32,6 +34,14 @@ pub(super) const VERSION_SHIFT: u32 = 46;
 pub(super) const TAG_SHIFT: u32 = 48;
 pub(super) const PENDING: u64 = 1 << 47;
 pub(super) const OFFSET_MASK: u64 = (1 << 40) - 1;
+
+// The kernel plane reads the same words.
+const _: () = {
+    assert!(LINE_LEN == region::LINE_LEN && (cfg!(session_model) || SLOTS == region::SLOTS));
+    assert!(LINK_MASK == region::LINK_MASK && OFFSET_MASK == region::OFFSET_MASK);
+    assert!(DEPTH_SHIFT == region::DEPTH_SHIFT && DEPTH_MASK == region::DEPTH_MASK);
+    assert!(TAG_SHIFT == region::TAG_SHIFT && PENDING == region::PENDING);
+};
 
 pub(super) fn depth(header: u64) -> u64 {
     header >> DEPTH_SHIFT & DEPTH_MASK

@@ -216,6 +216,9 @@ pub(super) fn status(answer: &Value) -> String {
             figure("protected_lost"),
         );
     }
+    if let Some(line) = kernel_plane(statistics) {
+        let _ = writeln!(text, "{line}");
+    }
     if let Some(start) = statistics["memory_file_start"].as_str() {
         let us = figure("memory_file_start_us").parse::<f64>().unwrap_or(0.0);
         let _ = match start {
@@ -245,6 +248,22 @@ pub(super) fn status(answer: &Value) -> String {
         figure("total_connections"),
     );
     text
+}
+
+/// What the kernel has answered, and what it left to the daemon and why.
+fn kernel_plane(statistics: &Value) -> Option<String> {
+    let count = |value: &Value| value.as_str().and_then(|text| text.parse::<u64>().ok());
+    let hits = count(&statistics["kernel_plane_hits"])?;
+    let passed = statistics.as_object().into_iter().flatten().filter_map(|(name, value)| {
+        let reason = name.strip_prefix("kernel_plane_passed_")?;
+        Some((count(value).filter(|passed| *passed > 0)?, reason.replace('_', " ")))
+    });
+    let mut passed: Vec<_> = passed.collect();
+    passed.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let all: u64 = passed.iter().map(|(count, _)| count).sum();
+    let reasons: Vec<_> = passed.iter().map(|(count, why)| format!("{why} {count}")).collect();
+    let reasons = if all > 0 { format!(": {}", reasons.join(", ")) } else { String::new() };
+    Some(format!("kernel plane {hits} datagrams answered, {all} left to sessiond{reasons}"))
 }
 
 fn guard_line(answer: &Value) -> &'static str {

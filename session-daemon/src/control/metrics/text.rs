@@ -275,6 +275,7 @@ pub(crate) fn render(figures: &Figures) -> String {
     let mut page = Page::default();
     page.put("memcached_up", Gauge, "Could the memcached server be reached.", Vec::new(), 1.0);
     page.general(&figures.general, &figures.settings);
+    page.kernel_plane(&figures.general);
     page.rows(GENERAL, &figures.general);
     page.rows(GUARD, &figures.guard);
     page.classes(&figures.items, &figures.slabs);
@@ -352,6 +353,17 @@ impl Page {
         // `cmd_set` counts the stores with a version again.
         let sets = value(general, "cmd_set").unwrap_or(0.0) - checked - bad;
         command("set", "hit", sets.max(0.0));
+    }
+
+    fn kernel_plane(&mut self, general: &[(String, String)]) {
+        for (name, text) in general {
+            if let (Some(outcome), Some(count)) = (name.strip_prefix("kernel_plane_"), number(text))
+            {
+                let help = "Datagrams of allowed sources by what the kernel plane did with them.";
+                let labels = vec![("outcome", outcome.to_owned())];
+                self.put("session_kernel_plane_datagrams", Counter, help, labels, count);
+            }
+        }
     }
 
     fn classes(&mut self, items: &[(String, String)], slabs: &[(String, String)]) {
@@ -460,6 +472,8 @@ mod tests {
                 ("cmd_set", "5"),
                 ("cas_hits", "2"),
                 ("bytes", "100"),
+                ("kernel_plane_hits", "6"),
+                ("kernel_plane_passed_miss", "1"),
             ]),
             settings: pairs(&[("maxconns", "1024")]),
             items: pairs(&[("items:3:number", "9"), ("items:3:evicted_nonzero", "1")]),
@@ -482,6 +496,8 @@ mod tests {
             "memcached_commands_total{command=\"get\",status=\"hit\"} 7.0",
             "memcached_commands_total{command=\"set\",status=\"hit\"} 3.0",
             "memcached_current_bytes 100.0",
+            "session_kernel_plane_datagrams_total{outcome=\"hits\"} 6.0",
+            "session_kernel_plane_datagrams_total{outcome=\"passed_miss\"} 1.0",
             "memcached_max_connections 1024.0",
             "memcached_slab_current_items{slab=\"3\"} 9.0",
             "memcached_slab_items_evicted_nonzero_total{slab=\"3\"} 1.0",

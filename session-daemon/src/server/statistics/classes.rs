@@ -3,12 +3,24 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+use crate::plane::ClassHits;
 use crate::server::shared::Shared;
 use crate::server::statistics::Sink;
 use crate::store::stats::ClassStats;
 
+/// The hits of a class, those that the kernel has answered among them.
+fn hits(class: &ClassStats, in_kernel: Option<&ClassHits>) -> u64 {
+    let idx = usize::try_from(class.class).unwrap_or(usize::MAX);
+    let in_kernel = in_kernel.and_then(|hits| hits.get(idx)).copied();
+    class.get_hits.wrapping_add(in_kernel.unwrap_or(0))
+}
+
+fn in_kernel(shared: &Shared) -> Option<ClassHits> {
+    Some(shared.config.plane.as_ref()?.class_hits())
+}
+
 pub(super) fn items(shared: &Shared, sink: &mut Sink<'_>) {
-    let tuning = shared.tuning();
+    let (tuning, in_kernel) = (shared.tuning(), in_kernel(shared));
     for class in shared.store.classes().iter().filter(|class| class.number > 0) {
         let mut item = |name: &str, value: u64| {
             sink(&format!("items:{}:{name}", class.class), &value);
@@ -32,7 +44,7 @@ pub(super) fn items(shared: &Shared, sink: &mut Sink<'_>) {
                 .for_each(|name| item(name, 0));
             item("hits_to_hot", 0);
             item("hits_to_warm", 0);
-            item("hits_to_cold", class.get_hits);
+            item("hits_to_cold", hits(class, in_kernel.as_ref()));
             item("hits_to_temp", 0);
         }
     }
@@ -55,7 +67,7 @@ fn removals(class: &ClassStats, item: &mut dyn FnMut(&str, u64)) {
 }
 
 pub(super) fn slabs(shared: &Shared, sink: &mut Sink<'_>) {
-    let classes = shared.store.classes();
+    let (classes, in_kernel) = (shared.store.classes(), in_kernel(shared));
     for class in &classes {
         let mut slab = |name: &str, value: u64| sink(&format!("{}:{name}", class.class), &value);
         slab("chunk_size", class.chunk_size);
@@ -65,7 +77,7 @@ pub(super) fn slabs(shared: &Shared, sink: &mut Sink<'_>) {
         slab("used_chunks", class.used_chunks);
         slab("free_chunks", class.free_chunks);
         slab("free_chunks_end", 0);
-        slab("get_hits", class.get_hits);
+        slab("get_hits", hits(class, in_kernel.as_ref()));
         slab("cmd_set", class.cmd_set);
         slab("delete_hits", class.delete_hits);
         slab("incr_hits", class.incr_hits);

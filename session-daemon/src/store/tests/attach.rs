@@ -23,7 +23,7 @@ pub(super) fn file() -> File {
 
 /// The file for a start that looks at all of it, whoever has had it.
 pub(super) fn memory(file: &File) -> MemoryFile {
-    MemoryFile { file: file.try_clone().unwrap(), boot_id: BOOT, nameless: false }
+    MemoryFile { file: file.try_clone().unwrap(), boot_id: BOOT, nameless: false, map: None }
 }
 
 pub(super) fn config(megabytes: usize) -> StoreConfig {

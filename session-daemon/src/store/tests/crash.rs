@@ -102,7 +102,7 @@ fn open(directory: &Path, name: &str) -> File {
 
 /// The store's file. That it has no name for others makes a start go on with it as it stands.
 fn memory(directory: &Path) -> MemoryFile {
-    MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: true }
+    MemoryFile { file: open(directory, "store"), boot_id: BOOT, nameless: true, map: None }
 }
 
 fn attach(directory: &Path, megabytes: usize, round: u64) -> (Arc<Store>, Start) {

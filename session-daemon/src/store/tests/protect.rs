@@ -188,7 +188,7 @@ fn a_start_counts_what_is_there_and_may_protect_other_keys() {
     let file = file();
     let open = |second| {
         let file = file.try_clone().unwrap();
-        let memory = MemoryFile { file, boot_id: 7, nameless: false };
+        let memory = MemoryFile { file, boot_id: 7, nameless: false, map: None };
         Store::open(&config(8, 4), memory, at(second)).unwrap().0
     };
     let store = open(10);

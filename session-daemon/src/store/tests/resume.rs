@@ -296,7 +296,7 @@ fn a_store_without_a_file_passes_on_as_it_stands() {
     let items = fill(&mut worker, 10);
     drop(worker);
     let file = store.leave(file(), BOOT).unwrap();
-    let memory = MemoryFile { file, boot_id: BOOT, nameless: true };
+    let memory = MemoryFile { file, boot_id: BOOT, nameless: true, map: None };
     let (store, start) = Store::open(&config(60), memory, at(11)).unwrap();
     assert_eq!(how(&store, start), "closed");
     store.validate().unwrap();
