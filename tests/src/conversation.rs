@@ -2,6 +2,8 @@
 //! It owns the store behind it; every conversation has one of its own.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use session_daemon::clock::Now;
 use session_daemon::command::counters::Counters;
@@ -44,6 +46,14 @@ impl Conversation {
     /// When the memory cannot be had.
     pub fn new() -> Result<Self> {
         let store = Store::create(&StoreConfig { workers: 1, ..StoreConfig::default() })?;
+        Ok(Self { worker: store.worker()?, counters: Counters::default() })
+    }
+
+    /// Over a store that there is already.
+    ///
+    /// # Errors
+    /// When the store has no worker left.
+    pub fn over(store: &Arc<Store>) -> Result<Self> {
         Ok(Self { worker: store.worker()?, counters: Counters::default() })
     }
 

@@ -27,6 +27,8 @@ pub mod memcached;
 pub mod netns;
 pub mod packet;
 pub mod php;
+#[cfg(feature = "daemon")]
+pub mod plane_program;
 pub mod process;
 pub mod sandbox;
 pub mod scratch;

@@ -69,6 +69,12 @@ impl Setup {
         self
     }
 
+    /// The same paths with other arguments.
+    #[must_use]
+    pub fn with_only(self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        Self { arguments: arguments.into_iter().map(Into::into).collect(), ..self }
+    }
+
     /// Sets a variable of the daemon's environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {

@@ -217,7 +217,8 @@ fn a_start_counts_what_is_there_and_may_protect_other_keys() {
 fn what_is_protected_is_counted_behind_a_start_after_a_kill() {
     let file = file();
     let open = |second| {
-        let memory = MemoryFile { file: file.try_clone().unwrap(), boot_id: 7, nameless: true };
+        let memory =
+            MemoryFile { file: file.try_clone().unwrap(), boot_id: 7, nameless: true, map: None };
         let (store, start) = Store::open(&config(16, 4), memory, at(second)).unwrap();
         protect(&store, 90);
         let worker = store.worker().unwrap();
