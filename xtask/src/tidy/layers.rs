@@ -84,7 +84,13 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aya_log_ebpf", &["session-ebpf/src/"]),
     (
         "libc",
-        &["session-daemon/src/store/", "session-daemon/src/sys.rs", "session-daemon/src/sys/"],
+        // The last for the numbers of system calls.
+        &[
+            "session-daemon/src/store/",
+            "session-daemon/src/sys.rs",
+            "session-daemon/src/sys/",
+            "session-daemon/src/confine",
+        ],
     ),
 ];
 
