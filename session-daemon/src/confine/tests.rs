@@ -1,3 +1,5 @@
+//! The filter, run as the kernel runs it, and what it says of each call.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use seccompiler::BpfProgram;
