@@ -232,7 +232,7 @@ fn read(journal: &Journal) -> Vec<[u64; 2]> {
 }
 
 fn memory(file: File) -> MemoryFile {
-    MemoryFile { file, boot_id: 9, nameless: true }
+    MemoryFile { file, boot_id: 9, nameless: true, map: None }
 }
 
 /// A file like this one as it is at this moment: what a process leaves that is killed now.
