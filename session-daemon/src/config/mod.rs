@@ -188,6 +188,8 @@ pub struct Config {
     pub admin_confined: bool,
     /// `-o relaxed_privileges`, which stands for memcached's debug build.
     pub debug_commands: bool,
+    /// `-o no_drop_privileges`: the serving process may open files by name, as its user may.
+    pub files_open: bool,
     /// `-o sock_cookie_id`.
     pub socket_mark: Option<u32>,
     /// The settings of memcached's own mechanisms.
@@ -265,6 +267,7 @@ impl Default for Config {
             watch: true,
             admin_confined: false,
             debug_commands: false,
+            files_open: false,
             socket_mark: None,
             tuning: Tuning::default(),
             allow: Vec::new(),

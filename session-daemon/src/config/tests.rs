@@ -237,7 +237,8 @@ fn options_with_meaning_are_taken() {
     assert_eq!(config.remarks, Vec::<String>::new());
     assert!(!config.dumps && !config.watch && config.admin_confined && config.debug_commands);
     assert!(config.tuning.drop_privileges);
-    assert!(!read("-o drop_privileges,no_drop_privileges").unwrap().tuning.drop_privileges);
+    let open = read("-o drop_privileges,no_drop_privileges").unwrap();
+    assert!(!open.tuning.drop_privileges && open.files_open && !config.files_open);
     let Tuning { track_sizes, detail, prefix_delimiter, watcher_logbuf_len, .. } = config.tuning;
     assert!(track_sizes && detail);
     assert_eq!((prefix_delimiter, watcher_logbuf_len), (b'/', 2048));

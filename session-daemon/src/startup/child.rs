@@ -399,10 +399,12 @@ impl Child {
 
 /// Gives up what serving does not need, before a thread is started or a client is heard.
 fn confine(config: &Config, engine: Engine) -> Result<()> {
-    match confine::close_files() {
-        Ok(Files::Closed) => {}
-        Ok(Files::AsTheUser) => log::info!("the kernel has no Landlock: -u alone keeps files"),
-        Err(error) => log::warn!("Landlock: {error:#}: -u alone keeps files"),
+    if !config.files_open {
+        match confine::close_files() {
+            Ok(Files::Closed) => {}
+            Ok(Files::AsTheUser) => log::info!("the kernel has no Landlock: -u alone keeps files"),
+            Err(error) => log::warn!("Landlock: {error:#}: -u alone keeps files"),
+        }
     }
     if config.tuning.drop_privileges {
         confine::filter_calls(engine != Engine::Tokio).context("-o drop_privileges")?;
