@@ -197,24 +197,12 @@ impl Pins {
         directory: &str,
         name: &str,
     ) -> io::Result<()> {
-        let path = self.path(directory, name);
-        match sys::object_pin(object, &path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            outcome => return outcome,
-        }
-        // Under another name first: an object is never without a pin in between.
-        let other = self.path(directory, &format!("{name}-new"));
-        let _ = std::fs::remove_file(&other);
-        sys::object_pin(object, &other)?;
-        std::fs::rename(&other, &path)
+        pin_at(object, &self.path(directory, name))
     }
 
     /// Removes a pin, if there is one.
     pub(super) fn unpin(&self, directory: &str, name: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.path(directory, name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        unpin_at(&self.path(directory, name))
     }
 
     /// Takes the list directory `name`, made if it is absent; `None` if a live daemon has it.
@@ -236,6 +224,29 @@ impl Pins {
             let _ = std::fs::remove_dir(directory);
         }
         Ok(())
+    }
+}
+
+/// Pins `object` at `path`, in place of whatever is there.
+pub(super) fn pin_at(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    match sys::object_pin(object, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        outcome => return outcome,
+    }
+    // Under another name first: an object is never without a pin in between.
+    let mut other = path.as_os_str().to_owned();
+    other.push("-new");
+    let other = Path::new(&other);
+    let _ = std::fs::remove_file(other);
+    sys::object_pin(object, other)?;
+    std::fs::rename(other, path)
+}
+
+/// Removes the pin at `path`, if there is one.
+pub(super) fn unpin_at(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -19,10 +19,9 @@ use crate::guard::Guard;
 use crate::guard::error::GuardError;
 use crate::guard::maps::{data_of, is_absent, write_error};
 use crate::guard::object::{self, PLANE_OBJECT, text_of};
-use crate::guard::pins::{MAPS, with_capability};
+use crate::guard::pins::{MAPS, pin_at, unpin_at, with_capability};
 use crate::guard::start::pinned_map_id;
 use crate::guard::written::wait_for_readers;
-use crate::sys;
 
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: u32 = 1 << 10;
@@ -208,12 +207,8 @@ impl Guard {
 
     fn unpin_region(&self) -> Result<(), GuardError> {
         let path = self.region_path();
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(GuardError::io(format!("removing {}", path.display()), error))
-            }
-            _ => Ok(()),
-        }
+        unpin_at(&path)
+            .map_err(|error| GuardError::io(format!("removing {}", path.display()), error))
     }
 
     /// Pins the region unless its pin is there.
@@ -223,11 +218,7 @@ impl Guard {
         if MapInfo::from_pin(&path).is_ok_and(|info| info.id() == plane.region_id) {
             return Ok(());
         }
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        sys::object_pin(plane.region.as_fd(), &path)
+        pin_at(plane.region.as_fd(), &path)
     }
 }
 
