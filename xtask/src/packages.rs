@@ -30,6 +30,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
 pub(crate) const FOR_PHP: &[&str] = &[
     "faketime",
     "iproute2",
+    "iptables",
     "memcached",
     "nginx-light",
     "nutcracker",

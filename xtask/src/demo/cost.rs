@@ -1,4 +1,5 @@
-//! What a PHP page costs the cache host, beside memcached in the same run.
+//! What a PHP page costs the cache host, beside memcached in the same run, each behind what refuses
+//! strangers: the guard, and the iptables chain of docs/migrate-from-memcached.md.
 //!
 //! A server at rest works too: it sweeps, and the guard's parent looks after every interface each
 //! second, whether there are ten pages in that second or a thousand. That is measured by itself and
@@ -6,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::net::Ipv4Addr;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,7 +39,10 @@ pub(super) fn show(
         story.line("sessiond is a debug build here: its figure says nothing about a released one");
     }
     let other = shop.other.v4;
+    story.line("memcached stands behind the iptables chain of docs/migrate-from-memcached.md");
     let memcached = Memcached::start_in(Some(&shop.other.namespace), other.into(), PORT, &[])?;
+    // Afterwards: from its own address nobody reaches it any more, as on the page.
+    put_chain(shop)?;
     let (ours, theirs) = (daemon.process.pid(), memcached.process.pid());
     let at_rest = [at_rest(ours)?, at_rest(theirs)?];
     let [our_rest, their_rest] = at_rest.map(|share| share * 1e6);
@@ -62,6 +68,24 @@ pub(super) fn show(
             "{name}  sessiond {ours:.0} us, memcached {theirs:.0} us: {:.2} of memcached's",
             ours / theirs
         ));
+    }
+    Ok(())
+}
+
+/// Has memcached's host refuse whoever is no web server, as the page on migration finds it.
+fn put_chain(shop: &Shop) -> Result<()> {
+    let accept = |host: Ipv4Addr| format!("-A MEMCACHED -s {host} -j ACCEPT");
+    let webs = shop.topology.allowed.iter().map(|web| accept(web.v4));
+    let rules = std::iter::once("-N MEMCACHED".to_owned()).chain(webs).chain([
+        accept(Ipv4Addr::LOCALHOST),
+        "-A MEMCACHED -j REJECT --reject-with icmp-host-prohibited".to_owned(),
+        format!("-A INPUT -p tcp --dport {PORT} -j MEMCACHED"),
+    ]);
+    for rule in rules {
+        let mut command = Command::new("iptables");
+        let output = shop.other.namespace.output(command.args(rule.split(' ')))?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "iptables {rule}: {}", told.trim());
     }
     Ok(())
 }
