@@ -9,9 +9,10 @@ use crate::server::buffers::Wire;
 use crate::server::connection::{Connection, Step};
 use crate::server::farewell;
 use crate::server::handover::{Parked, Told};
-use crate::server::listener::Accepted;
+use crate::server::listener::{Accepted, Past};
 use crate::server::mixed::MixedStream;
 use crate::server::observing;
+use crate::server::placement::{self, STAYS_FROM};
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::{ReadInto, Socket, read_now, yield_turn};
 use crate::server::stream::Stream;
@@ -36,13 +37,20 @@ const PARTS_MAX: usize = 32;
 /// Begins to serve a connection that has its place and counts in this worker's load.
 pub fn begin(local: &Rc<Local>, accepted: Accepted) {
     let now = local.now();
-    let Accepted { fd, peer, listener, tls, talk } = accepted;
+    let stays = accepted.stays();
+    let Accepted { fd, peer, listener, tls, past } = accepted;
     let id = local.shared.next_id();
     let info = Arc::new(ConnectionInfo::new(id, fd.as_raw_fd(), peer, listener, now));
     local.seat().connections().insert(id, Arc::clone(&info));
-    observing::opened(&local.shared, &info.peer, info.fd, now);
-    let (held, ended) = (Cell::new(0), Cell::new("shutdown"));
-    let presence = Presence { local: Rc::clone(local), info: Arc::clone(&info), held, ended };
+    let talk = match past {
+        // Whoever watches has heard of it.
+        Past::Worker(talk) => Some(talk),
+        past => {
+            observing::opened(&local.shared, &info.peer, info.fd, now);
+            if let Past::Process(talk) = past { Some(talk) } else { None }
+        }
+    };
+    let presence = Presence::new(local, &info, stays);
     // A list that changed while the connection changed hands is minded here.
     if !local.shared.admits(&info.peer, now) {
         info.reset();
@@ -79,9 +87,43 @@ pub struct Presence {
     held: Cell<usize>,
     /// Why it ends, in memcached's words: when nothing else is said, the server ended it.
     ended: Cell<&'static str>,
+    /// Whether it counts as one that stays.
+    stays: Cell<bool>,
+    /// Whether another worker goes on with it.
+    left: Cell<bool>,
 }
 
 impl Presence {
+    fn new(local: &Rc<Local>, info: &Arc<ConnectionInfo>, stays: bool) -> Self {
+        Self {
+            local: Rc::clone(local),
+            info: Arc::clone(info),
+            held: Cell::new(0),
+            ended: Cell::new("shutdown"),
+            stays: Cell::new(stays),
+            left: Cell::new(false),
+        }
+    }
+
+    /// From here on it counts as one that stays with this worker.
+    pub fn stays(&self) {
+        if !self.stays.replace(true) {
+            // Relaxed, here as below: a hint for whoever deals connections out.
+            self.local.seat().staying.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it counts as one that stays.
+    #[must_use]
+    pub fn has_settled(&self) -> bool {
+        self.stays.get()
+    }
+
+    /// It ends here alone: another worker has its place.
+    pub fn leaves(&self) {
+        self.left.set(true);
+    }
+
     /// Counts `len` bytes as kept for a wait; false when all connections together keep too many.
     pub fn hold(&self, len: usize) -> bool {
         let before = self.held.replace(0);
@@ -97,13 +139,17 @@ impl Presence {
 impl Drop for Presence {
     fn drop(&mut self) {
         self.hold(0);
-        let Self { local, info, ended, .. } = self;
+        let Self { local, info, ended, .. } = &*self;
+        local.seat().connections().remove(&info.id);
+        let seat = local.seat();
+        seat.load.fetch_sub(1, Ordering::Relaxed);
+        seat.staying.fetch_sub(usize::from(self.stays.get()), Ordering::Relaxed);
+        if self.left.get() {
+            return;
+        }
         let reason = if info.is_idle_closed() { "idle_timeout" } else { ended.get() };
         observing::closed(&local.shared, &info.peer, info.fd, reason, local.now());
-        self.local.seat().connections().remove(&self.info.id);
-        // Relaxed: a hint for whoever hands connections out.
-        self.local.seat().load.fetch_sub(1, Ordering::Relaxed);
-        self.local.shared.give_place();
+        local.shared.give_place();
     }
 }
 
@@ -141,6 +187,7 @@ impl<S: Stream> Drop for Client<'_, S> {
             let fd = self.stream.leave(&mut self.connection);
             local.park(fd.and_then(|fd| Parked::new(fd, info, &mut self.connection)));
         }
+        self.connection.pass_over(&mut local.pool.borrow_mut());
     }
 }
 
@@ -154,7 +201,10 @@ async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Res
         // A client that speaks at once has done so by now: its first request is read before the
         // engine is told of the socket, which saves a wait.
         match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {
-            Ok(0) => return Ok(()),
+            Ok(0) => {
+                connection.pass_over(&mut local.pool.borrow_mut());
+                return Ok(());
+            }
             Ok(len) => received(&mut connection, local, len),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -175,20 +225,39 @@ async fn converse(
 ) -> io::Result<()> {
     let mut client = Client { connection, stream, presence };
     let Client { connection, stream, .. } = &mut client;
-    let served = drive(presence, connection, stream).await;
-    if served.as_ref().is_err_and(farewell::is_due) {
-        farewell::say(presence, connection, stream).await;
+    loop {
+        match drive(presence, connection, stream).await {
+            Ok(End::Over) => return Ok(()),
+            Ok(End::Leaves(seat_idx)) => {
+                if placement::move_to(seat_idx, presence, connection, stream) {
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                if farewell::is_due(&error) {
+                    farewell::say(presence, connection, stream).await;
+                }
+                return Err(error);
+            }
+        }
     }
-    served
+}
+
+/// How a conversation ends that nothing is wrong with.
+enum End {
+    /// Nobody goes on with it.
+    Over,
+    /// The worker of that seat goes on with it.
+    Leaves(usize),
 }
 
 async fn drive(
     presence: &Presence,
     connection: &mut Connection,
     stream: &mut impl Stream,
-) -> io::Result<()> {
+) -> io::Result<End> {
     let Presence { local, info, .. } = presence;
-    let mut spoke_in = None;
+    let (mut spoke_in, mut reads) = (None, 0_u32);
     loop {
         match local.drive(connection, info, Some(stream.wire())) {
             Step::Yield => {
@@ -196,14 +265,22 @@ async fn drive(
                 yield_turn().await;
             }
             Step::Write => stream.flush(connection, presence).await?,
-            Step::Read => match stream.exchange(connection, presence).await? {
-                0 => return Ok(()),
-                len => {
-                    local.speaks(&mut spoke_in);
-                    info.doing(Activity::Parse, true);
-                    local.counters().add(Counter::BytesRead, len as u64);
+            Step::Read => {
+                reads = reads.saturating_add(1);
+                if reads > STAYS_FROM
+                    && let Some(seat_idx) = settle(presence, connection, stream).await?
+                {
+                    return Ok(End::Leaves(seat_idx));
                 }
-            },
+                match stream.exchange(connection, presence).await? {
+                    0 => return Ok(End::Over),
+                    len => {
+                        local.speaks(&mut spoke_in);
+                        info.doing(Activity::Parse, true);
+                        local.counters().add(Counter::BytesRead, len as u64);
+                    }
+                }
+            }
             Step::Watch => {
                 info.doing(Activity::Watch, false);
                 let filled = connection.events();
@@ -214,21 +291,37 @@ async fn drive(
                 };
                 tokio::select! {
                     len = stream.exchange(connection, presence) => match len? {
-                        0 => return Ok(()),
+                        0 => return Ok(End::Over),
                         len => local.counters().add(Counter::BytesRead, len as u64),
                     },
                     () = event => {}
                 }
             }
             Step::Close => {
-                stream.flush(connection, presence).await?;
-                return connection.end();
+                stream.flush_last(connection, presence).await?;
+                connection.end()?;
+                return Ok(End::Over);
             }
         }
     }
 }
 
+/// Decides between two requests, once, where a connection that stays is served from now on. None:
+/// here, or nothing is decided yet.
+async fn settle(
+    presence: &Presence,
+    connection: &mut Connection,
+    stream: &mut impl Stream,
+) -> io::Result<Option<usize>> {
+    if presence.has_settled() || !connection.is_waiting() {
+        return Ok(None);
+    }
+    stream.flush(connection, presence).await?;
+    Ok(placement::settle(presence))
+}
+
 fn received(connection: &mut Connection, local: &Local, len: usize) {
+    local.speaks(&mut None);
     local.counters().add(Counter::BytesRead, len as u64);
     connection.filled(len);
 }
@@ -282,6 +375,19 @@ impl Stream for TokioStream {
             }
         }
         presence.hold(0);
+        Ok(())
+    }
+
+    async fn flush_last(
+        &mut self,
+        connection: &mut Connection,
+        presence: &Presence,
+    ) -> io::Result<()> {
+        if !connection.output().is_empty() {
+            self.socket.holds_back();
+            self.flush(connection, presence).await?;
+            self.socket.finish();
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::server::connection::Connection;
-use crate::server::listener::Accepted;
+use crate::server::listener::{Accepted, Past};
 use crate::server::shared::{ConnectionInfo, Peer};
 use crate::server::talk::Talk;
 use rustix::io::Errno;
@@ -64,7 +64,7 @@ impl Parked {
             Err(error) => return Err(error.into()),
         };
         let listener = Arc::from(told.listener);
-        Ok(Accepted { fd, peer, listener, tls: None, talk: Some(Box::new(told.talk)) })
+        Ok(Accepted { fd, peer, listener, tls: None, past: Past::Process(Box::new(told.talk)) })
     }
 }
 

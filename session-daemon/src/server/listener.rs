@@ -1,15 +1,15 @@
-//! Accepting connections: who may come in, how many, and who serves them. It owns the listening
-//! sockets; it never reads what a client sends.
+//! Accepting connections: who may come in, and how many. It owns the listening sockets; it never
+//! reads what a client sends.
 #![forbid(unsafe_code)]
 
 use crate::command::counters::Counter;
 use crate::protocol::text::encode::TOO_MANY_CONNECTIONS;
-use crate::server::client;
+use crate::server::placement::place;
 use crate::server::shared::{Peer, Shared};
 use crate::server::socket::{finish, read_now, watch, yield_turn};
 use crate::server::talk::Talk;
 use crate::server::tls::Verify;
-use crate::server::worker::{Local, Message};
+use crate::server::worker::Local;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny, SocketFlags, acceptfrom_with, send, sockopt};
 use std::io;
@@ -83,8 +83,27 @@ pub struct Accepted {
     pub listener: Arc<str>,
     /// What TLS asks of it; none for plain text.
     pub tls: Option<Verify>,
-    /// What was said to the process that served it before, if there is one.
-    pub talk: Option<Box<Talk>>,
+    /// What became of it before.
+    pub past: Past,
+}
+
+/// What became of a connection before it comes to a worker.
+#[derive(Debug)]
+pub enum Past {
+    /// It was accepted just now.
+    None,
+    /// Another process has served it; what was said.
+    Process(Box<Talk>),
+    /// Another worker has served it; what was said.
+    Worker(Box<Talk>),
+}
+
+impl Accepted {
+    /// Whether it is taken for one that stays, and so is where it ought to be.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.tls.is_some() || !matches!(self.past, Past::None)
+    }
 }
 
 /// Accepts for as long as the worker runs.
@@ -177,27 +196,6 @@ fn admit(
         let _ = read_now(&fd, &mut [0; PASSED_OVER_LEN]);
         return;
     }
-    place(local, Accepted { fd, peer, listener: Arc::clone(notation), tls, talk: None });
-}
-
-/// Serves the connection here, or hands it to the least loaded worker when that one has fewer:
-/// measured against the kernel's own spread in docs/protocol.md.
-fn place(local: &Rc<Local>, accepted: Accepted) {
-    let seats = &local.shared.seats;
-    // Relaxed throughout: a load that is off by one costs a hand-over, no more.
-    let here = local.seat().load.load(Ordering::Relaxed);
-    let loads = seats.iter().map(|seat| seat.load.load(Ordering::Relaxed));
-    let (least_idx, least) =
-        loads.enumerate().min_by_key(|(_, load)| *load).unwrap_or((local.seat_idx, here));
-    if here <= least {
-        local.seat().load.fetch_add(1, Ordering::Relaxed);
-        return client::begin(local, accepted);
-    }
-    seats[least_idx].load.fetch_add(1, Ordering::Relaxed);
-    if let Err(unsent) = local.mailboxes[least_idx].send(Message::Adopt(accepted)) {
-        // That worker is stopping, and so is the server.
-        seats[least_idx].load.fetch_sub(1, Ordering::Relaxed);
-        local.shared.give_place();
-        drop(unsent);
-    }
+    let (listener, past) = (Arc::clone(notation), Past::None);
+    place(local, Accepted { fd, peer, listener, tls, past });
 }

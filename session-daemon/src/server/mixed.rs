@@ -74,6 +74,17 @@ impl Stream for MixedStream {
         }
     }
 
+    async fn flush_last(
+        &mut self,
+        connection: &mut Connection,
+        presence: &Presence,
+    ) -> io::Result<()> {
+        match self {
+            Self::Epoll(stream) => stream.flush_last(connection, presence).await,
+            Self::Ring(stream) => stream.flush_last(connection, presence).await,
+        }
+    }
+
     async fn exchange(
         &mut self,
         connection: &mut Connection,

@@ -23,6 +23,7 @@ pub mod login;
 pub mod meta;
 pub mod mixed;
 pub mod observing;
+pub mod placement;
 pub mod plane;
 pub mod prefixes;
 pub mod reply;
@@ -128,6 +129,7 @@ impl Server {
             // Relaxed: no worker runs yet. Within -c or not, it was let in before.
             self.shared.connections.fetch_add(1, Ordering::Relaxed);
             self.shared.seats[idx].load.fetch_add(1, Ordering::Relaxed);
+            self.shared.seats[idx].staying.fetch_add(1, Ordering::Relaxed);
             let _ = self.mailboxes[idx].send(Message::Adopt(accepted));
         }
     }

@@ -141,6 +141,9 @@ pub fn evicted(shared: &Shared, evicted: &Evicted, now: Now) {
 
 /// Tells that a connection began.
 pub fn opened(shared: &Shared, peer: &Peer, fd: i32, now: Now) {
+    if shared.watchers.kinds() & watch::CONNEVENTS == 0 {
+        return;
+    }
     let (ip, port, transport) = endpoint(peer);
     let event = format_args!("type=conn_new rip={ip} rport={port} transport={transport} cfd={fd}");
     shared.watchers.tell(watch::CONNEVENTS, now, event);
@@ -148,6 +151,9 @@ pub fn opened(shared: &Shared, peer: &Peer, fd: i32, now: Now) {
 
 /// Tells that a connection ended, and why.
 pub fn closed(shared: &Shared, peer: &Peer, fd: i32, reason: &str, now: Now) {
+    if shared.watchers.kinds() & watch::CONNEVENTS == 0 {
+        return;
+    }
     let (ip, port, transport) = endpoint(peer);
     shared.watchers.tell(
         watch::CONNEVENTS,

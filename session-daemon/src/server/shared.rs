@@ -251,6 +251,8 @@ pub struct Seat {
     pub counters: Counters,
     /// Connections that it serves or is about to be handed.
     pub load: AtomicUsize,
+    /// Those of them that stay: the others may be over before they have cost much.
+    pub staying: AtomicUsize,
     connections: Mutex<HashMap<u64, Arc<ConnectionInfo>>>,
     inlets: Mutex<Vec<Arc<ConnectionInfo>>>,
     /// What `stats detail` counts.

@@ -28,6 +28,8 @@ pub struct Socket {
     info: Arc<ConnectionInfo>,
     /// Whether the reactor also watches for room to write, which few connections ever wait for.
     watches_writes: bool,
+    /// How bytes are sent.
+    how: SendFlags,
     reads: u32,
 }
 
@@ -74,12 +76,18 @@ impl Socket {
     /// When the reactor cannot take it.
     pub fn new(fd: OwnedFd, info: Arc<ConnectionInfo>) -> io::Result<Self> {
         let fd = Some(watch(fd, Interest::READABLE)?);
-        Ok(Self { fd, info, watches_writes: false, reads: 0 })
+        let how = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(Self { fd, info, watches_writes: false, how, reads: 0 })
     }
 
     /// The descriptor, which the reactor forgets.
     pub fn take(&mut self) -> Option<OwnedFd> {
         self.fd.take().map(AsyncFd::into_inner)
+    }
+
+    /// The kernel keeps what does not fill a segment, for what is sent next or for the end.
+    pub fn holds_back(&mut self) {
+        self.how |= SendFlags::MORE;
     }
 
     /// Says that nothing more will be sent.
@@ -139,7 +147,7 @@ impl Socket {
     pub fn write_now(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
         let fd = self.fd.as_ref().ok_or_else(unregistered)?;
         loop {
-            return match send(fd.get_ref(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            return match send(fd.get_ref(), bytes, self.how) {
                 Ok(len) => Ok(Some(len)),
                 Err(Errno::AGAIN) => Ok(None),
                 Err(Errno::INTR) => continue,
@@ -154,9 +162,9 @@ impl Socket {
     /// What the kernel says.
     pub fn write_parts_now(&self, parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
         let fd = self.fd.as_ref().ok_or_else(unregistered)?;
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let control = &mut SendAncillaryBuffer::default();
         loop {
-            return match sendmsg(fd.get_ref(), parts, &mut SendAncillaryBuffer::default(), flags) {
+            return match sendmsg(fd.get_ref(), parts, control, self.how) {
                 Ok(len) => Ok(Some(len)),
                 Err(Errno::AGAIN) => Ok(None),
                 Err(Errno::INTR) => continue,

@@ -25,6 +25,19 @@ pub trait Stream {
         presence: &Presence,
     ) -> impl Future<Output = io::Result<()>>;
 
+    /// Sends all answers, the last of the connection: where the engine can, its end goes with them, in
+    /// one segment.
+    ///
+    /// # Errors
+    /// As for [`Stream::flush`].
+    fn flush_last(
+        &mut self,
+        connection: &mut Connection,
+        presence: &Presence,
+    ) -> impl Future<Output = io::Result<()>> {
+        self.flush(connection, presence)
+    }
+
     /// Sends all answers and waits for the client's next bytes, which the connection takes. How
     /// many there were, 0 at the end.
     ///

@@ -126,6 +126,8 @@ pub struct Local {
     /// Connections that have spoken in this turn.
     speakers: Cell<u32>,
     crowd: Crowd,
+    /// Whether connections may be given to other workers: these listen still.
+    hands_on: Cell<bool>,
     /// Whether the connection that has its turn may steer the server.
     trusted: Cell<bool>,
     /// Connections for another process, from when there is to be one.
@@ -162,6 +164,18 @@ impl Local {
     pub fn reactor_of_many(&self) -> Option<&Rc<Reactor>> {
         let is_for_all = self.shared.config.engine == Engine::Uring;
         self.reactor.as_ref().filter(|_| is_for_all || self.crowd.is_there())
+    }
+
+    /// Whether many connections speak at a time.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.crowd.is_there()
+    }
+
+    /// Whether connections may be given to other workers.
+    #[must_use]
+    pub fn may_hand_on(&self) -> bool {
+        self.hands_on.get()
     }
 
     /// A connection speaks; `spoke_in` is its own, and says in which turn it last did.
@@ -439,6 +453,7 @@ pub fn run(
         turns: Cell::new(0),
         speakers: Cell::new(0),
         crowd: Crowd::default(),
+        hands_on: Cell::new(true),
         trusted: Cell::new(false),
         parked: RefCell::default(),
     });
@@ -480,6 +495,7 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
                 spawn_local(settle(Rc::clone(&local), reply));
             }
             Message::CloseDoors(reply) => {
+                local.hands_on.set(false);
                 ways_in.iter().for_each(JoinHandle::abort);
                 // Nobody waits any more: then the other process is not to be.
                 let _ = reply.send(());
@@ -491,6 +507,7 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
                 return;
             }
             Message::Stop(shutdown) => {
+                local.hands_on.set(false);
                 ways_in.iter().for_each(JoinHandle::abort);
                 upkeep.abort();
                 if shutdown == Shutdown::Graceful {

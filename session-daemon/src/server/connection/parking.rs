@@ -15,6 +15,12 @@ impl Connection {
         !between || !self.input.waiting().is_empty() || !self.output.is_empty()
     }
 
+    /// Whether nothing has come that is not answered.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.is_between() && self.input.waiting().is_empty()
+    }
+
     /// Whether no request has begun.
     pub(super) fn is_between(&self) -> bool {
         matches!(self.state, State::Line | State::Fresh)

@@ -13,7 +13,7 @@ use crate::server::stream::Stream;
 use crate::server::uring::reactor::Reactor;
 use crate::server::worker::Local;
 use crate::uring::ring::{Event, Left};
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg, sockopt};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -126,6 +126,26 @@ impl Stream for UringStream {
             self.wait_for_room(presence).await?;
         }
         Ok(())
+    }
+
+    async fn flush_last(
+        &mut self,
+        connection: &mut Connection,
+        presence: &Presence,
+    ) -> io::Result<()> {
+        // Nothing is on its way, and nobody waits behind it for whom a call could be saved.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE;
+        if !connection.output().is_empty()
+            && let Ok(len) = send(self.fd(), connection.output(), flags)
+        {
+            self.local.counters().add(Counter::BytesWritten, len as u64);
+            connection.sent(len, &mut presence.local.pool.borrow_mut());
+            if connection.output().is_empty() {
+                self.finish();
+                return Ok(());
+            }
+        }
+        self.flush(connection, presence).await
     }
 
     async fn exchange(
