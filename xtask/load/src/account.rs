@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 
 /// Processor time of some processes, of all their threads.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Account {
+pub struct Account {
     /// Nanoseconds on a processor.
-    pub(crate) run_ns: u64,
+    pub run_ns: u64,
     /// Nanoseconds ready to run while something else ran.
-    pub(crate) wait_ns: u64,
+    pub wait_ns: u64,
 }
 
 /// Ticks of the machine's processors since it started, of /proc/stat.
@@ -26,7 +26,10 @@ pub(crate) struct Machine {
 impl Account {
     /// The sums over all threads of the processes. The running thread's figure is as old as the
     /// last tick, which is at most 10 ms.
-    pub(crate) fn of(pids: &[u32]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When a process has ended, or the kernel keeps no such account.
+    pub fn of(pids: &[u32]) -> Result<Self> {
         let mut sum = Self::default();
         for pid in pids {
             let directory = format!("/proc/{pid}/task");
@@ -50,7 +53,9 @@ impl Account {
         Ok(())
     }
 
-    pub(crate) fn since(self, earlier: Self) -> Self {
+    /// What has been added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
         Self {
             run_ns: self.run_ns.saturating_sub(earlier.run_ns),
             wait_ns: self.wait_ns.saturating_sub(earlier.wait_ns),

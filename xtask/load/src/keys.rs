@@ -3,10 +3,12 @@
 
 /// A small fast generator of random numbers (splitmix64).
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The same numbers for the same seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -24,14 +26,15 @@ impl Random {
     }
 
     /// A number in the open interval from 0 to 1.
-    pub(crate) fn open_unit(&mut self) -> f64 {
+    pub fn open_unit(&mut self) -> f64 {
         ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
     }
 }
 
 /// Which keys are asked for, and how often.
 #[derive(Debug)]
-pub(crate) enum Popularity {
+pub enum Popularity {
+    /// Each of so many keys as often as the others.
     Uniform(u32),
     /// Walker's alias table: one look-up a draw, for any distribution.
     Zipf(Vec<Alias>),
@@ -39,7 +42,7 @@ pub(crate) enum Popularity {
 
 /// A column of the alias table: its own rank below `threshold`, else the other one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Alias {
+pub struct Alias {
     threshold: f32,
     other: u32,
 }
@@ -48,7 +51,8 @@ impl Popularity {
     /// Keys 0 to `count`, the key of rank r with probability proportional to r^-`alpha`.
     ///
     /// Ranks are key numbers: the numbers are scattered over the keys' bytes by `Items`.
-    pub(crate) fn new(count: u32, alpha: f64) -> Self {
+    #[must_use]
+    pub fn new(count: u32, alpha: f64) -> Self {
         if alpha == 0.0 {
             return Self::Uniform(count);
         }
@@ -56,7 +60,8 @@ impl Popularity {
         Self::Zipf(alias_table(&weights))
     }
 
-    pub(crate) fn draw(&self, random: &mut Random) -> u32 {
+    /// The number of a key.
+    pub fn draw(&self, random: &mut Random) -> u32 {
         match self {
             Self::Uniform(count) => random.below(*count),
             Self::Zipf(table) => {

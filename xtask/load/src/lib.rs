@@ -5,15 +5,15 @@
 //! was due. It never starts or stops a server.
 #![forbid(unsafe_code)]
 
+pub mod account;
+pub mod keys;
 pub mod options;
 pub mod report;
 
-mod account;
 mod connection;
 mod datagram;
 mod fill;
 mod items;
-mod keys;
 mod run;
 mod sizes;
 mod tally;
