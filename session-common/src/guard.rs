@@ -349,6 +349,10 @@ mod pod {
     unsafe impl aya::Pod for Rule {}
     // SAFETY: as for `Meta`; asserted beside the type.
     unsafe impl aya::Pod for crate::flood::Flood {}
+    // SAFETY: as for `Meta`; the asserted lengths are the sums of the fields.
+    unsafe impl aya::Pod for crate::exchange::Exchange {}
+    // SAFETY: four integers of one size.
+    unsafe impl aya::Pod for crate::exchange::Tally {}
     // SAFETY: as for `Meta`; asserted beside the type.
     unsafe impl aya::Pod for crate::answer::Sample {}
     // SAFETY: as for `Meta`; asserted beside the type.

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod answer;
+pub mod exchange;
 pub mod flood;
 pub mod guard;
 pub mod plane;

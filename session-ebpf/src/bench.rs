@@ -1,7 +1,10 @@
-//! What the guard is measured against, and what it is measured with: a bare drop, a bare pass
-//! and a packet generator. Tests flood with the same generator. None of it is in the daemon.
+//! What the guard and the plane are measured against, and what they are measured with: a bare drop,
+//! a bare pass, a packet generator, and a client that asks by datagrams. Tests use the same ones. None
+//! of it is in the daemon.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod exchange;
 #[cfg(target_arch = "bpf")]
 mod generator;
 

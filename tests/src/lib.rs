@@ -13,6 +13,7 @@ pub mod client;
 pub mod conversation;
 pub mod datagram;
 pub mod evasions;
+pub mod exchange;
 pub mod flood;
 pub mod frame;
 pub mod fuzz;

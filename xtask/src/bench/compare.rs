@@ -222,7 +222,7 @@ fn finish(results: &Results, with_document: bool) -> Result<ExitCode> {
     println!("\n{table}");
     println!("written to {}", directory.display());
     if with_document {
-        document::write(&table)?;
+        document::write("", &table)?;
     }
     let faults = results.points.iter().filter(|point| {
         [Side::Ours, Side::Other].into_iter().any(|side| point.fault(side).is_some())

@@ -11,6 +11,7 @@ mod generator;
 mod hit_ratio;
 mod in_process;
 mod instructions;
+mod kernel_plane;
 mod machine;
 mod markdown;
 mod memory;
@@ -50,6 +51,8 @@ enum What {
     InProcess(in_process::Options),
     /// Instructions a request, beside those that were recorded
     Instructions(instructions::Options),
+    /// A request by datagram with the kernel plane, without it, and by memcached
+    KernelPlane(kernel_plane::Options),
     /// Items held, and memory used, beside memcached at the same -m
     Memory(memory::Options),
 }
@@ -61,6 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(What::HitRatio(traces)) => hit_ratio::run(traces).map(|()| ExitCode::SUCCESS),
         Some(What::InProcess(options)) => in_process::run(options).map(|()| ExitCode::SUCCESS),
         Some(What::Instructions(options)) => instructions::run(options),
+        Some(What::KernelPlane(options)) => kernel_plane::run(options),
         Some(What::Memory(memory)) => memory::run(memory).map(|()| ExitCode::SUCCESS),
         Some(What::Guard(guard)) => bench_guard::run(guard).map(|()| ExitCode::SUCCESS),
     }

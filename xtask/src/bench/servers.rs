@@ -67,7 +67,12 @@ pub(super) struct Program {
 impl Program {
     /// This tree's `sessiond`, as it was built with optimisation.
     pub(super) fn sessiond() -> Result<Self> {
-        Self::new(shell::target_directory().join("release/sessiond"), true)
+        Self::sessiond_at(&shell::target_directory().join("release/sessiond"))
+    }
+
+    /// A `sessiond` that was built somehow.
+    pub(super) fn sessiond_at(path: &Path) -> Result<Self> {
+        Self::new(path.to_owned(), true)
     }
 
     /// The same with another engine than it takes by itself.
