@@ -273,8 +273,8 @@ fn every_command_and_its_flags_exist() {
                 let line = line.split(" # ").next().unwrap_or(line);
                 let words: Vec<&str> = line.split_whitespace().collect();
                 let help = match words.as_slice() {
-                    ["sessionctl", "import", what, ..] => {
-                        help(&binaries::sessionctl(), &["import", what, "--help"])
+                    ["sessionctl", command @ ("import" | "boot-rule"), what, ..] => {
+                        help(&binaries::sessionctl(), &[command, what, "--help"])
                     }
                     ["sessionctl", command, ..] => {
                         help(&binaries::sessionctl(), &[command, "--help"])

@@ -49,6 +49,7 @@ const HELD: &[&str] = &[
     "/etc/sessiond/allow",
     "/etc/sessiond/sessiond.conf",
     "/usr/bin/sessionctl",
+    "/usr/lib/systemd/system/sessiond-boot-rule.service",
     "/usr/lib/systemd/system/sessiond.service",
     "/usr/sbin/sessiond",
     "/usr/share/bash-completion/completions/sessionctl",
@@ -76,6 +77,7 @@ fn the_rpm_holds_what_it_should() {
     assert_eq!(ask(&["--configfiles"]), "/etc/sessiond/allow\n/etc/sessiond/sessiond.conf\n");
     let scripts = ask(&["--scripts"]);
     assert!(scripts.contains("useradd --system") && scripts.contains("sessionctl detach --yes"));
+    assert!(scripts.contains("sessionctl boot-rule clear"), "{scripts}");
     let owners = ask(&["--queryformat", "[%{FILEUSERNAME} %{FILEMODES:perms} %{FILENAMES}\n]"]);
     for line in owners.lines() {
         let program = line.ends_with("bin/sessiond") || line.ends_with("bin/sessionctl");
@@ -105,10 +107,45 @@ fn the_unit_is_sound_and_confined() {
     }
 }
 
+/// The rule that keeps the port closed is there before a network is, before sessiond, and behind those
+/// who begin by flushing all rules; nothing but the administrator enables or ends it.
+#[test]
+fn the_unit_of_the_boot_rule_comes_first_and_is_not_enabled() {
+    require_program!("systemd-analyze");
+    let directory = binaries::workspace_root().join("packaging/systemd");
+    let path = directory.join("sessiond-boot-rule.service");
+    let unit = fs::read_to_string(&path).unwrap();
+    let words = |name: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().split(' ').collect::<Vec<_>>()
+    };
+    for first in ["network-pre.target", "sessiond.service", "memcached.service"] {
+        assert!(words("Before").contains(&first), "{unit}");
+    }
+    assert!(words("After").contains(&"nftables.service"), "{unit}");
+    assert_eq!(words("WantedBy"), ["sysinit.target"]);
+    // Neither is there a way by which a shutdown, or sessiond's end, would open the port.
+    assert!(words("DefaultDependencies") == ["no"] && !unit.contains("Conflicts="), "{unit}");
+    let sessiond = fs::read_to_string(directory.join("sessiond.service")).unwrap();
+    assert!(!sessiond.contains("boot-rule"), "{sessiond}");
+    for script in ["deb/postinst", "rpm/session.spec.in"] {
+        let script = fs::read_to_string(directory.join("..").join(script)).unwrap();
+        let enables = script.lines().filter(|line| line.contains("enable sessiond"));
+        assert!(enables.clone().count() > 0 && !enables.clone().any(|line| line.contains("boot")));
+    }
+    let mut verify = Command::new("systemd-analyze");
+    let verified = text(&verify.args(["verify"]).arg(&path).output().unwrap());
+    for line in verified.lines() {
+        let missing = line.contains("is not executable") || line.contains("Command 'man ");
+        assert!(missing || !line.contains("sessiond-boot-rule"), "{verified}");
+    }
+}
+
 #[test]
 fn the_deb_is_installed_started_upgraded_and_removed() {
     require_root!();
     require_program!("dpkg-deb");
+    require_program!("nft");
     let sandbox = match Sandbox::new() {
         Ok(sandbox) => sandbox,
         Err(error) => skip!("needs overlayfs: {error:#}"),
@@ -149,11 +186,20 @@ fn the_deb_is_installed_started_upgraded_and_removed() {
     assert_eq!(kept.unwrap().as_deref(), Some(b"1".as_slice()));
     stop(daemon);
 
+    // At the next boot the rule of nftables is there first. It ends with the package, as the guard does.
+    let unit =
+        fs::read_to_string(sandbox.path("usr/lib/systemd/system/sessiond-boot-rule.service"));
+    let unit = unit.unwrap();
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    assert!(ran(shell(line)).contains("port 11211: closed"));
+    assert!(ran(shell("nft list tables")).contains("session_boot_11211"));
+
     // Stopped, the port is closed to strangers without an answer; removed, it is any closed port.
     assert_eq!(topology.stranger.run(refused).unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     ran(shell("dpkg --remove session"));
     let error = topology.stranger.run(refused).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "the guard is still there");
+    assert_eq!(ran(shell("nft list tables")), "");
     assert!(sandbox.path("etc/sessiond/allow").exists(), "a configuration outlives a removal");
     ran(shell("dpkg --purge session"));
     for place in ["etc/sessiond", "var/lib/sessiond", "dev/shm/sessiond-11211", UNIT] {

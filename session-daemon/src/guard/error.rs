@@ -188,6 +188,16 @@ pub enum GuardError {
         /// Number and name of the program.
         owner: String,
     },
+    /// Strangers would come in without it.
+    #[error(
+        "the boot rule keeps port {port} closed to everybody, because these interfaces are open: {interfaces}; `sessionctl boot-rule clear` lifts it all the same"
+    )]
+    BootRule {
+        /// The port.
+        port: u16,
+        /// Names of interfaces.
+        interfaces: String,
+    },
     /// No mode works on an interface.
     #[error("no way to guard interface {interface}: {tries}; {fix}")]
     NoMode {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+pub(crate) mod boot;
 mod counters;
 pub mod error;
 mod inner;
@@ -17,6 +18,7 @@ mod order;
 mod pins;
 pub mod plane;
 pub mod probe;
+mod questions;
 pub mod samples;
 mod start;
 pub mod status;
@@ -38,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allowlist::{Allowlist, Entry, Sizes, canonical};
 use crate::guard::attach::Link;
+use crate::guard::boot::BootRules;
 use crate::guard::error::GuardError;
 use crate::guard::interfaces::{Interface, Interfaces};
 use crate::guard::lists::{Protocol, Slot};
@@ -161,6 +164,7 @@ pub struct Guard {
     maps: Maps,
     programs: Programs,
     netlink: Netlink,
+    boot_rules: BootRules,
     /// The list in force.
     written: Written,
     samples: Samples,

@@ -9,21 +9,16 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::{RecvFlags, SocketFlags};
 
 use crate::guard::interfaces::{Attached, Interface};
+use crate::guard::questions::{Questions, attributes, socket, text, u16_at, u32_at, unreadable};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
 
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
@@ -44,41 +39,27 @@ const XDP_ATTACHED_SKB: u8 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 
-const NLA_TYPE_MASK: u16 = 0x3fff;
-const ATTRIBUTE_HEADER_LEN: usize = 4;
-const HEADER_LEN: usize = 16;
 const IFINFOMSG_LEN: usize = 16;
 const IFADDRMSG_LEN: usize = 8;
-
-/// The kernel builds dumps in pieces of at most 32 KiB.
-const BUFFER_LEN: usize = 64 << 10;
 
 /// Room for a storm of announcements; beyond it the kernel says ENOBUFS and all is listed anew.
 const ANNOUNCEMENTS_LEN: usize = 1 << 20;
 
-/// A dump that changed under way is asked for again this often.
-const DUMP_TRIES_MAX: usize = 10;
-
-/// The kernel answers at once; a longer wait means that the socket is broken.
-const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
-
 /// Questions and announcements.
 #[derive(Debug)]
 pub(super) struct Netlink {
-    questions: OwnedFd,
+    questions: Questions,
     announcements: OwnedFd,
-    buffer: Vec<u8>,
-    sequence: u32,
 }
 
 impl Netlink {
     /// Sockets in this thread's network namespace. Announcements are collected from now on.
     pub(super) fn open() -> io::Result<Self> {
-        let questions = socket(SocketFlags::CLOEXEC, 0)?;
-        set_socket_timeout(&questions, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-        let announcements = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, GROUPS)?;
+        // No protocol is protocol 0, NETLINK_ROUTE.
+        let questions = Questions::open(None)?;
+        let announcements = socket(None, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, GROUPS)?;
         set_socket_recv_buffer_size(&announcements, ANNOUNCEMENTS_LEN)?;
-        Ok(Self { questions, announcements, buffer: vec![0; BUFFER_LEN], sequence: 0 })
+        Ok(Self { questions, announcements })
     }
 
     /// Readable when there are announcements.
@@ -90,7 +71,9 @@ impl Netlink {
     pub(super) fn drain(&mut self) -> io::Result<bool> {
         let mut any = false;
         loop {
-            match rustix::net::recv(&self.announcements, &mut self.buffer, RecvFlags::empty()) {
+            // That one came is all that matters of it: the rest is cut off.
+            let mut byte = [0];
+            match rustix::net::recv(&self.announcements, &mut byte, RecvFlags::empty()) {
                 Ok(_) => any = true,
                 Err(rustix::io::Errno::AGAIN) => return Ok(any),
                 Err(rustix::io::Errno::INTR) => {}
@@ -103,13 +86,11 @@ impl Netlink {
 
     /// All devices of the namespace.
     pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
-        let mut interfaces = Vec::new();
-        self.dump(RTM_GETLINK, IFINFOMSG_LEN, |kind, body| {
-            if kind == RTM_NEWLINK {
-                interfaces.push(parse_link(body).ok_or_else(unreadable)?);
-            }
-            Ok(())
-        })?;
+        let link = |kind, body: &[u8]| match kind {
+            RTM_NEWLINK => parse_link(body).map(Some).ok_or_else(unreadable),
+            _ => Ok(None),
+        };
+        let mut interfaces = self.questions.dump(RTM_GETLINK, &[0; IFINFOMSG_LEN], link)?;
         interfaces.sort_by_key(|interface| interface.ifindex);
         interfaces.dedup_by_key(|interface| interface.ifindex);
         Ok(interfaces)
@@ -117,98 +98,10 @@ impl Netlink {
 
     /// All addresses of the namespace's devices.
     pub(super) fn addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
-        let mut addresses = BTreeSet::new();
-        self.dump(RTM_GETADDR, IFADDRMSG_LEN, |kind, body| {
-            if kind == RTM_NEWADDR {
-                addresses.extend(parse_address(body));
-            }
-            Ok(())
-        })?;
-        Ok(addresses)
-    }
-
-    fn dump(
-        &mut self,
-        question: u16,
-        body_len: usize,
-        mut take: impl FnMut(u16, &[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        for _ in 0..DUMP_TRIES_MAX {
-            if self.dump_once(question, body_len, &mut take)? {
-                return Ok(());
-            }
-        }
-        // The last answer is complete but for what changed meanwhile, which is announced.
-        Ok(())
-    }
-
-    /// Whether the answer is of one instant.
-    fn dump_once(
-        &mut self,
-        question: u16,
-        body_len: usize,
-        take: &mut impl FnMut(u16, &[u8]) -> io::Result<()>,
-    ) -> io::Result<bool> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = Vec::with_capacity(HEADER_LEN + body_len);
-        let len = u32::try_from(HEADER_LEN + body_len).expect("a few bytes");
-        request.extend(len.to_ne_bytes());
-        request.extend(question.to_ne_bytes());
-        request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-        request.extend(self.sequence.to_ne_bytes());
-        request.resize(HEADER_LEN + body_len, 0);
-        rustix::net::send(&self.questions, &request, SendFlags::empty())?;
-        let mut whole = true;
-        loop {
-            let (_, len) = rustix::io::retry_on_intr(|| {
-                rustix::net::recv(&self.questions, &mut self.buffer[..], RecvFlags::empty())
-            })?;
-            for message in Messages(&self.buffer[..len]) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                whole &= message.flags & NLM_F_DUMP_INTR == 0;
-                match message.kind {
-                    NLMSG_DONE => return Ok(whole),
-                    NLMSG_ERROR => return Err(error_of(message.body)),
-                    kind => take(kind, message.body)?,
-                }
-            }
-        }
-    }
-}
-
-fn socket(flags: SocketFlags, groups: u32) -> io::Result<OwnedFd> {
-    // No protocol is protocol 0, NETLINK_ROUTE.
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
-    Ok(socket)
-}
-
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    body: &'a [u8],
-}
-
-/// The messages of one datagram.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let len = u32_at(self.0, 0)? as usize;
-        let body = self.0.get(HEADER_LEN..len)?;
-        let message = Message {
-            kind: u16_at(self.0, 4)?,
-            flags: u16_at(self.0, 6)?,
-            sequence: u32_at(self.0, 8)?,
-            body,
-        };
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
+        let address =
+            |kind, body: &[u8]| Ok(if kind == RTM_NEWADDR { parse_address(body) } else { None });
+        let addresses = self.questions.dump(RTM_GETADDR, &[0; IFADDRMSG_LEN], address)?;
+        Ok(addresses.into_iter().collect())
     }
 }
 
@@ -274,44 +167,9 @@ fn parse_address(body: &[u8]) -> Option<IpAddr> {
     address
 }
 
-/// The attributes of a message or of a nested attribute: kind without flag bits, value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
-        let value = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
 fn ip(value: &[u8]) -> Option<IpAddr> {
     if let Ok(octets) = <[u8; 4]>::try_from(value) {
         return Some(IpAddr::V4(Ipv4Addr::from(octets)));
     }
     <[u8; 16]>::try_from(value).ok().map(|octets| IpAddr::V6(Ipv6Addr::from(octets)))
-}
-
-fn text(value: &[u8]) -> String {
-    let bytes = value.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn error_of(body: &[u8]) -> io::Error {
-    match u32_at(body, 0) {
-        Some(code) => io::Error::from_raw_os_error((code as i32).wrapping_neg()),
-        None => unreadable(),
-    }
-}
-
-fn unreadable() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "a netlink answer that cannot be read")
 }

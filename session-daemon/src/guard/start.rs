@@ -12,6 +12,7 @@ use session_common::guard::{ListWord, MAGIC, Meta, SCHEMA, settings};
 
 use crate::allowlist::{Allowlist, Sizes};
 use crate::guard::attach::{self, Link, Outcome, Taken};
+use crate::guard::boot::BootRules;
 use crate::guard::counters::RuleCounters;
 use crate::guard::error::GuardError;
 use crate::guard::interfaces::{Interfaces, Plan, plan};
@@ -73,6 +74,9 @@ impl Guard {
         };
         let (programs, maps) = object::open(&pins, pinned.as_deref())?;
         let netlink = Netlink::open().map_err(|error| GuardError::io("opening netlink", error))?;
+        let boot_rules = BootRules::open();
+        let boot_rules =
+            boot_rules.map_err(|error| GuardError::io("opening netlink to nftables", error))?;
         let counters = RuleCounters::new(slot.number);
         let mut guard = Self {
             written: Written::begin(&maps, ListWord::NONE, Sizes::default(), counters)?,
@@ -84,6 +88,7 @@ impl Guard {
             maps,
             programs,
             netlink,
+            boot_rules,
             addresses: BTreeSet::new(),
             interfaces: Vec::new(),
             links: BTreeMap::new(),

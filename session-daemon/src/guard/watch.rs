@@ -86,6 +86,11 @@ pub enum GuardEvent {
         /// The new name.
         to: String,
     },
+    /// The guard stands on every interface, so that the rule of nftables for the time before is gone.
+    BootRuleLifted {
+        /// The port that it kept closed.
+        port: u16,
+    },
     /// Something is wrong and could not be mended; it is tried again at every tick.
     Trouble {
         /// What is wrong and what to do.
@@ -104,7 +109,11 @@ impl GuardEvent {
     pub const fn is_warning(&self) -> bool {
         !matches!(
             self,
-            Self::Guarded { .. } | Self::Gone { .. } | Self::Renamed { .. } | Self::Over { .. }
+            Self::Guarded { .. }
+                | Self::Gone { .. }
+                | Self::Renamed { .. }
+                | Self::BootRuleLifted { .. }
+                | Self::Over { .. }
         )
     }
 }
@@ -135,6 +144,10 @@ impl fmt::Display for GuardEvent {
             }
             Self::Gone { ifindex } => write!(formatter, "interface {ifindex} went away"),
             Self::Renamed { from, to } => write!(formatter, "interface {from} is called {to} now"),
+            Self::BootRuleLifted { port } => write!(
+                formatter,
+                "the guard is on every interface that it should be on: the boot rule of port {port} is lifted"
+            ),
             Self::Trouble { message } => write!(formatter, "{message}"),
             Self::Over { message } => write!(formatter, "over: {message}"),
         }
@@ -181,13 +194,14 @@ impl Guard {
             self.note("interfaces", outcome, &mut events);
             let outcome = self.check_pins(&mut events);
             self.note("pins", outcome, &mut events);
+            events.extend(self.lift_boot_rule());
         }
         self.ticked_at = Instant::now();
         events
     }
 
     /// Says a lasting trouble once, and once that it is over.
-    fn note(
+    pub(super) fn note(
         &mut self,
         subject: &'static str,
         outcome: Result<(), GuardError>,

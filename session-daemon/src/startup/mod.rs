@@ -11,11 +11,13 @@
 //! | `process` | the serving process as its parent sees it |
 //! | `daemonize` | `-d` |
 //! | `certificates`, `credentials`, `sockets`, `lock`, `memory`, `pidfile`, `portfile` | one part each |
+//! | `boot` | the rule that keeps the port closed before there is a guard |
 //! | `privileges`, `lists`, `logger`, `flag_files`, `import`, `memory_limit`, `plane`, `told` | one part each |
 //! | `notify` | the service manager |
 #![forbid(unsafe_code)]
 
 mod baton;
+mod boot;
 mod certificates;
 mod child;
 mod credentials;
@@ -43,6 +45,7 @@ mod takeover;
 mod told;
 mod upgrade;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -134,6 +137,15 @@ pub fn check_memory_file(path: &Path) -> anyhow::Result<Value> {
 /// It cannot be read or trusted, or a line of it says nothing known.
 pub fn import_config_file(path: &Path) -> anyhow::Result<Value> {
     import::config(path)
+}
+
+/// The ports that a daemon would guard which is started with `--config path`; none if it would have
+/// no guard.
+///
+/// # Errors
+/// The file cannot be read or trusted, a line of it says nothing known, or it names no port.
+pub fn boot_ports(path: &Path) -> anyhow::Result<BTreeSet<u16>> {
+    boot::ports(path)
 }
 
 /// The runtime of the parent, which does one thing at a time.

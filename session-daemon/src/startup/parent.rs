@@ -40,8 +40,8 @@ use crate::startup::process::Serving;
 use crate::startup::run::{Ending, Running, Signals};
 use crate::startup::sockets::{Claims, Listening, is_loopback, only_loopback};
 use crate::startup::{
-    abort_on_panic, certificates, credentials, lists, memory, memory_limit, metrics, notify, plane,
-    portfile, runtime,
+    abort_on_panic, boot, certificates, credentials, lists, memory, memory_limit, metrics, notify,
+    plane, portfile, runtime, supervision,
 };
 use crate::sys;
 
@@ -116,6 +116,9 @@ async fn start(
     let control = control_socket(config, &prepared)?;
     let guard = stand_guard(config, &prepared, None)?;
     let guarded = guard.is_some();
+    if !guarded {
+        boot::warn(&prepared.addresses);
+    }
     let begin = Begin { directory, claims, memory, detached };
     let outcome = serve(config, identity, begin, signals, prepared, control, guard).await;
     if guarded {
@@ -229,6 +232,9 @@ pub(super) async fn rule(
         None => None,
     };
     announce(&listening, guard.as_ref());
+    if let Some(guard) = &guard {
+        guard.hold().lift_boot_rule().iter().for_each(supervision::log_event);
+    }
     begun().await?;
     let mut running = Running {
         child,

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::control::server::Control;
 use crate::control::sides::SharedGuard;
+use crate::guard::watch::GuardEvent;
 
 /// News that the rest of the parent may be behind. What is too much is in the log and is not told to
 /// those who watch.
@@ -51,8 +52,7 @@ fn supervise(guard: &SharedGuard, news: &Sender<News>) -> Result<()> {
                 (guard.tick(), guard.drops())
             };
             for event in events {
-                let level = if event.is_warning() { log::Level::Warn } else { log::Level::Info };
-                log::log!(level, "guard: {event}");
+                log_event(&event);
                 let text = event.to_string();
                 let _ = news.try_send(News::Event(json!({"event": "guard", "text": text})));
             }
@@ -61,6 +61,12 @@ fn supervise(guard: &SharedGuard, news: &Sender<News>) -> Result<()> {
             }
         }
     })
+}
+
+/// Tells the log what happened to the guard.
+pub(super) fn log_event(event: &GuardEvent) {
+    let level = if event.is_warning() { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, "guard: {event}");
 }
 
 /// Tells those who watch what the thread found; returns only when it cannot look.

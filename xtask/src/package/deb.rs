@@ -29,6 +29,7 @@ pub(super) fn pack(tree: &Tree, out: &Path, revision: u32, fast: bool) -> Result
         "Package: session\nVersion: {version}-{revision}\nArchitecture: {architecture}\n\
          Maintainer: The session developers <session@example.org>\n\
          Installed-Size: {kilobytes}\nDepends: libc6 (>= 2.34), libgcc-s1, passwd\n\
+         Suggests: nftables\n\
          Section: net\nPriority: optional\nHomepage: {url}\n\
          Description: memcached-compatible cache server behind an XDP allowlist\n \
          sessiond serves memcached's protocols with memcached's flags, from a store that\n \

@@ -14,6 +14,11 @@ use crate::shell;
 /// Files of the repository: source, place, mode.
 const KEPT: &[(&str, &str, u32)] = &[
     ("packaging/systemd/sessiond.service", "usr/lib/systemd/system/sessiond.service", 0o644),
+    (
+        "packaging/systemd/sessiond-boot-rule.service",
+        "usr/lib/systemd/system/sessiond-boot-rule.service",
+        0o644,
+    ),
     ("packaging/sessiond.conf", "etc/sessiond/sessiond.conf", 0o644),
     ("packaging/allow", "etc/sessiond/allow", 0o644),
     ("README.md", "usr/share/doc/session/README.md", 0o644),

@@ -180,6 +180,9 @@ pub(super) enum Command {
         /// What `-e` named
         file: PathBuf,
     },
+    /// Keep the port closed from boot on, by a table of nftables, until the guard is on every interface
+    #[command(subcommand)]
+    BootRule(BootRule),
     /// Take the guard off every interface and open the ports; refused while a daemon runs
     Detach {
         /// Really do it
@@ -217,6 +220,25 @@ pub(super) enum Watched {
     Events,
     /// Dropped packets: source, port, reason, interface
     Drops,
+}
+
+/// What is done about the rule. Its port is that of --port, if no file says another.
+#[derive(Debug, Subcommand)]
+pub(super) enum BootRule {
+    /// Print it as `nft -f` takes it
+    Print {
+        /// The ports that sessiond would guard with this --config
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Load it with nft, in place of one that is there: nobody but this host reaches the port
+    Set {
+        /// The ports that sessiond would guard with this --config
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Take it away, guard or no guard: that of --port, or all
+    Clear,
 }
 
 /// What a list is made from.

@@ -1,8 +1,9 @@
 //! `sessionctl`: asks the daemon and prints the answer.
-//! It owns no state; `detach` alone acts by itself, and only when no daemon runs.
+//! It owns no state; `detach` and `boot-rule` alone act by themselves, `detach` only when no daemon runs.
 #![forbid(unsafe_code)]
 
 mod args;
+mod boot;
 mod client;
 mod doctor;
 mod drops;
@@ -13,6 +14,7 @@ mod render;
 mod tested;
 mod top;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -43,6 +45,8 @@ pub struct Offline {
     pub check_file: fn(&Path) -> Result<Value>,
     /// Says what a file of memcached's service means here.
     pub import_config: fn(&Path) -> Result<Value>,
+    /// The ports that a daemon with a file of flags would guard.
+    pub boot_ports: fn(&Path) -> Result<BTreeSet<u16>>,
 }
 
 /// Runs `sessionctl` with `arguments` (the program's name first); the result is the exit status.
@@ -78,6 +82,7 @@ struct Unsound;
 
 fn run(arguments: &Arguments, offline: Offline) -> Result<()> {
     let request = match &arguments.command {
+        Command::BootRule(what) => return boot::run(arguments, what, offline),
         Command::Detach { yes, bpffs } => return detach(arguments, *yes, bpffs),
         Command::Sync { file, dry_run, any, trial } => {
             return sync(arguments, file, *dry_run, *any, trial.confirm_s());
@@ -193,7 +198,7 @@ fn connect(arguments: &Arguments) -> Result<Client> {
     let path = arguments
         .control_path()
         .context("no control socket to be found: name it with --control, or set XDG_RUNTIME_DIR")?;
-    Client::connect(&path)
+    Client::connect(&path).map_err(boot::without_daemon)
 }
 
 fn print(arguments: &Arguments, answer: &Value, text: &str) -> Result<()> {

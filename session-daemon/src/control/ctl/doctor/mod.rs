@@ -2,6 +2,7 @@
 //! command that mends it. It reads and changes nothing, with or without a daemon.
 #![forbid(unsafe_code)]
 
+mod boot;
 mod devices;
 mod host;
 mod memory;
@@ -76,6 +77,7 @@ pub(super) fn examine(plan: &Plan, status: Option<&Value>) -> Vec<Finding> {
     findings.extend(devices::findings(plan));
     findings.extend(network::findings(plan));
     findings.extend(memory::findings(plan, status.is_some()));
+    findings.push(boot::finding(plan, status));
     findings.extend(daemon(plan, status));
     findings
 }

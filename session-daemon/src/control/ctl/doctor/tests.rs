@@ -54,6 +54,27 @@ fn a_large_mtu_too_few_queues_and_tracked_connections_each_have_their_fix() {
 }
 
 #[test]
+fn a_boot_rule_is_named_with_the_command_that_ends_it() {
+    use crate::control::ctl::boot::Verdict;
+    for (verdict, state) in [
+        (Verdict::None, State::Ok),
+        (Verdict::BeingLifted, State::Ok),
+        (Verdict::Waits, State::Warn),
+        (Verdict::Incomplete, State::Fail),
+        (Verdict::ForEver, State::Fail),
+    ] {
+        let finding = boot::told(11_311, verdict);
+        assert_eq!(finding.state, state, "{finding:?}");
+        let fix = finding.fix.unwrap_or_default();
+        assert_eq!(
+            fix.contains("sessionctl -p 11311 boot-rule clear"),
+            state != State::Ok,
+            "{fix}"
+        );
+    }
+}
+
+#[test]
 fn io_uring_by_its_setting() {
     let states = [None, Some(0), Some(1), Some(2)].map(|value| host::io_uring(value).state);
     assert_eq!(states, [State::Ok, State::Ok, State::Warn, State::Warn]);
