@@ -417,6 +417,8 @@ impl Guard {
             })
             .map(|(ifindex, _)| *ifindex)
             .collect();
+        // Those of devices that are gone wherever they went are of no more use.
+        self.strays.retain(|link| link.facts().is_ok_and(|facts| facts.ifindex != 0));
         for ifindex in gone {
             self.links.remove(&ifindex);
             let _ = self.pins.unpin(LINKS, &ifindex.to_string());
