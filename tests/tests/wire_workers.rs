@@ -115,6 +115,22 @@ fn a_change_of_hands_cuts_no_request_and_is_no_event() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn who_comes_and_goes_without_a_word_leaves_nothing_behind() -> Result<()> {
+    let setup = Setup::loopback()?.args(["-t", "2"]);
+    let mut daemon = setup.start(None)?;
+    let mut client = daemon.client();
+    for _ in 0..200 {
+        drop(daemon.client());
+    }
+    daemon.process.until("end of all others", || {
+        let open = client.stats("").expect("it answers")["curr_connections"].parse::<u32>();
+        (open.expect("a number") == 1).then_some(())
+    });
+    ensure!(!daemon.process.log().contains("panicked"), "{}", daemon.process.log());
+    Ok(())
+}
+
 /// Segments that were sent in the namespace.
 fn segments(namespace: &Namespace) -> Result<u64> {
     let text = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?;

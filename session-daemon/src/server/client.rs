@@ -200,7 +200,8 @@ async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Res
     } else {
         // A client that speaks at once has done so by now: its first request is read before the
         // engine is told of the socket, which saves a wait.
-        match read_now(&fd, connection.space(&mut local.pool.borrow_mut())) {
+        let read = read_now(&fd, connection.space(&mut local.pool.borrow_mut()));
+        match read {
             Ok(0) => {
                 connection.pass_over(&mut local.pool.borrow_mut());
                 return Ok(());
