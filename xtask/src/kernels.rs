@@ -44,7 +44,7 @@ const MODULES_OF_DEVICES: [&str; 7] =
     ["8021q", "bonding", "ipvlan", "macvlan", "vrf", "vxlan", "wireguard"];
 
 /// Longest that one machine may take: an emulated one is slow, and a busy host slower.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Without cmpxchg16b, after which qemu 7.2 goes wrong where Linux 6.12 uses it first.
 const CPU: &str = "max,-cx16";

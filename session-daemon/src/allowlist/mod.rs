@@ -10,7 +10,7 @@
 pub mod parse;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -496,13 +496,14 @@ pub fn host(address: IpAddr) -> IpNet {
     canonical(IpNet::from(address))
 }
 
-/// Whether `prefix` stands for every address of its family.
+/// Shortest prefix that still names somebody: with a shorter one, an eighth of all addresses or more,
+/// a few entries are everybody, and `2000::/3` alone is the internet.
+const SOMEBODY_LEN_MIN: u8 = 4;
+
+/// Whether `prefix` stands for every address of its family, or for so many that it might as well.
 #[must_use]
 pub fn is_any(prefix: IpNet) -> bool {
-    match prefix {
-        IpNet::V4(net) => net.prefix_len() == 0 && net.network() == Ipv4Addr::UNSPECIFIED,
-        IpNet::V6(net) => net.prefix_len() == 0 && net.network() == Ipv6Addr::UNSPECIFIED,
-    }
+    prefix.prefix_len() < SOMEBODY_LEN_MIN
 }
 
 #[cfg(test)]

@@ -100,9 +100,11 @@ mod tests {
             let ports: Vec<u16> = ports(&path).unwrap().into_iter().collect();
             assert_eq!(ports, expected, "{text}");
         }
-        for (text, word) in
-            [("-p -1\n", "nobody knows"), ("-p 1\n-U -1\n", "nobody knows"), ("-p x\n", "-p")]
-        {
+        for (text, word) in [
+            ("-p -1\n", "nobody knows"),
+            ("-p 1\n-U -1\n", "nobody knows"),
+            ("-p x\n", "port number x"),
+        ] {
             fs::write(&path, text).unwrap();
             let error = format!("{:#}", ports(&path).unwrap_err());
             assert!(error.contains("--config") && error.contains(word), "{error}");
