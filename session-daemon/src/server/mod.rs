@@ -15,6 +15,7 @@ pub mod crowd;
 pub mod dump;
 pub mod farewell;
 pub mod fetch;
+pub mod grace;
 pub mod handover;
 pub mod incoming;
 pub mod listener;

@@ -16,6 +16,7 @@ use crate::server::config::Engine;
 use crate::server::connection::{Connection, Services, Step, Turn};
 use crate::server::crowd::Crowd;
 use crate::server::dump::Dump;
+use crate::server::grace::{finish, settle};
 use crate::server::handover::Parked;
 use crate::server::listener::{Accepted, Door, accept};
 use crate::server::locks::{self, SessionLock};
@@ -48,15 +49,6 @@ const DRIVES_PER_TURN_MAX: u32 = 64;
 /// How often idle connections are looked for, and how often a worker without clients does the
 /// store's upkeep.
 const TICK: Duration = Duration::from_secs(1);
-
-/// How long a graceful stop waits for what is under way.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// How long a hand-over waits for what is under way. Everybody is served meanwhile.
-const SETTLE: Duration = Duration::from_millis(500);
-
-/// How often a graceful stop or a hand-over looks whether it is over.
-const GRACE_STEP: Duration = Duration::from_millis(10);
 
 /// What a worker is told by other threads.
 #[derive(Debug)]
@@ -517,32 +509,6 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
             }
         }
     }
-}
-
-/// Closes what is idle at once and waits a while for the rest.
-#[expect(clippy::arithmetic_side_effects, reason = "a few seconds from now there is a time")]
-async fn finish(local: &Local) {
-    let give_up = tokio::time::Instant::now() + GRACE;
-    while tokio::time::Instant::now() < give_up {
-        let connections: Vec<_> = local.seat().connections().values().cloned().collect();
-        if connections.is_empty() {
-            return;
-        }
-        connections.iter().filter(|info| !info.is_busy()).for_each(|info| info.close());
-        tokio::time::sleep(GRACE_STEP).await;
-    }
-}
-
-/// Waits a while for requests that are half received and answers that are half sent.
-#[expect(clippy::arithmetic_side_effects, reason = "a moment from now there is a time")]
-async fn settle(local: Rc<Local>, reply: mpsc::Sender<()>) {
-    let give_up = tokio::time::Instant::now() + SETTLE;
-    let is_busy = || local.seat().connections().values().any(|info| info.is_busy());
-    while is_busy() && tokio::time::Instant::now() < give_up {
-        tokio::time::sleep(GRACE_STEP).await;
-    }
-    // Nobody waits any more: then nobody needs to know.
-    let _ = reply.send(());
 }
 
 /// Takes the connections from their tasks; those that cannot be told in bytes are closed.
