@@ -1,16 +1,17 @@
 //! The daemon itself, with the capabilities that it lowers itself to, mends its guard.
 #![forbid(unsafe_code)]
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use session_tests::client::{Client, REFUSAL_TIMEOUT};
-use session_tests::sessiond::{Sessiond, Setup};
-use session_tests::topology::Topology;
-use session_tests::{require_program, require_root, wait};
+use session_tests::client::{Client, REFUSAL_TIMEOUT, REPLY_TIMEOUT};
+use session_tests::sessiond::{PORT, Sessiond, Setup};
+use session_tests::topology::{Host, Topology};
+use session_tests::{require_program, require_root, skip, wait};
 
 /// How soon the daemon must have noticed and mended.
 const SOON: Duration = Duration::from_secs(1);
@@ -41,9 +42,7 @@ fn logged(daemon: &Sessiond<'_>, words: &str, since: Instant) {
 
 fn assert_guarded(topology: &Topology) {
     for address in topology.cache.addresses() {
-        let reach = |host: &session_tests::topology::Host, limit| {
-            host.run(|| Client::connect_within(address, session_tests::sessiond::PORT, limit))
-        };
+        let reach = |host: &Host, limit| host.run(|| Client::connect_within(address, PORT, limit));
         let mut client = reach(&topology.allowed[0], Duration::from_secs(10)).expect("allowed");
         assert!(client.command("version").expect("served").starts_with("VERSION"));
         let error = reach(&topology.stranger, REFUSAL_TIMEOUT).expect_err("a stranger");
@@ -112,5 +111,41 @@ fn the_daemon_mends_what_others_break() -> Result<()> {
     let after = topology.cache.namespace.ip("-json -details link show dev eth0")?;
     let after: Value = serde_json::from_str(&after)?;
     assert_eq!(after[0]["xdp"]["prog"]["id"], program, "the guard outlives the daemon");
+    Ok(())
+}
+
+/// Segment routing takes a packet out of another and has it received by no device anew: the guard in
+/// the driver saw the outer one alone. The sockets see what came out.
+#[test]
+fn what_segment_routing_takes_out_is_judged_at_the_sockets() -> Result<()> {
+    require_root!();
+    let topology = Topology::new(1)?;
+    let cache = &topology.cache;
+    // A second address, by which packets for the first one are taken out of others.
+    let segment = "2001:db8::5e9";
+    for setting in ["all", "eth0"] {
+        cache.namespace.sysctl(&format!("net/ipv6/conf/{setting}/seg6_enabled"), "1")?;
+    }
+    cache.namespace.ip(&format!("addr add {segment}/64 dev eth0 nodad"))?;
+    for host in topology.hosts().skip(1) {
+        let line =
+            format!("-6 route add {}/128 encap seg6 mode encap segs {segment} dev eth0", cache.v6);
+        if let Err(error) = host.namespace.ip(&line) {
+            skip!("needs segment routing: {error:#}");
+        }
+    }
+    let reach =
+        |host: &Host, limit| host.run(|| Client::connect_within(cache.v6.into(), PORT, limit));
+    let listener = cache.run(|| TcpListener::bind((cache.v6, PORT)))?;
+    reach(&topology.stranger, REPLY_TIMEOUT).context("a stranger comes in without a guard")?;
+    drop(listener);
+
+    let setup = Setup::guarded()?.args(["--allow", &topology.allow_argument()]);
+    let daemon = setup.start(Some(&cache.namespace))?;
+    let mut client = reach(&topology.allowed[0], REPLY_TIMEOUT).context("an allowed host")?;
+    assert!(client.command("version")?.starts_with("VERSION"));
+    let error = reach(&topology.stranger, REFUSAL_TIMEOUT).expect_err("a stranger");
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    assert!(daemon.dropped()? >= 1, "what the sockets drop counts");
     Ok(())
 }
