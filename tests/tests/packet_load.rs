@@ -9,6 +9,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::EbpfLoader;
 use aya::programs::Program;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use session_daemon::allowlist::Allowlist;
+use session_daemon::guard::interfaces::Interfaces;
+use session_daemon::guard::lists::Protocol;
+use session_daemon::guard::plane::Region;
+use session_daemon::guard::{Destination, Guard, GuardConfig, ModeChoice, Refuse};
 use session_tests::guard_program::{GuardProgram, object_path};
 use session_tests::netns::Namespace;
 use session_tests::scratch::Scratch;
@@ -181,4 +186,34 @@ fn the_object_has_the_documented_maps() -> Result<()> {
     ];
     assert_eq!(maps, documented);
     Ok(())
+}
+
+/// The kernel plane is loaded beside the guard, or whoever asked for it is told which kernel has it.
+#[test]
+fn the_kernel_plane_is_loaded_or_a_newer_kernel_is_asked_for() -> Result<()> {
+    require_root!();
+    let scratch = Scratch::new("plane")?;
+    let config = GuardConfig {
+        interfaces: Interfaces::All,
+        mode: ModeChoice::Auto,
+        endpoints: vec![(Protocol::Udp, 11_211)],
+        bpffs: scratch.mount_bpffs()?,
+        destination: Destination::Local,
+        audit: false,
+        refuse: Refuse::Drop,
+        list: "plane".to_owned(),
+    };
+    Namespace::new("plane")?.run(|| {
+        let mut guard = Guard::attach(config, &Allowlist::new())?;
+        let outcome = guard.make_plane(1 << 20, Region::Any);
+        if !kernel::is_before(5, 18) {
+            return outcome.map(drop).context("the kernel plane");
+        }
+        let error = outcome.err().context("this kernel cannot load it")?.to_string();
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        for words in [release.trim(), "needs Linux 5.18", "leave --kernel-plane out"] {
+            ensure!(error.contains(words), "no `{words}` in: {error}");
+        }
+        Ok(())
+    })
 }
