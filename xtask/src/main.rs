@@ -12,6 +12,7 @@ mod package;
 mod packages;
 mod ramdisk;
 mod run;
+mod sanitize;
 mod shell;
 mod supervise;
 mod tally;
@@ -45,6 +46,8 @@ enum Command {
     /// Hold sessiond against memcached with random streams
     #[command(subcommand)]
     Fuzz(fuzz::Options),
+    /// Run the store's tests under ThreadSanitizer
+    Sanitize(sanitize::Options),
     /// Measure sessiond beside memcached, or what else is named
     Bench(bench::Options),
 }
@@ -67,6 +70,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Ci => return ci::run(),
         Command::Tidy => return tidy::run(),
         Command::Fuzz(options) => return fuzz::run(options),
+        Command::Sanitize(options) => return sanitize::run(options),
         Command::Bench(options) => return bench::run(options),
         Command::Package(package) => package::run(package)?,
         Command::BuildEbpf(options) => build_ebpf::run(options)?,

@@ -20,6 +20,7 @@ mod points;
 mod results;
 mod servers;
 mod statistics;
+mod store_times;
 pub(crate) mod svg;
 
 use std::path::PathBuf;
@@ -55,6 +56,10 @@ enum What {
     KernelPlane(kernel_plane::Options),
     /// Items held, and memory used, beside memcached at the same -m
     Memory(memory::Options),
+    /// What single sets take while the index grows and while pages move, in one process
+    Pauses(store_times::Pauses),
+    /// How long starts with a memory file take, in one process
+    Starts(store_times::Starts),
 }
 
 /// Runs the command.
@@ -66,6 +71,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(What::Instructions(options)) => instructions::run(options),
         Some(What::KernelPlane(options)) => kernel_plane::run(options),
         Some(What::Memory(memory)) => memory::run(memory).map(|()| ExitCode::SUCCESS),
+        Some(What::Pauses(options)) => store_times::pauses(options).map(|()| ExitCode::SUCCESS),
+        Some(What::Starts(options)) => store_times::starts(options).map(|()| ExitCode::SUCCESS),
         Some(What::Guard(guard)) => bench_guard::run(guard).map(|()| ExitCode::SUCCESS),
     }
 }
