@@ -112,7 +112,8 @@ impl Stream for UringStream {
         space.copy_from_slice(&received);
         connection.filled(received.len());
         connection.take_back(&unsent, &mut pool);
-        self.fd().try_clone().ok()
+        // The ring has let go of it by now: no second descriptor is needed, of which none may be left.
+        Rc::try_unwrap(self.fd.take()?).or_else(|shared| shared.try_clone()).ok()
     }
 
     fn wire(&self) -> &dyn Wire {
