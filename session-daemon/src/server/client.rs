@@ -268,6 +268,10 @@ async fn drive(
             Step::Write => stream.flush(connection, presence).await?,
             Step::Read => {
                 reads = reads.saturating_add(1);
+                if local.is_handing_over() && connection.is_waiting() {
+                    stream.flush(connection, presence).await?;
+                    return Ok(End::Over);
+                }
                 if reads > STAYS_FROM
                     && let Some(seat_idx) = settle(presence, connection, stream).await?
                 {

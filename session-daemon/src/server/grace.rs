@@ -17,6 +17,13 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// How often a graceful stop or a hand-over looks whether it is over.
 const GRACE_STEP: Duration = Duration::from_millis(10);
 
+/// How long a hand-over waits for requests that were begun behind [`SETTLE`]: a value that comes in
+/// pieces cannot be told to another process.
+const LAST_REQUESTS: Duration = Duration::from_millis(200);
+
+/// How often it looks.
+const LAST_REQUESTS_STEP: Duration = Duration::from_millis(1);
+
 /// Closes what is idle at once and waits a while for the rest.
 #[expect(clippy::arithmetic_side_effects, reason = "a few seconds from now there is a time")]
 pub async fn finish(local: &Local) {
@@ -41,4 +48,13 @@ pub async fn settle(local: Rc<Local>, reply: mpsc::Sender<()>) {
     }
     // Nobody waits any more: then nobody needs to know.
     let _ = reply.send(());
+}
+
+/// Waits a moment for the connections that leave when they have answered.
+#[expect(clippy::arithmetic_side_effects, reason = "a moment from now there is a time")]
+pub async fn last_requests(local: &Local) {
+    let give_up = tokio::time::Instant::now() + LAST_REQUESTS;
+    while !local.seat().connections().is_empty() && tokio::time::Instant::now() < give_up {
+        tokio::time::sleep(LAST_REQUESTS_STEP).await;
+    }
 }

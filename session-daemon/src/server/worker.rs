@@ -16,7 +16,7 @@ use crate::server::config::Engine;
 use crate::server::connection::{Connection, Services, Step, Turn};
 use crate::server::crowd::Crowd;
 use crate::server::dump::Dump;
-use crate::server::grace::{finish, settle};
+use crate::server::grace::{finish, last_requests, settle};
 use crate::server::handover::Parked;
 use crate::server::listener::{Accepted, Door, accept};
 use crate::server::locks::{self, SessionLock};
@@ -514,12 +514,19 @@ async fn serve(local: Rc<Local>, mut mailbox: UnboundedReceiver<Message>, ways_i
 /// Takes the connections from their tasks; those that cannot be told in bytes are closed.
 async fn hand_over(local: &Local) -> Vec<Parked> {
     local.parked.replace(Some(Vec::new()));
-    let connections: Vec<_> = local.seat().connections().values().cloned().collect();
-    connections.iter().for_each(|info| info.close());
+    close_all(local, |info| !info.is_busy());
+    // The others leave by themselves when they have answered.
+    last_requests(local).await;
+    close_all(local, |_| true);
     while !local.seat().connections().is_empty() {
         yield_turn().await;
     }
     local.parked.take().unwrap_or_default()
+}
+
+fn close_all(local: &Local, which: impl Fn(&ConnectionInfo) -> bool) {
+    let connections: Vec<_> = local.seat().connections().values().cloned().collect();
+    connections.iter().filter(|info| which(info)).for_each(|info| info.close());
 }
 
 /// Resets the connections whose clients the allowlist refuses by now.
