@@ -3,10 +3,11 @@
 //! NH over the zero-padded 8-byte words of a key and its length: with random secret words, two
 //! different keys have the same sum with probability 2^-32, whoever chose them. A fixed mixer of
 //! multiplies and shifts spreads the sum over 64 bits. Little-endian 64-bit integer arithmetic
-//! only, so that a BPF program can compute the same.
+//! only, so that a BPF program can compute the same, by the same source.
 #![forbid(unsafe_code)]
 
 use crate::store::types::KEY_LEN_MAX;
+use session_common::hash::{mix, product};
 use std::hash::{BuildHasher, Hasher};
 
 /// Words of the longest key.
@@ -59,21 +60,6 @@ impl HashSecret {
         }
         mix(sum)
     }
-}
-
-fn product(word: u64, secret: u64) -> u64 {
-    let low = (word as u32).wrapping_add(secret as u32);
-    let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
-    u64::from(low).wrapping_mul(u64::from(high))
-}
-
-/// MurmurHash3's 64-bit finalizer.
-fn mix(mut x: u64) -> u64 {
-    x ^= x >> 33;
-    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    x ^= x >> 33;
-    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^ (x >> 33)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
     programs::XdpContext,
 };
+use session_common::hash::{mix, product};
 use session_common::plane::{KEY_LEN_MAX, Orders, SECRET_WORDS, Verdict, orders};
 
 use super::maps::{FRAME_LEN, KEY_WORDS, Scratch, forget, is_own4, is_own6};
@@ -315,23 +316,6 @@ fn hash(scratch: *mut Scratch, orders: &Orders, key_len: u64) -> u64 {
         idx += 1;
     }
     mix(forget(scratch, sum))
-}
-
-#[inline(always)]
-fn product(word: u64, secret: u64) -> u64 {
-    let low = (word as u32).wrapping_add(secret as u32);
-    let high = ((word >> 32) as u32).wrapping_add((secret >> 32) as u32);
-    u64::from(low).wrapping_mul(u64::from(high))
-}
-
-/// MurmurHash3's 64-bit finalizer.
-#[inline(always)]
-fn mix(mut x: u64) -> u64 {
-    x ^= x >> 33;
-    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    x ^= x >> 33;
-    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^ (x >> 33)
 }
 
 #[inline(always)]
