@@ -38,11 +38,11 @@ impl Version {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Entry {
     pub(crate) value: Vec<u8>,
-    version: Version,
+    pub(crate) version: Version,
     /// Second at which it ends, 0 for never.
-    until_s: u32,
-    stale: bool,
-    won: bool,
+    pub(crate) until_s: u32,
+    pub(crate) stale: bool,
+    pub(crate) won: bool,
 }
 
 impl Entry {
