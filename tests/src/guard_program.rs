@@ -9,9 +9,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray,
+};
 use aya::programs::{
-    ProgramError, SchedClassifier, SocketFilter, TestRun as _, TestRunOptions, Xdp,
+    ProgramError, ProgramFd, SchedClassifier, SocketFilter, TestRun as _, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use session_common::answer::{Answer, SAMPLES_MAX, Sample};
@@ -278,6 +280,31 @@ impl GuardProgram {
     /// When the kernel refuses.
     pub fn rule(&self, counter: u32) -> Result<Counter> {
         read(&self.ebpf, "RULES", counter)
+    }
+
+    /// Has allowed datagrams of a list go on to a plane: its programs for packets in one piece and in
+    /// several.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn plane(&mut self, list: u32, [whole, frags]: [&ProgramFd; 2]) -> Result<()> {
+        ProgramArray::try_from(self.map("PLANES")?)?.set(list, whole, 0)?;
+        Ok(ProgramArray::try_from(self.map("PLANES_FRAGS")?)?.set(list, frags, 0)?)
+    }
+
+    /// What a program in the driver returns for a packet, and leaves of it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the packet.
+    pub fn become_of(&self, hook: Hook, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let mut left = vec![0; 2048];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut left);
+        let program = self.ebpf.program(hook.program()).context("not in the object")?;
+        let result = <&Xdp>::try_from(program)?.test_run(options)?;
+        left.truncate(result.data_size_out as usize);
+        Ok((result.return_value, left))
     }
 
     /// Runs one packet. It must not be shorter than an Ethernet header.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use session_common::plane::{ELEMENT_LEN, Orders, RING_LEN, Report, Verdict, orders};
 use session_daemon::clock::Now;
@@ -111,6 +111,18 @@ impl PlaneProgram {
         let map = self.ebpf.map_mut("ORDERS").context("no ORDERS")?;
         Array::<_, Orders>::try_from(map)?.set(0, self.orders, 0)?;
         Ok(())
+    }
+
+    /// The programs for packets in one piece and in several, for a guard that goes on to them.
+    ///
+    /// # Errors
+    /// When the object has no such programs.
+    pub fn programs(&self) -> Result<[&ProgramFd; 2]> {
+        let program = |name| -> Result<&ProgramFd> {
+            let program = self.ebpf.program(name).context("not in the object")?;
+            Ok(<&Xdp>::try_from(program)?.fd()?)
+        };
+        Ok([program("plane")?, program("plane_frags")?])
     }
 
     /// Puts the program on an interface, in the driver. The calling thread must be in the

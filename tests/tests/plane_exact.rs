@@ -24,10 +24,13 @@ use session_tests::netns::Namespace;
 use session_tests::plane_program::{CLIENT4, HOST4, PORT, PlaneProgram};
 use session_tests::{attach, flood, kernel, require_root, skip};
 
-const WRITERS: usize = 2;
+const WRITERS: usize = 4;
 const READERS: usize = 2;
-/// Keys of a writer: few, so that readers and writers meet.
-const KEYS: usize = 12;
+/// Keys of a writer: few, so that readers and writers meet; some of each kind.
+const KEYS: usize = 8;
+/// Kinds of keys, by their number: values that are set, numbers that are counted, values that grow,
+/// values that end.
+const KINDS: usize = 4;
 /// Other keys, by which the index grows, pages move and items are evicted.
 const FILLERS: u64 = 30_000;
 
@@ -57,6 +60,21 @@ fn name(key: usize) -> String {
     format!("key:{key:03}")
 }
 
+/// The kind of a key: each writer has as many of each.
+fn kind(key: usize) -> usize {
+    key / WRITERS % KINDS
+}
+
+fn second() -> u64 {
+    Now::sample().boottime_ns / 1_000_000_000
+}
+
+/// Letters that all follow from key and change.
+fn letters(key: usize, change: u64) -> impl Iterator<Item = u8> {
+    let len = (mixed(key, change) >> 8) as usize % 900;
+    std::iter::repeat_n(b'a' + (mixed(key, change) % 26) as u8, len)
+}
+
 /// A number that follows from key and change.
 fn mixed(key: usize, change: u64) -> u64 {
     let mut x = change.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (key as u64) << 40;
@@ -64,20 +82,20 @@ fn mixed(key: usize, change: u64) -> u64 {
     x.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 20
 }
 
-/// Key kinds by number: values that are set, numbers that are counted, values that grow.
-fn left(key: usize, change: u64) -> Left {
-    match key % 3 {
+/// What a change leaves of a key; of a value that ends, when `until_s` is.
+fn left(key: usize, change: u64, until_s: u64) -> Left {
+    match kind(key) {
         // The number, and letters that all follow from it.
         0 if mixed(key, change).is_multiple_of(5) => Left::Nothing,
-        0 => {
-            let len = (mixed(key, change) >> 8) as usize % 900;
-            let letter = b'a' + (mixed(key, change) % 26) as u8;
-            let mut value = format!("{change}:").into_bytes();
-            value.extend(std::iter::repeat_n(letter, len));
-            Left::Value(value)
-        }
+        0 => Left::Value(
+            format!("{change}:").into_bytes().into_iter().chain(letters(key, change)).collect(),
+        ),
         1 => Left::Value(change.to_string().into_bytes()),
-        _ => Left::Value(vec![b'0' + (change / 100 % 10) as u8; change as usize % 100 + 1]),
+        2 => Left::Value(vec![b'0' + (change / 100 % 10) as u8; change as usize % 100 + 1]),
+        _ => {
+            let begin = format!("{change}:{until_s}:").into_bytes();
+            Left::Value(begin.into_iter().chain(letters(key, change)).collect())
+        }
     }
 }
 
@@ -88,7 +106,8 @@ fn change(worker: &mut Worker, key: usize, change: u64, now: Now) -> Result<()> 
     let set = |worker: &mut Worker, value: &[u8], mode| {
         worker.set(at, value, ClientFlags((change % 3) as u32), Lifetime::Never, mode, now)
     };
-    match (key % 3, left(key, change)) {
+    let until_s = now.boottime_ns / 1_000_000_000 + 2;
+    match (kind(key), left(key, change, until_s)) {
         (0, Left::Nothing) if change.is_multiple_of(2) => {
             worker.delete(at, None, now);
         }
@@ -113,6 +132,17 @@ fn change(worker: &mut Worker, key: usize, change: u64, now: Now) -> Result<()> 
                 set(worker, &value, Mode::Set);
             }
         }
+        (3, Left::Value(value)) => {
+            let flags = ClientFlags((change % 3) as u32);
+            let until_s = u32::try_from(until_s)?;
+            // Of every other one a touch says when it ends, which is later than it did.
+            let is_touched = change.is_multiple_of(2);
+            let first = Lifetime::Until(until_s - u32::from(is_touched));
+            worker.set(at, &value, flags, first, Mode::Set, now);
+            if is_touched {
+                worker.touch(at, Lifetime::Until(until_s), now);
+            }
+        }
         (_, Left::Value(value)) => {
             let cas = worker.get(at, now).map(|item| item.cas());
             let mode = match cas {
@@ -128,10 +158,15 @@ fn change(worker: &mut Worker, key: usize, change: u64, now: Now) -> Result<()> 
 
 fn write(bed: &Bed, mut worker: Worker, number: usize) -> Result<u64> {
     let mut changes = 0_u64;
-    let mut filler = 0_u64;
+    let (mut filler, mut ended) = (0_u64, 0);
     while !bed.ends.load(Ordering::Relaxed) {
         let now = Now::sample();
+        // Values that end are given time to.
+        let ends_now = now.boottime_ns / 3_000_000_000;
         for key in (number..WRITERS * KEYS).step_by(WRITERS) {
+            if kind(key) == 3 && ends_now == ended {
+                continue;
+            }
             let known = &bed.known[key];
             let next = known.done.load(Ordering::Relaxed) + 1;
             known.begun.store(next, Ordering::SeqCst);
@@ -139,6 +174,7 @@ fn write(bed: &Bed, mut worker: Worker, number: usize) -> Result<u64> {
             known.done.store(next, Ordering::SeqCst);
             changes += 1;
         }
+        ended = ends_now;
         filler += 1;
         let other = format!("filler:{}", mixed(number, filler) % FILLERS);
         let len = (mixed(7, filler / 2000) % 1500) as usize;
@@ -150,13 +186,34 @@ fn write(bed: &Bed, mut worker: Worker, number: usize) -> Result<u64> {
     Ok(changes)
 }
 
+/// Flushes again and again, now and then by a flush that is still to come.
 fn flush(bed: &Bed, mut worker: Worker) {
+    let done = || bed.known.iter().map(|known| known.done.load(Ordering::SeqCst)).collect();
+    let mut count = 0_u64;
     while !bed.ends.load(Ordering::Relaxed) {
-        let done: Vec<u64> =
-            bed.known.iter().map(|known| known.done.load(Ordering::SeqCst)).collect();
-        worker.flush_all(Flush::Now, Now::sample());
-        worker.quiesce();
-        for (known, done) in bed.known.iter().zip(done) {
+        let mut before: Vec<u64> = done();
+        count += 1;
+        if count.is_multiple_of(200) {
+            let flush_at_s = second() + 1;
+            worker.flush_all(Flush::At(u32::try_from(flush_at_s).expect("small")), Now::sample());
+            worker.quiesce();
+            // What was acknowledged while the second had not come is older than it.
+            loop {
+                let seen = done();
+                if second() >= flush_at_s || bed.ends.load(Ordering::Relaxed) {
+                    break;
+                }
+                before = seen;
+                thread::sleep(Duration::from_millis(1));
+            }
+            if second() < flush_at_s {
+                return;
+            }
+        } else {
+            worker.flush_all(Flush::Now, Now::sample());
+            worker.quiesce();
+        }
+        for (known, done) in bed.known.iter().zip(before) {
             known.flushed.fetch_max(done, Ordering::SeqCst);
         }
         thread::sleep(Duration::from_millis(5));
@@ -190,6 +247,7 @@ fn read(bed: &Bed, socket: &UdpSocket, number: usize, reads: u64) -> Result<(u64
         request.extend(format!("get {}\r\n", name(key)).into_bytes());
         let least = known.done.load(Ordering::SeqCst);
         let least = least.max(known.flushed.load(Ordering::SeqCst) + 1);
+        let asked_s = second();
         socket.send(&request)?;
         let len = loop {
             match socket.recv(&mut bytes) {
@@ -206,13 +264,13 @@ fn read(bed: &Bed, socket: &UdpSocket, number: usize, reads: u64) -> Result<(u64
             continue;
         }
         hits += 1;
-        check(key, &bytes[8..len], least, most)?;
+        check(key, &bytes[8..len], least, most, asked_s)?;
     }
     Ok((answers, hits))
 }
 
-/// Whether an answer is what one of these changes left.
-fn check(key: usize, text: &[u8], least: u64, most: u64) -> Result<()> {
+/// Whether an answer is what one of these changes left, and had not ended when it was asked for.
+fn check(key: usize, text: &[u8], least: u64, most: u64, asked_s: u64) -> Result<()> {
     let shown = || String::from_utf8_lossy(text).into_owned();
     let end = text.iter().position(|byte| *byte == b'\n').context("a line")?;
     let line = std::str::from_utf8(&text[..end - 1])?;
@@ -221,13 +279,20 @@ fn check(key: usize, text: &[u8], least: u64, most: u64) -> Result<()> {
     ensure!(named == name(key), "asked for {}: {}", name(key), shown());
     let value = text[end + 1..].strip_suffix(b"\r\nEND\r\n").context("an end")?;
     ensure!(value.len() == len.parse::<usize>()?, "{}", shown());
-    // Numbers and values of class 0 name their change; of the others the changes in question are
-    // few, and any will do.
-    let named = match key % 3 {
-        0 => value.split(|byte| *byte == b':').next(),
+    // Most values name their change; of the others the changes in question are few, and any will
+    // do.
+    let mut parts = value.split(|byte| *byte == b':');
+    let named = match kind(key) {
+        0 | 3 => parts.next(),
         1 => Some(value),
         _ => None,
     };
+    let until_s: u64 = match (kind(key), parts.next()) {
+        (3, Some(digits)) => std::str::from_utf8(digits)?.parse()?,
+        _ => 0,
+    };
+    let is_over = kind(key) == 3 && until_s <= asked_s;
+    ensure!(!is_over, "{} had ended at {asked_s}", shown());
     let mut changes = match named {
         Some(digits) => {
             let change: u64 = std::str::from_utf8(digits)?.trim_end().parse()?;
@@ -236,9 +301,10 @@ fn check(key: usize, text: &[u8], least: u64, most: u64) -> Result<()> {
         }
         None => least..=most,
     };
-    let is_left = |change: u64| match left(key, change) {
+    let has_flags = matches!(kind(key), 0 | 3);
+    let is_left = |change: u64| match left(key, change, until_s) {
         Left::Value(expected) => {
-            expected == value && (!key.is_multiple_of(3) || flags == (change % 3).to_string())
+            expected == value && (!has_flags || flags == (change % 3).to_string())
         }
         Left::Nothing => false,
     };
@@ -252,7 +318,7 @@ fn no_answer_is_torn_or_stale() -> Result<()> {
     if kernel::is_before(5, 18) {
         skip!("the plane needs Linux 5.18");
     }
-    let is_long = std::env::var_os(skip::ALL_VARIABLE).is_some();
+    let is_long = skip::all();
     let reads = if is_long { 10_000_000 / READERS as u64 } else { 40_000 };
     let config = StoreConfig {
         memory_limit: 4 << 20,
@@ -261,6 +327,7 @@ fn no_answer_is_torn_or_stale() -> Result<()> {
         ..StoreConfig::default()
     };
     let mut plane = PlaneProgram::load(&config, Now::sample())?;
+    let before = plane.store.totals();
     let (cache, client) = (Namespace::new("cache")?, Namespace::new("client")?);
     cache.ip(&format!("link add eth0 type veth peer name eth0 netns {}", client.name()))?;
     cache.ip_batch(&format!("addr add {HOST4}/24 dev eth0\nlink set eth0 up\n"))?;
@@ -322,6 +389,13 @@ fn no_answer_is_torn_or_stale() -> Result<()> {
     );
     ensure!(answers * 10 >= reads * READERS as u64 * 9, "{answers} answers");
     ensure!(in_kernel * 4 >= hits, "{in_kernel} of {hits} hits in the kernel");
+    let after = plane.store.totals();
+    eprintln!(
+        "{} evicted, {} pages moved, index slots 2^{} to 2^{}",
+        after.evictions, after.slabs_moved, before.hash_power_level, after.hash_power_level
+    );
+    ensure!(after.evictions > 0 && after.slabs_moved > 0, "memory was not short: {after:?}");
+    ensure!(after.hash_power_level > before.hash_power_level, "the index did not grow: {after:?}");
     plane.store.validate()?;
     Ok(())
 }

@@ -331,6 +331,58 @@ fn a_grown_index_is_followed() -> Result<()> {
     Ok(())
 }
 
+/// Whether the machine has so many megabytes to spare.
+fn has_memory(megabytes: u64) -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.is_some_and(|kib| kib / 1024 > megabytes)
+}
+
+#[test]
+fn items_beyond_four_gibibytes_are_found() -> Result<()> {
+    require_root!();
+    if kernel::is_before(5, 18) {
+        skip!("the plane needs Linux 5.18");
+    }
+    if !skip::all() {
+        skip!("takes 5 GB and a minute: SESSION_TEST_ALL=1");
+    }
+    if !has_memory(8 << 10) {
+        skip!("needs 8 GB of memory to spare");
+    }
+    const LEN: usize = 500_000;
+    const SMALL_LEN: usize = 500;
+    let config =
+        StoreConfig { memory_limit: 5 << 30, item_size_max: 1 << 20, workers: 2, ..config() };
+    let plane = PlaneProgram::load(&config, Now::sample())?;
+    let mut daemon = Conversation::over(&plane.store)?;
+    // Pages are taken in their order: what lies behind four gibibytes of large items is far.
+    let mut is_far = false;
+    for number in 0..10_000 {
+        let large = [
+            format!("set large:{number} 0 0 {LEN} noreply\r\n").as_bytes(),
+            &vec![b'x'; LEN],
+            format!("\r\nset small:{number} 0 0 {SMALL_LEN} noreply\r\n").as_bytes(),
+            &[b's'; SMALL_LEN],
+            b"\r\n",
+        ]
+        .concat();
+        told(&mut daemon, &large)?;
+        let text = format!("get small:{number}\r\n");
+        let Some(reply) = plane.run(&Path::v4().frame(3, text.as_bytes()))? else { continue };
+        let expected = told(&mut daemon, text.as_bytes())?;
+        ensure!(Path::v4().text(3, &reply)? == expected, "{number}");
+        is_far = plane.accesses()?.iter().any(|(item, _)| item >> 32 != 0);
+        if is_far {
+            break;
+        }
+    }
+    ensure!(is_far, "no item lies so far");
+    ensure!(plane.store.totals().evictions == 0);
+    Ok(())
+}
+
 #[test]
 fn accesses_reach_the_store() -> Result<()> {
     let plane = plane_or_skip!();

@@ -103,8 +103,10 @@ impl Guard {
         for name in SHARED {
             loader.map_pin_path(name, self.pins.path(MAPS, name));
         }
-        let mut object =
-            loader.load(PLANE_OBJECT).map_err(|error| fault("maps", text_of(&error)))?;
+        // Of whoever lacks the capability the kernel rounds an array up to a power of two, lest
+        // speculation read behind its end: up to twice the memory.
+        let loaded = with_capability(Capability::CAP_PERFMON, || loader.load(PLANE_OBJECT));
+        let mut object = loaded.map_err(|error| fault("maps", text_of(&error)))?;
         for name in SHARED {
             let ours = pinned_map_id(&self.pins, name);
             if info(&object, name)?.id() != ours.unwrap_or(0) {
