@@ -282,7 +282,7 @@ pub(super) fn send(
     let base = forget(scratch, ip - request.link_len) & 31;
     turn_link(scratch, base);
     let packet_len = forget(scratch, packet_len);
-    if packet_len == 0 || packet_len > 1600 {
+    if packet_len < 42 || packet_len > 1600 {
         return Err(Verdict::Long);
     }
     // SAFETY: at most 31 + 1600 bytes of the frame.

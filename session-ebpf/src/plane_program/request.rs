@@ -69,8 +69,9 @@ pub(super) fn read(
     let link_len = forget(scratch, link_len) & 31;
     let ip = if is_v6 { IPV6 as u64 } else { IPV4 as u64 };
     let base = forget(scratch, ip - link_len) & 31;
+    // Verifiers before Linux 6.8 learn nothing from a comparison with 0.
     let packet_len = forget(scratch, packet_len) & 511;
-    if packet_len == 0 {
+    if packet_len < PACKET_LEN_MIN {
         return Err(Verdict::Other);
     }
     // SAFETY: at most 31 + 511 bytes of the frame are written.
@@ -250,8 +251,9 @@ fn load_flags(
     at: u64,
     flags_len: u64,
 ) -> Result<(), Verdict> {
+    // A blank and a letter at least; see `read` for why 0 is not what is asked for.
     let flags_len = forget(scratch, flags_len) & 63;
-    if flags_len == 0 {
+    if flags_len < 2 {
         return Err(Verdict::Other);
     }
     // SAFETY: at most 63 bytes, and the flags have 64.
