@@ -496,14 +496,10 @@ pub fn host(address: IpAddr) -> IpNet {
     canonical(IpNet::from(address))
 }
 
-/// Shortest prefix that still names somebody: with a shorter one, an eighth of all addresses or more,
-/// a few entries are everybody, and `2000::/3` alone is the internet.
-const SOMEBODY_LEN_MIN: u8 = 4;
-
-/// Whether `prefix` stands for every address of its family, or for so many that it might as well.
+/// Whether `prefix` stands for every address of its family.
 #[must_use]
 pub fn is_any(prefix: IpNet) -> bool {
-    prefix.prefix_len() < SOMEBODY_LEN_MIN
+    prefix.prefix_len() == 0
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ const FLAGS: &str = "\
 Who may reach the port (nobody but this host, until told otherwise):
     --allow=<prefix>[,..] allow these sources, repeatable
     --allow-file=<file>   allow and deny entries, one a line, repeatable
-    --allow-any           accept 0.0.0.0/0, ::/0 and others up to /3 as allowed
+    --allow-any           accept 0.0.0.0/0 or ::/0 as an allowed prefix
     --interface=<name>[,..] guard these interfaces (default: all but lo)
     --guard=<kind>        xdp: drop in the driver (default); audit: count and let in;
                           user: refuse at accept only; off: serve everybody

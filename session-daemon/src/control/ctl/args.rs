@@ -52,7 +52,7 @@ pub(super) enum Command {
         until: Option<Duration>,
         #[command(flatten)]
         note: Note,
-        /// Accept 0.0.0.0/0, ::/0 and other prefixes up to /3, which let everybody in, or nearly
+        /// Accept 0.0.0.0/0 or ::/0, which let everybody in
         #[arg(long)]
         any: bool,
         #[command(flatten)]
@@ -119,7 +119,7 @@ pub(super) enum Command {
         /// Only show what would change
         #[arg(long)]
         dry_run: bool,
-        /// Accept 0.0.0.0/0, ::/0 and other prefixes up to /3, which let everybody in, or nearly
+        /// Accept 0.0.0.0/0 or ::/0, which let everybody in
         #[arg(long)]
         any: bool,
         #[command(flatten)]
