@@ -202,13 +202,12 @@ async fn serve(presence: &Presence, fd: OwnedFd, talk: Option<&Talk>) -> io::Res
         // engine is told of the socket, which saves a wait.
         let read = read_now(&fd, connection.space(&mut local.pool.borrow_mut()));
         match read {
-            Ok(0) => {
-                connection.pass_over(&mut local.pool.borrow_mut());
-                return Ok(());
-            }
-            Ok(len) => received(&mut connection, local, len),
+            Ok(len @ 1..) => received(&mut connection, local, len),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            over => {
+                connection.pass_over(&mut local.pool.borrow_mut());
+                return over.map(drop);
+            }
         }
     }
     if local.reactor.is_some() {

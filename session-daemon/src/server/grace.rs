@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+use crate::server::shared::ConnectionInfo;
 use crate::server::worker::Local;
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -25,36 +26,39 @@ const LAST_REQUESTS: Duration = Duration::from_millis(200);
 const LAST_REQUESTS_STEP: Duration = Duration::from_millis(1);
 
 /// Closes what is idle at once and waits a while for the rest.
-#[expect(clippy::arithmetic_side_effects, reason = "a few seconds from now there is a time")]
 pub async fn finish(local: &Local) {
-    let give_up = tokio::time::Instant::now() + GRACE;
-    while tokio::time::Instant::now() < give_up {
-        let connections: Vec<_> = local.seat().connections().values().cloned().collect();
-        if connections.is_empty() {
-            return;
-        }
-        connections.iter().filter(|info| !info.is_busy()).for_each(|info| info.close());
-        tokio::time::sleep(GRACE_STEP).await;
-    }
+    wait_while(GRACE, GRACE_STEP, || {
+        close_all(local, |info| !info.is_busy());
+        !local.seat().connections().is_empty()
+    })
+    .await;
 }
 
 /// Waits a while for requests that are half received and answers that are half sent.
-#[expect(clippy::arithmetic_side_effects, reason = "a moment from now there is a time")]
 pub async fn settle(local: Rc<Local>, reply: mpsc::Sender<()>) {
-    let give_up = tokio::time::Instant::now() + SETTLE;
     let is_busy = || local.seat().connections().values().any(|info| info.is_busy());
-    while is_busy() && tokio::time::Instant::now() < give_up {
-        tokio::time::sleep(GRACE_STEP).await;
-    }
+    wait_while(SETTLE, GRACE_STEP, is_busy).await;
     // Nobody waits any more: then nobody needs to know.
     let _ = reply.send(());
 }
 
 /// Waits a moment for the connections that leave when they have answered.
-#[expect(clippy::arithmetic_side_effects, reason = "a moment from now there is a time")]
 pub async fn last_requests(local: &Local) {
-    let give_up = tokio::time::Instant::now() + LAST_REQUESTS;
-    while !local.seat().connections().is_empty() && tokio::time::Instant::now() < give_up {
-        tokio::time::sleep(LAST_REQUESTS_STEP).await;
+    let is_there = || !local.seat().connections().is_empty();
+    wait_while(LAST_REQUESTS, LAST_REQUESTS_STEP, is_there).await;
+}
+
+/// Closes the worker's connections that are `which`.
+pub fn close_all(local: &Local, which: impl Fn(&ConnectionInfo) -> bool) {
+    let connections: Vec<_> = local.seat().connections().values().cloned().collect();
+    connections.iter().filter(|info| which(info)).for_each(|info| info.close());
+}
+
+/// Looks every `step` whether something is under way, for at most `limit`.
+#[expect(clippy::arithmetic_side_effects, reason = "a few seconds from now there is a time")]
+async fn wait_while(limit: Duration, step: Duration, is_under_way: impl Fn() -> bool) {
+    let give_up = tokio::time::Instant::now() + limit;
+    while is_under_way() && tokio::time::Instant::now() < give_up {
+        tokio::time::sleep(step).await;
     }
 }

@@ -16,7 +16,7 @@ use crate::server::config::Engine;
 use crate::server::connection::{Connection, Services, Step, Turn};
 use crate::server::crowd::Crowd;
 use crate::server::dump::Dump;
-use crate::server::grace::{finish, last_requests, settle};
+use crate::server::grace::{close_all, finish, last_requests, settle};
 use crate::server::handover::Parked;
 use crate::server::listener::{Accepted, Door, accept};
 use crate::server::locks::{self, SessionLock};
@@ -522,11 +522,6 @@ async fn hand_over(local: &Local) -> Vec<Parked> {
         yield_turn().await;
     }
     local.parked.take().unwrap_or_default()
-}
-
-fn close_all(local: &Local, which: impl Fn(&ConnectionInfo) -> bool) {
-    let connections: Vec<_> = local.seat().connections().values().cloned().collect();
-    connections.iter().filter(|info| which(info)).for_each(|info| info.close());
 }
 
 /// Resets the connections whose clients the allowlist refuses by now.
