@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -18,13 +18,13 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader, Pod};
 use session_common::answer::{Answer, SAMPLES_MAX, Sample};
 use session_common::guard::{
-    Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, LPM_LIST_BITS, ListWord, MAGIC, Meta,
-    PrefixKey6, Reason, Rule, SCHEMA,
+    ACTION_ALLOW, Counter, EndpointKey, EndpointValue, HostKey4, HostKey6, LPM_LIST_BITS, ListWord,
+    MAGIC, Meta, PrefixKey6, Reason, Rule, SCHEMA,
 };
 
 use crate::attach::{self, Attachment, Mode};
 use crate::kernel;
-use crate::packet::{IPV4, IPV6};
+use crate::packet::{IPV4, IPV6, TCP, UDP};
 
 /// Where a packet meets the guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,29 @@ impl GuardProgram {
         let counted = vec![Counter::default(); Reason::ALL.len()];
         let mut guard = Self { ebpf, counted, hooks, large: BTreeMap::new(), entries };
         guard.settings(0)?;
+        Ok(guard)
+    }
+
+    /// The object before TCP and UDP of a port on two own addresses, by a list that allows a host of
+    /// each family.
+    ///
+    /// # Errors
+    /// As for [`GuardProgram::load`].
+    pub fn letting_in(
+        list: ListWord,
+        allowed: (Ipv4Addr, Ipv6Addr),
+        own: (Ipv4Addr, Ipv6Addr),
+        port: u16,
+    ) -> Result<Self> {
+        let mut guard = Self::load()?;
+        let allow = Rule { deadline_ns: 0, counter: 1, action: ACTION_ALLOW };
+        guard.host(list, allowed.0, allow)?;
+        guard.host(list, allowed.1, allow)?;
+        guard.own(own.0)?;
+        guard.own(own.1)?;
+        guard.list(list)?;
+        guard.endpoint(TCP, port, 0)?;
+        guard.endpoint(UDP, port, 0)?;
         Ok(guard)
     }
 

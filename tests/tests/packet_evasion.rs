@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, ensure};
-use session_common::guard::{ACTION_ALLOW, ListWord, Rule};
+use session_common::guard::ListWord;
 use session_tests::attach::{Attachment, Mode};
 use session_tests::evasions::{Ends, Form, forms4, forms6, sources4, sources6};
 use session_tests::guard_program::{GuardProgram, Hook};
@@ -137,16 +137,7 @@ fn run(wire: &Wire, cases: &[Case]) -> Result<BTreeMap<Sender, BTreeSet<Arrival>
 }
 
 fn guard() -> Result<GuardProgram> {
-    let mut guard = GuardProgram::load()?;
-    let allow = Rule { deadline_ns: 0, counter: 1, action: ACTION_ALLOW };
-    guard.host(LIST, ALLOWED.0, allow)?;
-    guard.host(LIST, ALLOWED.1, allow)?;
-    guard.own(HOST.0)?;
-    guard.own(HOST.1)?;
-    guard.list(LIST)?;
-    guard.endpoint(TCP, PORT, 0)?;
-    guard.endpoint(UDP, PORT, 0)?;
-    Ok(guard)
+    GuardProgram::letting_in(LIST, ALLOWED, HOST, PORT)
 }
 
 /// Names of the cases that one side has and the other has not.

@@ -302,16 +302,7 @@ fn host() -> Result<Namespace> {
 /// The guard over TCP and UDP port 11211, with one allowed host of each family. Of the host's
 /// addresses it is told the first only; routing decides about the second.
 fn guard() -> Result<GuardProgram> {
-    let mut guard = GuardProgram::load()?;
-    let allow = Rule { deadline_ns: 0, counter: 1, action: ACTION_ALLOW };
-    guard.host(LIST, ALLOWED4, allow)?;
-    guard.host(LIST, ALLOWED6, allow)?;
-    guard.own(HOST4)?;
-    guard.own(HOST6)?;
-    guard.list(LIST)?;
-    guard.endpoint(TCP, PORT, 0)?;
-    guard.endpoint(UDP, PORT, 0)?;
-    Ok(guard)
+    GuardProgram::letting_in(LIST, (ALLOWED4, ALLOWED6), (HOST4, HOST6), PORT)
 }
 
 /// Bytes that the headers claim, up to four tags: what the guard counts.

@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context as _, Result, ensure};
-use session_common::guard::{ACTION_ALLOW, ListWord, Rule};
+use session_common::guard::ListWord;
 use session_daemon::clock::Now;
 use session_daemon::store::types::StoreConfig;
 use session_tests::conversation::Conversation;
 use session_tests::guard_program::{GuardProgram, Hook};
-use session_tests::packet::{TCP, UDP, checksum};
+use session_tests::packet::{UDP, checksum};
 use session_tests::plane_program::{CLIENT4, CLIENT6, HOST4, HOST6, PORT, Path, PlaneProgram};
 use session_tests::{kernel, require_root, skip};
 
@@ -390,16 +390,7 @@ fn frame(model: &Model, keys: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 /// A guard that allows the usual clients.
 fn guard() -> Result<GuardProgram> {
-    let mut guard = GuardProgram::load()?;
-    let rule = Rule { deadline_ns: 0, counter: 1, action: ACTION_ALLOW };
-    guard.host(LIST, CLIENT4, rule)?;
-    guard.host(LIST, CLIENT6, rule)?;
-    guard.own(HOST4)?;
-    guard.own(HOST6)?;
-    guard.list(LIST)?;
-    guard.endpoint(TCP, PORT, 0)?;
-    guard.endpoint(UDP, PORT, 0)?;
-    Ok(guard)
+    GuardProgram::letting_in(LIST, (CLIENT4, CLIENT6), (HOST4, HOST6), PORT)
 }
 
 /// Keys that are answered: two whose tags collide in a bucket are left to the daemon, rightly.

@@ -14,7 +14,7 @@ use super::points::{PEAK, Point};
 use super::results::{PointResult, Results, Run};
 use super::servers::{Io, Program, Server, Setup, Side};
 use super::statistics::{Spread, Verdict};
-use super::{build, directory, document, generator, markdown, plot, points};
+use super::{NOISY, build, directory, document, generator, markdown, plot, points};
 use crate::packages;
 
 /// `-m` of both servers: everything that a point stores fits.
@@ -24,8 +24,6 @@ const PEAK_RUNS: u32 = 3;
 /// Most rounds and longest run that can be asked for, so that a run is bounded.
 const ROUNDS_MAX: i64 = 50;
 const SECONDS_MAX: f64 = 60.0;
-/// Status of a comparison of which most was noise.
-const NOISY: u8 = 2;
 
 /// Options of the comparison.
 #[derive(Debug, clap::Args)]

@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use super::directory;
 use super::machine::Machine;
 use super::servers::Program;
-use crate::{packages, shell};
+use super::{build_replay, directory};
+use crate::packages;
 use replay::{Replay, Replayer};
 use traces::Trace;
 
@@ -66,7 +66,7 @@ struct Results {
 /// Runs the command.
 pub(super) fn run(options: &Options) -> Result<()> {
     packages::ensure(&["memcached"]);
-    shell::run(shell::cargo().args(["build", "--release", "-p", "session-replay", "--bins"]))?;
+    build_replay()?;
     let traces = traces::find(&options.folder, options.seed, options.memory, &options.traces)?;
     ensure!(!traces.is_empty(), "no trace in {}", options.folder.display());
     let replayer = Replayer::new(Program::memcached(options.baseline.as_deref())?)?;

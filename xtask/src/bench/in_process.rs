@@ -6,11 +6,11 @@ use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::directory;
 use super::machine::Machine;
+use super::{directory, measured};
 use crate::shell;
 
 const MANIFEST: &str = "xtask/in-process/Cargo.toml";
@@ -70,10 +70,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     if !options.caches.is_empty() {
         command.args(["--caches", &options.caches.join(",")]);
     }
-    let output = command.stderr(std::process::Stdio::inherit()).output();
-    let output = output.with_context(|| shell::line(&command))?;
-    ensure!(output.status.success(), "{}: {}", shell::line(&command), output.status);
-    let measured: Measured = serde_json::from_slice(&output.stdout)?;
+    let measured: Measured = measured(&mut command)?;
     let results = Results { machine: Machine::here()?, measured };
     let directory = directory()?;
     fs::write(directory.join("in-process.json"), serde_json::to_string_pretty(&results)?)?;

@@ -26,7 +26,7 @@ use self::scene::Scene;
 use self::servers::Running;
 use super::machine::Machine;
 use super::servers::Program;
-use super::{build, directory, document};
+use super::{NOISY, build, directory, document};
 use crate::packages;
 
 /// Keys that are there, and how unequally they are asked for.
@@ -36,8 +36,6 @@ const ALPHA: f64 = 0.99;
 const WARM_UP: f64 = 0.25;
 /// Requests without an answer, beyond which a run does not count: one in so many.
 const LOST_MAX: u64 = 1000;
-/// Status of a run of which not every goal was decided.
-const NOISY: u8 = 2;
 
 /// Options of the command.
 #[derive(Debug, clap::Args)]

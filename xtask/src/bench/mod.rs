@@ -24,10 +24,11 @@ mod store_times;
 pub(crate) mod svg;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
+use serde::de::DeserializeOwned;
 
 use crate::{bench_guard, shell};
 
@@ -90,4 +91,20 @@ pub(crate) fn build(with_daemon: bool) -> Result<()> {
         shell::run(shell::cargo().args(["build", "--release", "-p", "session-daemon", "--bins"]))?;
     }
     shell::run(shell::cargo().args(["build", "--release", "-p", "session-load", "--bins"]))
+}
+
+/// Status of a run of which noise left too much undecided.
+const NOISY: u8 = 2;
+
+/// Builds the programs that run the store alone.
+fn build_replay() -> Result<()> {
+    shell::run(shell::cargo().args(["build", "--release", "-p", "session-replay", "--bins"]))
+}
+
+/// Runs a program that prints what it measured as JSON; what it says besides is shown.
+fn measured<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| shell::line(command))?;
+    ensure!(output.status.success(), "{}: {}", shell::line(command), output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
 }

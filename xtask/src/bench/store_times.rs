@@ -5,15 +5,15 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::directory;
 use super::machine::Machine;
 use super::markdown::thousands;
+use super::{build_replay, directory, measured};
 use crate::shell;
 
 /// Options of `bench pauses`.
@@ -76,12 +76,9 @@ pub(super) fn starts(options: &Starts) -> Result<()> {
 }
 
 fn measure<T: DeserializeOwned>(program: &str, arguments: &[&str]) -> Result<T> {
-    shell::run(shell::cargo().args(["build", "--release", "-p", "session-replay", "--bins"]))?;
+    build_replay()?;
     let mut command = Command::new(shell::target_directory().join("release").join(program));
-    let output = command.args(arguments).stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| shell::line(&command))?;
-    ensure!(output.status.success(), "{}: {}", shell::line(&command), output.status);
-    Ok(serde_json::from_slice(&output.stdout)?)
+    measured(command.args(arguments))
 }
 
 fn finish<T: Serialize>(name: &str, measured: T, table: impl FnOnce(&T) -> String) -> Result<()> {

@@ -6,16 +6,16 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use session_tests::process::Process;
 
 use super::RECOVERED;
 use super::traces::Trace;
-use crate::bench::directory;
 use crate::bench::servers::Program;
+use crate::bench::{directory, measured};
 use crate::shell;
 
 /// What is used of a report of `session-replay`.
@@ -115,10 +115,7 @@ impl Replayer {
 
 fn run(trace: &Trace, arguments: &[String]) -> Result<Replay> {
     let mut command = Command::new(shell::target_directory().join("release/session-replay"));
-    command.arg(&trace.path).args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = command.output().context("starting session-replay")?;
-    ensure!(output.status.success(), "{}: {}", shell::line(&command), output.status);
-    Ok(serde_json::from_slice(&output.stdout)?)
+    measured(command.arg(&trace.path).args(arguments))
 }
 
 #[cfg(test)]
