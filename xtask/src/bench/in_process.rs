@@ -10,6 +10,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
+use super::statistics::median;
 use super::{directory, measured};
 use crate::shell;
 
@@ -110,7 +111,7 @@ fn row(name: &str, runs: &[Run]) -> String {
     let of = |gets_percent, threads| {
         let runs = runs.iter().filter(|run| run.cache == name);
         let runs = runs.filter(|run| run.gets_percent == gets_percent && run.threads == threads);
-        median(runs.map(|run| run.requests as f64 * 1e3 / run.cpu_ns.max(1) as f64).collect())
+        median(runs.map(|run| run.requests as f64 * 1e3 / run.cpu_ns.max(1) as f64))
     };
     let mut text = format!("| {name} |");
     for gets_percent in [95, 50] {
@@ -120,11 +121,6 @@ fn row(name: &str, runs: &[Run]) -> String {
     let misses: u64 = runs.iter().filter(|run| run.cache == name).map(|run| run.misses).sum();
     let _ = write!(text, " {misses} |");
     text
-}
-
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_unstable_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

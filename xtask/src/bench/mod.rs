@@ -19,7 +19,7 @@ mod plot;
 mod points;
 mod results;
 mod servers;
-mod statistics;
+pub(crate) mod statistics;
 mod store_times;
 pub(crate) mod svg;
 

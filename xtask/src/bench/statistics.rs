@@ -48,6 +48,11 @@ impl Spread {
     }
 }
 
+/// The median; not a number where there are none.
+pub(crate) fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
+    Spread::of(numbers).map_or(f64::NAN, |spread| spread.median)
+}
+
 /// What is concluded from the rounds' ratios of the other server to ours, more being better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

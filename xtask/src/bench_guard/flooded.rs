@@ -28,6 +28,7 @@ use session_tests::wait;
 
 use super::bed::inside;
 use super::{Options, plot};
+use crate::bench::statistics;
 use crate::{bench, shell};
 
 const PORT: u16 = 11_211;
@@ -287,9 +288,7 @@ impl Scene {
 
 /// Median over the rounds.
 fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
-    let mut values: Vec<f64> = rounds.iter().map(of).collect();
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+    statistics::median(rounds.iter().map(of))
 }
 
 /// Shares kept, round by round: of the requests a second, of the 99th percentile, and of the

@@ -19,6 +19,7 @@ use session_tests::sessiond::{PORT, Sessiond};
 
 use super::shop::Shop;
 use super::story::Story;
+use crate::bench::statistics::median;
 
 /// Rounds of each server, in turns, so that what else the machine does hits both.
 const ROUNDS: usize = 4;
@@ -137,10 +138,4 @@ fn cpu_ns(pid: u32) -> Result<u64> {
         }
     }
     Ok(sum)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
