@@ -9,6 +9,8 @@ pub(crate) mod buckets;
 pub(crate) mod chunks;
 #[path = "../../session-daemon/src/store/epoch.rs"]
 pub(crate) mod epoch;
+#[path = "../../session-daemon/src/store/filling.rs"]
+pub(crate) mod filling;
 #[path = "../../session-daemon/src/store/item.rs"]
 pub(crate) mod item;
 #[path = "../../session-daemon/src/store/magazines.rs"]

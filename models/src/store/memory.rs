@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::store::buckets::{Buckets, Inserted};
+use crate::store::filling::{Filled, Fills};
 use crate::store::item::{GONE, LINKED, Marks, State, TIMES, Times};
 use crate::store::moves::{Moved, Moves};
 use crate::store::sync::{AtomicU64, Ordering, TryMutex};
@@ -93,6 +94,16 @@ impl Memory {
     pub(crate) fn add_by(&self, thread: usize, number: u64, key: Key) -> bool {
         self.write(number, key);
         self.add(number, key, LINES[thread])
+    }
+
+    /// Puts an item that was linked into an index that is built anew; false if its key is there.
+    pub(crate) fn fill_by(&self, thread: usize, number: u64, key: Key) -> bool {
+        self.write(number, key);
+        let (item, bytes) = (Self::item(number), [key]);
+        self.link(item);
+        let filled = self.fill_in(hash(key), item, || &bytes, || Some(LINES[thread]));
+        assert_ne!(filled, Filled::Homeless);
+        filled == Filled::Done
     }
 
     /// Stores an item whatever the key has.

@@ -80,6 +80,25 @@ fn adds_to_a_full_bucket_take_lines() {
 }
 
 #[test]
+fn an_index_is_filled_with_each_key_once() {
+    model(|| {
+        let memory = memory(&[]);
+        let fills = both(&memory, |m| m.fill_by(0, 0, STAYS), |m| m.fill_by(1, 1, STAYS));
+        assert!(fills.0 != fills.1);
+        assert_eq!(memory.get(STAYS), Some(u64::from(fills.1)));
+        assert_eq!(memory.check(), 1);
+    });
+    model(|| {
+        let memory = Arc::new(Memory::new(&[4], 4));
+        let two = |m: &Memory| m.fill_by(0, 1, STAYS) && m.fill_by(0, 3, 8);
+        assert_eq!(both(&memory, two, |m| m.fill_by(1, 2, MOVES)), (true, true));
+        let found = [4, STAYS, MOVES, 8].map(|key| memory.get(key));
+        assert_eq!(found, [Some(0), Some(1), Some(2), Some(3)]);
+        assert_eq!(memory.check(), 4);
+    });
+}
+
+#[test]
 fn a_key_is_added_or_deleted_in_some_order() {
     model(|| {
         let memory = memory(&[]);

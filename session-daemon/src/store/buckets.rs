@@ -33,13 +33,6 @@ pub(super) struct Found {
     free: Option<u64>,
 }
 
-impl Found {
-    /// Whether an insertion would need an overflow line.
-    pub(super) fn is_full(&self) -> bool {
-        self.free.is_none()
-    }
-}
-
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Inserted {

@@ -57,6 +57,7 @@ mod epoch;
 mod evict;
 mod expire;
 mod failpoint;
+mod filling;
 mod ghosts;
 mod growth;
 mod hash;

@@ -276,13 +276,17 @@ impl Store {
         self.region.word(chunk + 8).store(u64::from(head), Ordering::Relaxed);
     }
 
-    /// Takes an overflow line, by the pages that are there or from the pool.
-    pub(super) fn take_line(&self) -> Option<u64> {
-        let mut line = [0];
-        while self.class_take(LINE_CLASS, &mut line) == 0 {
-            self.class_add_page(LINE_CLASS, self.pool_take()?);
+    /// Takes up to `lines.len()` overflow lines, of the pages that are there or of one from the
+    /// pool; returns how many. 0 when there is no memory.
+    pub(super) fn take_lines(&self, lines: &mut [u64]) -> usize {
+        loop {
+            let taken = self.class_take(LINE_CLASS, lines);
+            if taken > 0 {
+                return taken;
+            }
+            let Some(page) = self.pool_take() else { return 0 };
+            self.class_add_page(LINE_CLASS, page);
         }
-        Some(line[0])
     }
 
     /// Takes up to `chunks.len()` free chunks of `class`; returns how many.

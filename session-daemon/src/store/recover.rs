@@ -9,25 +9,35 @@
 
 use crate::clock::Now;
 use crate::store::Store;
-use crate::store::buckets::{Buckets, Inserted};
+use crate::store::buckets::Buckets;
 use crate::store::chunks::Kind;
 use crate::store::classes::{ITEM_CLASS_FIRST, LINE_CLASS};
 use crate::store::counters::Count;
 use crate::store::epoch::Retired;
 use crate::store::failpoint::step;
-use crate::store::item::{LINKED, PIECE_HEADER_LEN, PIECE_OWNER, Piece, State, Times};
+use crate::store::filling::{Filled, Fills, Parts};
+use crate::store::item::{LINKED, PIECE_HEADER_LEN, PIECE_OWNER, State, Times};
 use crate::store::layout::PageState;
 use crate::store::reader::{stamp_at, stamp_of};
 use crate::store::sync::{AtomicU32, Ordering};
 use crate::store::types::KEY_LEN_MAX;
 use std::thread;
 
+mod pieces;
+
 /// Most threads that scan pages.
 const THREADS_MAX: usize = 16;
 /// Pages that a thread scans in one go.
 const PAGES_PER_CLAIM: u32 = 16;
-/// Items whose buckets are on their way from memory together.
-const PENDING_MAX: usize = 32;
+/// How far ahead of an item that is put into its bucket the bucket and its overflow line are on
+/// their way from memory.
+const BUCKETS_AHEAD: usize = 32;
+const LINES_AHEAD: usize = 16;
+/// Chunks whose headers are, and the cache lines of each: header and key.
+const CHUNKS_AHEAD: u32 = 8;
+const CHUNK_LINES: usize = 2;
+/// Overflow lines that a thread takes in one go.
+const LINES_TAKEN: usize = 16;
 /// How far a stamp may be ahead of the clock, in its units: about five hours.
 const STAMP_AHEAD_MAX: u64 = 1 << 40;
 
@@ -60,10 +70,10 @@ pub struct Kept {
 struct Scan<'s> {
     store: &'s Store,
     now: Now,
-    /// Items to be put into the index, with their hashes.
-    pending: Vec<(u64, u64)>,
-    /// An overflow line at hand; 0 for none.
-    line: u64,
+    /// Items to be put into the index.
+    parts: Parts,
+    /// Overflow lines at hand.
+    lines: Vec<u64>,
     /// Items and their bytes by class; those replaced are taken off again, so it wraps.
     counts: Vec<(u64, u64)>,
     /// Items with pieces, to be looked at when all pages have been.
@@ -74,6 +84,8 @@ struct Scan<'s> {
     unpublished: Vec<u64>,
     /// Items for which there was no overflow line.
     homeless: Vec<(u64, u64)>,
+    /// Items whose key another one has already.
+    twins: Vec<(u64, u64)>,
     /// Items that have ended, which nevertheless replace older versions of their keys first.
     dead: Vec<(u64, u64)>,
     /// Whether free chunks are listed: what is dropped from now on goes the way of all chunks.
@@ -102,7 +114,10 @@ impl Store {
         for item in std::mem::take(&mut all.unpublished) {
             all.published(item);
         }
-        all.insert_pending();
+        all.fill_all();
+        for (hash, item) in std::mem::take(&mut all.twins) {
+            all.insert_or_keep(hash, item);
+        }
         for item in std::mem::take(&mut all.extents) {
             all.extent(item);
         }
@@ -126,9 +141,7 @@ impl Store {
                 all.drop_item(item);
             }
         }
-        if all.line != 0 {
-            self.class_give(all.line);
-        }
+        all.give_lines();
         Some(self.settle(all))
     }
 
@@ -295,13 +308,14 @@ impl<'s> Scan<'s> {
         Self {
             store,
             now,
-            pending: Vec::with_capacity(PENDING_MAX),
-            line: 0,
+            parts: Parts::new(store.bucket_count()),
+            lines: Vec::new(),
             counts: vec![(0, 0); store.classes.count() as usize],
             extents: Vec::new(),
             again: Vec::new(),
             unpublished: Vec::new(),
             homeless: Vec::new(),
+            twins: Vec::new(),
             dead: Vec::new(),
             listed: false,
             stamp_max: 0,
@@ -310,7 +324,8 @@ impl<'s> Scan<'s> {
     }
 
     /// Both together.
-    fn with(mut self, other: Self) -> Self {
+    fn with(mut self, mut other: Self) -> Self {
+        other.give_lines();
         for (sum, more) in self.counts.iter_mut().zip(other.counts) {
             *sum = (sum.0.wrapping_add(more.0), sum.1.wrapping_add(more.1));
         }
@@ -318,15 +333,20 @@ impl<'s> Scan<'s> {
         self.again.extend(other.again);
         self.unpublished.extend(other.unpublished);
         self.homeless.extend(other.homeless);
+        self.twins.extend(other.twins);
         self.dead.extend(other.dead);
         self.stamp_max = self.stamp_max.max(other.stamp_max);
         self.kept.dead += other.kept.dead;
         self.kept.replaced += other.kept.replaced;
         self.kept.lost += other.kept.lost;
-        if other.line != 0 {
-            self.store.class_give(other.line);
-        }
         self
+    }
+
+    /// Gives the overflow lines at hand back.
+    fn give_lines(&mut self) {
+        for line in self.lines.drain(..) {
+            self.store.class_give(line);
+        }
     }
 
     fn claim_pages(&mut self, cursor: &AtomicU32, progress: Progress<'_>) {
@@ -345,11 +365,7 @@ impl<'s> Scan<'s> {
                 }
             }
         }
-        self.insert_pending();
-    }
-
-    fn disown(&self, piece: u64) {
-        self.store.region.word(piece + PIECE_OWNER).store(0, RELAXED);
+        self.fill_all();
     }
 
     /// Takes the items of a page, and lists its free chunks.
@@ -359,6 +375,8 @@ impl<'s> Scan<'s> {
         let (mut head, mut free, mut deadline_s, mut pieces) = (0, 0, u32::MAX, false);
         for idx in (0..store.page_carved(page)).rev() {
             let chunk = store.chunk(page, class, idx);
+            let ahead = store.chunk(page, class, idx.saturating_sub(CHUNKS_AHEAD));
+            store.region.prefetch_lines(ahead, CHUNK_LINES);
             let state = store.item_state(chunk);
             if state.is_piece() {
                 self.disown(chunk);
@@ -436,6 +454,7 @@ impl<'s> Scan<'s> {
             return false;
         }
         self.stamp_max = self.stamp_max.max(stamp_of(store.item_cas(item)));
+        self.count(state, u64::wrapping_add);
         let hash = store.item_hash(item);
         if store.is_dead(item, self.now) {
             self.dead.push((hash, item));
@@ -444,59 +463,81 @@ impl<'s> Scan<'s> {
             self.extents.push(item);
             return true;
         }
-        store.prefetch_bucket(hash);
-        self.pending.push((hash, item));
-        if self.pending.len() == PENDING_MAX {
-            self.insert_pending();
+        if let Some(part) = self.parts.put(store.home(hash), hash, item) {
+            self.fill_part(part);
         }
         true
     }
 
-    fn insert_pending(&mut self) {
-        let mut pending = std::mem::take(&mut self.pending);
-        for (hash, item) in pending.drain(..) {
-            if !self.insert(hash, item) {
-                self.homeless.push((hash, item));
-            }
+    fn fill_all(&mut self) {
+        for part in 0..self.parts.count() {
+            self.fill_part(part);
         }
-        self.pending = pending;
     }
 
-    /// Puts an item into the index unless a newer one of its key is there. False if there is no
-    /// room.
+    /// Puts the items that belong to a part of the index there.
+    fn fill_part(&mut self, part: usize) {
+        let store = self.store;
+        let items = self.parts.take(part);
+        for (hash, _) in items.iter().take(BUCKETS_AHEAD) {
+            store.prefetch_bucket(*hash);
+        }
+        for (at, (hash, item)) in items.iter().enumerate() {
+            if let Some((later, _)) = items.get(at + BUCKETS_AHEAD) {
+                store.prefetch_bucket(*later);
+            }
+            if let Some((soon, _)) = items.get(at + LINES_AHEAD) {
+                store.prefetch_line(*soon);
+            }
+            match self.fill_in(*hash, *item) {
+                Filled::Done => {}
+                Filled::Twin => self.twins.push((*hash, *item)),
+                Filled::Homeless => self.homeless.push((*hash, *item)),
+            }
+        }
+        self.parts.give(part, items);
+    }
+
+    /// Puts an item into the index unless its key is there.
+    fn fill_in(&mut self, hash: u64, item: u64) -> Filled {
+        let store = self.store;
+        let line = || {
+            if self.lines.is_empty() {
+                let mut taken = [0; LINES_TAKEN];
+                let count = store.take_lines(&mut taken);
+                self.lines.extend(&taken[..count]);
+            }
+            self.lines.pop()
+        };
+        store.fill_in(hash, item, || store.item_key(item), line)
+    }
+
+    /// Puts an item into the index unless a newer one of its key is there. By one thread alone.
+    /// False if there is no room.
     fn insert(&mut self, hash: u64, item: u64) -> bool {
         let store = self.store;
-        if self.line == 0 {
-            self.line = store.take_line().unwrap_or(0);
-        }
         loop {
-            let found = store.find(hash, store.item_key(item));
-            if let Some(other) = found.item {
-                let times = store.times(other);
-                let is_newer = store.item_cas(item) > store.item_cas(other);
-                if is_newer && (times.successor().is_some() || !store.supersede(other, times, item))
-                {
-                    continue;
-                }
-                self.kept.replaced += 1;
-                if is_newer {
-                    store.finish(hash, other, item);
-                    self.count(other, |sum, one| sum.wrapping_sub(one));
-                    self.count(item, u64::wrapping_add);
-                }
-                self.drop_item(if is_newer { other } else { item });
-                return true;
+            let Some(other) = store.find(hash, store.item_key(item)).item else {
+                return self.fill_in(hash, item) == Filled::Done;
+            };
+            let times = store.times(other);
+            let is_newer = store.item_cas(item) > store.item_cas(other);
+            if is_newer && (times.successor().is_some() || !store.supersede(other, times, item)) {
+                continue;
             }
-            if self.line == 0 && found.is_full() {
-                return false;
+            self.kept.replaced += 1;
+            if is_newer {
+                store.finish(hash, other, item);
             }
-            match store.insert(&found, hash, item, self.line) {
-                Inserted::Changed => continue,
-                Inserted::DoneInLine => self.line = 0,
-                Inserted::Done => {}
-            }
-            self.count(item, u64::wrapping_add);
+            self.drop_item(if is_newer { other } else { item });
             return true;
+        }
+    }
+
+    /// Puts an item into the index, or keeps it until there is more room.
+    fn insert_or_keep(&mut self, hash: u64, item: u64) {
+        if !self.insert(hash, item) {
+            self.homeless.push((hash, item));
         }
     }
 
@@ -512,21 +553,20 @@ impl<'s> Scan<'s> {
         if let (_, Some(line)) = store.finish(hash, item, 0) {
             store.class_give(line);
         }
-        self.count(item, |sum, one| sum.wrapping_sub(one));
         self.kept.dead += 1;
         self.drop_item(item);
     }
 
-    fn count(&mut self, item: u64, add: impl Fn(u64, u64) -> u64) {
-        let state = self.store.item_state(item);
+    fn count(&mut self, state: State, add: impl Fn(u64, u64) -> u64) {
         let sum = &mut self.counts[state.class() as usize];
         *sum = (add(sum.0, 1), add(sum.1, state.item_len() as u64));
     }
 
-    /// Takes an item that is in no slot out of the world.
+    /// Takes an item that was accepted and is in no slot out of the world.
     fn drop_item(&mut self, item: u64) {
         let store = self.store;
         let state = State(store.region.word(item).fetch_and(!LINKED, RELAXED));
+        self.count(state, u64::wrapping_sub);
         let pieces = state.is_extent().then(|| store.item_link(item).first());
         if self.listed {
             pieces.into_iter().for_each(|first| store.disown_pieces(first));
@@ -535,64 +575,5 @@ impl<'s> Scan<'s> {
         }
         pieces.into_iter().for_each(|first| self.release_pieces(item, first));
         self.again.push(store.layout.page_of(item));
-    }
-
-    /// Gives up the pieces at the beginning of a chain that belong to `head`.
-    fn release_pieces(&self, head: u64, first: u64) {
-        let mut next = first;
-        while self.is_piece_of(next, head) {
-            self.disown(next);
-            next = Piece(self.store.region.word(next).load(RELAXED)).next();
-        }
-    }
-
-    fn is_piece_of(&self, piece: u64, head: u64) -> bool {
-        self.store.piece_len_max(piece).is_some()
-            && State(self.store.region.word(piece).load(RELAXED)).is_piece()
-            && self.store.region.word(piece + PIECE_OWNER).load(RELAXED)
-                == self.store.owner_word(head)
-    }
-
-    /// Takes an item with pieces, if all of them are there and nobody else's.
-    fn extent(&mut self, item: u64) {
-        if !self.claim_pieces(item) {
-            self.kept.lost += 1;
-            self.drop_item(item);
-            return;
-        }
-        let hash = self.store.item_hash(item);
-        if !self.insert(hash, item) {
-            self.homeless.push((hash, item));
-        }
-    }
-
-    /// Makes the pieces of an item its own; false if they are not its value.
-    fn claim_pieces(&self, head: u64) -> bool {
-        let store = self.store;
-        let state = store.item_state(head);
-        let link = store.item_link(head);
-        let in_head = state.tail_offset() as usize + link.tail_len();
-        if link.first() == 0 || in_head > store.classes.size(state.class()) {
-            return false;
-        }
-        let mut missing = state.value_len().checked_sub(link.tail_len());
-        let mut next = link.first();
-        while next != 0 {
-            let Some(piece) = self.unowned_piece(next) else { return false };
-            store.region.word(next + PIECE_OWNER).store(store.owner_word(head), RELAXED);
-            missing = missing.and_then(|missing| missing.checked_sub(piece.len()));
-            next = piece.next();
-        }
-        missing == Some(0)
-    }
-
-    /// The piece at an offset that may be anything.
-    fn unowned_piece(&self, offset: u64) -> Option<Piece> {
-        let store = self.store;
-        let len_max = store.piece_len_max(offset)?;
-        let word = store.region.word(offset).load(RELAXED);
-        let owner = store.region.word(offset + PIECE_OWNER).load(RELAXED);
-        let piece = Piece(word);
-        (State(word).is_piece() && owner == 0 && piece.len() <= len_max).then_some(piece)
     }
 }

@@ -54,6 +54,7 @@ struct Started {
     check_ns: u64,
     closed_ns: u64,
     rebuilt_ns: u64,
+    rebuilt_cpu_ns: u64,
 }
 
 /// Everything that is written.
@@ -125,7 +126,8 @@ fn table_of_starts(started: &Started) -> String {
     let rate = |ns: u64| format!("{:.1}", started.items as f64 * 1e3 / ns.max(1) as f64);
     let row =
         |what: &str, ns: u64, rate: &str| format!("| {what} | {:.1} | {rate} |\n", ns as f64 / 1e6);
-    let Started { killed_ns, check_ns, closed_ns, rebuilt_ns, .. } = *started;
+    let Started { killed_ns, check_ns, closed_ns, rebuilt_ns, rebuilt_cpu_ns, .. } = *started;
+    let processors = started.processors.max(1) as u64;
     let head = format!(
         "{} items in {} MB, {} threads.\n\n| a start after | ms to the first command | million items a \
          second |\n|---|--:|--:|\n",
@@ -140,6 +142,11 @@ fn table_of_starts(started: &Started) -> String {
             "somebody else has touched the file: the index is built",
             rebuilt_ns,
             &rate(rebuilt_ns),
+        )
+        + &row(
+            "the same, by its processor time: a machine without other work",
+            rebuilt_cpu_ns / processors,
+            &rate(rebuilt_cpu_ns / processors),
         )
 }
 
@@ -176,10 +183,12 @@ mod tests {
             check_ns: 200_000_000,
             closed_ns: 1_000_000,
             rebuilt_ns: 400_000_000,
+            rebuilt_cpu_ns: 500_000_000,
         };
         let table = table_of_starts(&started);
         assert!(table.contains("in 800 MB, 2 threads"));
         assert!(table.contains("| a kill | 3.4 | - |"));
         assert!(table.contains("| 400.0 | 10.0 |"), "{table}");
+        assert!(table.contains("| 250.0 | 16.0 |"), "{table}");
     }
 }

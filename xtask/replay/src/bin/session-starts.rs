@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use session_daemon::clock::Now;
 use session_daemon::store::types::{ClientFlags, Key, Lifetime, Mode, StoreConfig, Stored};
@@ -53,6 +54,8 @@ struct Measured {
     closed_ns: u64,
     /// From the start with a file that something else has touched to the first command.
     rebuilt_ns: u64,
+    /// Processor time of that, of all threads.
+    rebuilt_cpu_ns: u64,
 }
 
 /// Removes the file on every way out.
@@ -139,7 +142,9 @@ fn measure(options: &Options) -> Result<Measured> {
     drop(store);
     thread::sleep(CHANGE_NOTICED);
     File::open(&options.file)?.set_modified(SystemTime::now())?;
+    let cpu_begun_ns = cpu_ns();
     let (store, start, rebuilt_ns) = open(options)?;
+    let rebuilt_cpu_ns = cpu_ns() - cpu_begun_ns;
     ensure!(!kept(start)?.in_place, "a file that was changed was believed");
     has_all(&store, options)?;
     Ok(Measured {
@@ -150,7 +155,14 @@ fn measure(options: &Options) -> Result<Measured> {
         check_ns,
         closed_ns,
         rebuilt_ns,
+        rebuilt_cpu_ns,
     })
+}
+
+/// Processor time of this process.
+fn cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 fn kept(start: Start) -> Result<Kept> {
