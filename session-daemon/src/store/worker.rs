@@ -70,19 +70,28 @@ pub(super) struct Patience {
 
 /// Rounds in which nothing could be evicted and nothing waited, after which there is no memory.
 const IDLE_ROUNDS_MAX: u32 = 4;
-/// Rounds that only give the core away, before rounds that sleep.
+/// Rounds that only give the core away, before rounds that sleep for a short time, and before those
+/// that sleep for a longer one.
 const YIELD_ROUNDS: u32 = 2_000;
-/// Rounds after which an allocation gives up although memory waits for another worker's turn.
-const ROUNDS_MAX: u32 = YIELD_ROUNDS + 5_000;
-/// Rounds between two evictions while earlier victims still wait.
+const NAP_ROUNDS: u32 = YIELD_ROUNDS + 2_000;
+/// Rounds after which an allocation gives up although memory waits for another worker's turn: some
+/// two seconds and a half. A worker whose core is taken away in a turn comes back sooner.
+const ROUNDS_MAX: u32 = NAP_ROUNDS + 2_000;
+/// Rounds between two evictions while earlier victims still wait, before rounds that sleep.
 const ROUNDS_PER_EVICTION: u32 = 256;
-const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 impl Patience {
     /// Whether this round should make room: the first, one with nothing on its way, and now and
-    /// then.
+    /// then, but seldom when it is time that is lacking.
     pub(super) fn is_eviction_due(&self, coming: bool) -> bool {
-        !coming || self.rounds.is_multiple_of(ROUNDS_PER_EVICTION)
+        !coming
+            || if self.rounds < YIELD_ROUNDS {
+                self.rounds.is_multiple_of(ROUNDS_PER_EVICTION)
+            } else {
+                self.rounds.is_power_of_two()
+            }
     }
 
     pub(super) fn is_first(&self) -> bool {
@@ -93,7 +102,7 @@ impl Patience {
     fn pause(&self) {
         if self.rounds > YIELD_ROUNDS && !cfg!(session_schedule) {
             // A signal may cut the sleep short, which only makes the round shorter.
-            let _ = nanosleep(&SLEEP);
+            let _ = nanosleep(if self.rounds > NAP_ROUNDS { &SLEEP } else { &NAP });
         } else if self.rounds > 2 {
             yield_now();
         }

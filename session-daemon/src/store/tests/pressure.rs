@@ -5,8 +5,9 @@ use crate::store::types::{
     ClientFlags, Deleted, Flush, Lifetime, Mode, StoreConfig, StoreError, Stored,
 };
 use crate::store::{Store, Worker};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 fn full(memory_limit: usize, workers: usize) -> (Arc<Store>, Vec<Worker>) {
     let item_size_max = (memory_limit / 2).min(1 << 20);
@@ -294,6 +295,32 @@ fn a_rare_size_finds_room_beside_writers_of_others() {
     });
     assert_eq!(refused, 0, "of 200");
     workers.push(rare);
+    check(&store, &mut workers);
+}
+
+/// A worker that loses its core in a turn holds back what is evicted; nobody is refused for that.
+#[test]
+fn a_set_waits_for_a_worker_that_has_stopped_in_a_turn() {
+    const STOPPED: Duration = Duration::from_millis(1_200);
+    let (store, mut workers) = full(2 << 20, 2);
+    let mut stopped = workers.pop().unwrap();
+    must_put(&mut workers[0], "held", 1_000, 10);
+    let begun = Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(stopped.get(key(b"held"), at(10)).is_some());
+            begun.wait();
+            // What is waited for is that this much time passes.
+            std::thread::sleep(STOPPED);
+            stopped.quiesce();
+        });
+        begun.wait();
+        // Twice what the store holds.
+        for number in 0..4_000 {
+            must_put(&mut workers[0], &format!("k{number}"), 1_000, 10);
+        }
+    });
+    workers.push(stopped);
     check(&store, &mut workers);
 }
 
