@@ -40,15 +40,22 @@ pub fn store_key(key: Key<'_>) -> types::Key<'_> {
 
 /// Counts one key that was asked for. memcached counts `gat` among the touches, not the hits.
 pub fn count_fetch(counters: &Counters, fetch: Fetch, found: bool) {
-    counters.add_one(Counter::CmdGet);
-    counters.add_one(match (fetch.touch.is_some(), found) {
-        (false, true) => Counter::GetHits,
-        (false, false) => Counter::GetMisses,
-        (true, true) => Counter::TouchHits,
-        (true, false) => Counter::TouchMisses,
-    });
-    if fetch.touch.is_some() {
-        counters.add_one(Counter::CmdTouch);
+    count_fetches(counters, fetch, 1, u64::from(found));
+}
+
+/// [`count_fetch`] of `asked` keys of which so many were found.
+pub fn count_fetches(counters: &Counters, fetch: Fetch, asked: u64, found: u64) {
+    let is_touch = fetch.touch.is_some();
+    let (hits, misses) = if is_touch {
+        (Counter::TouchHits, Counter::TouchMisses)
+    } else {
+        (Counter::GetHits, Counter::GetMisses)
+    };
+    counters.add(Counter::CmdGet, asked);
+    counters.add(hits, found);
+    counters.add(misses, asked.saturating_sub(found));
+    if is_touch {
+        counters.add(Counter::CmdTouch, asked);
     }
 }
 

@@ -16,7 +16,7 @@
 mod tests;
 
 use crate::command::admin::{Admin, AdminOutcome, DumpKind};
-use crate::command::execute::{Answer, count_fetch, count_touch, fetch};
+use crate::command::execute::{Answer, count_fetch, count_fetches, count_touch, fetch};
 use crate::command::observe::{Event, Observer, Seen};
 use crate::command::request::{self, Outcome, Request, StatsTopic, Store, Versioned};
 use crate::protocol::binary::HEADER_LEN;
@@ -442,16 +442,19 @@ impl<'a> Batch<'a> {
         let plain = request::Fetch { with_cas: true, touch: None };
         fetch(turn.executor.store, plain, keys, turn.executor.now, items);
         let mut done = None;
+        let (mut asked, mut found) = (0_u64, 0_u64);
         for (entry, item) in self.entries.iter().flatten().zip(items.iter()) {
             if done.is_some() && output.is_full() {
                 break;
             }
-            count_fetch(turn.executor.counters, plain, item.is_some());
+            asked = asked.saturating_add(1);
+            found = found.saturating_add(u64::from(item.is_some()));
             note(turn.executor.observer, entry.terms.key.bytes(), item.as_ref());
             let wire = turn.wire.map(|wire| (wire, entry.end == self.input_len));
             append(output, entry.tag, entry.terms, item.as_ref(), wire, turn.pool);
             done = Some(entry.end);
         }
+        count_fetches(turn.executor.counters, plain, asked, found);
         done
     }
 }

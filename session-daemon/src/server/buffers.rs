@@ -19,7 +19,7 @@ const DIRECT_LEN_MIN: usize = 32 << 10;
 
 /// The same for a value that is the last answer before the next wait, which has its system call
 /// in any case.
-const DIRECT_LEN_MIN_LAST: usize = 4 << 10;
+pub const DIRECT_LEN_MIN_LAST: usize = 4 << 10;
 
 /// Bytes of a value that are left in the store while the kernel takes no more; fewer are copied.
 const PINNED_LEN_MIN: usize = 32 << 10;
@@ -33,14 +33,22 @@ const OUTPUT_KEEP_MAX: usize = 4 * OUTPUT_LEN_HIGH;
 /// What a fresh output buffer holds.
 const OUTPUT_LEN_FIRST: usize = 4 << 10;
 
-/// Buffers of each kind that a worker keeps for the next turn.
-const POOLED_MAX: usize = 16;
+/// Input buffers that a worker keeps for the next turn.
+const INPUTS_POOLED_MAX: usize = 16;
+
+/// Bytes of output buffers that it keeps: all connections may have answers under way at once.
+const OUTPUTS_POOLED_LEN_MAX: usize = 4 << 20;
+
+/// Bytes that wait in an input and are worth copying, so that its buffer serves others meanwhile.
+const GIVE_WAY_LEN_MAX: usize = 4 << 10;
 
 /// A worker's spare buffers.
 #[derive(Debug, Default)]
 pub struct Pool {
     inputs: Vec<Vec<u8>>,
     outputs: Vec<Vec<u8>>,
+    /// Bytes of `outputs`.
+    outputs_len: usize,
 }
 
 impl Pool {
@@ -49,20 +57,24 @@ impl Pool {
     }
 
     fn give_input(&mut self, buffer: Vec<u8>) {
-        if buffer.len() == INPUT_LEN && self.inputs.len() < POOLED_MAX {
+        if buffer.len() == INPUT_LEN && self.inputs.len() < INPUTS_POOLED_MAX {
             self.inputs.push(buffer);
         }
     }
 
     fn take_output(&mut self) -> Vec<u8> {
-        self.outputs.pop().unwrap_or_else(|| Vec::with_capacity(OUTPUT_LEN_FIRST))
+        let Some(buffer) = self.outputs.pop() else { return Vec::with_capacity(OUTPUT_LEN_FIRST) };
+        self.outputs_len = self.outputs_len.saturating_sub(buffer.capacity());
+        buffer
     }
 
     /// Takes the memory of answers back.
     pub fn give_output(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= OUTPUT_KEEP_MAX && self.outputs.len() < POOLED_MAX {
+        let len = self.outputs_len.saturating_add(buffer.capacity());
+        if buffer.capacity() <= OUTPUT_KEEP_MAX && len <= OUTPUTS_POOLED_LEN_MAX {
             buffer.clear();
             self.outputs.push(buffer);
+            self.outputs_len = len;
         }
     }
 }
@@ -139,6 +151,13 @@ impl Input {
     pub fn clear(&mut self, pool: &mut Pool) {
         self.start = self.end;
         self.rest(pool);
+    }
+
+    /// [`Input::rest`] for as long as others have their turn, unless more waits than that is worth.
+    pub fn give_way(&mut self, pool: &mut Pool) {
+        if self.waiting().len() <= GIVE_WAY_LEN_MAX {
+            self.rest(pool);
+        }
     }
 
     /// Gives the pooled buffer back, because nothing may come for a long time; what waits moves
@@ -273,7 +292,10 @@ impl Output {
     ) {
         let Some(wire) = wire.filter(|_| self.rest.is_none()) else {
             let out = self.tail(pool);
-            item.value().for_each(|slice| out.extend_from_slice(slice));
+            match item.value_in_one() {
+                Some(value) => out.extend_from_slice(value),
+                None => item.value().for_each(|slice| out.extend_from_slice(slice)),
+            }
             return out.extend_from_slice(end);
         };
         let all_len = item.value_len().saturating_add(end.len());

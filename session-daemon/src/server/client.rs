@@ -262,6 +262,7 @@ async fn drive(
         match local.drive(connection, info, Some(stream.wire())) {
             Step::Yield => {
                 local.counters().add_one(Counter::ConnYields);
+                connection.give_way(&mut local.pool.borrow_mut());
                 yield_turn().await;
             }
             Step::Write => stream.flush(connection, presence).await?,

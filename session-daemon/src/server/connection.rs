@@ -169,6 +169,11 @@ impl Connection {
         self.input.rest(pool);
     }
 
+    /// Gives pooled memory back while others have their turn, where that is cheap.
+    pub fn give_way(&mut self, pool: &mut Pool) {
+        self.input.give_way(pool);
+    }
+
     /// Forgets what was said, for a client that says everything anew.
     pub fn begin_anew(&mut self, pool: &mut Pool) {
         self.state = first_state(self.binding);

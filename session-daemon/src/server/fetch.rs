@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
-use crate::command::execute::{count_fetch, fetch};
+use crate::command::execute::{count_fetches, fetch};
 use crate::command::observe::{Event, Seen};
 use crate::command::request::{Exptime, Fetch};
-use crate::protocol::text::keys::{NextKey, next_key};
+use crate::protocol::text::keys::{NextKey, lone_get, next_key};
 use crate::protocol::text::parse::{KeyList, LineError, key_list};
 use crate::protocol::text::{CRLF, KEY_LIST_LEN_MAX, LINE_LEN_MAX, encode};
-use crate::server::buffers::{Output, Pool, Wire, wire_for};
+use crate::server::buffers::{DIRECT_LEN_MIN_LAST, Output, Pool, Wire, wire_for};
 use crate::server::connection::Turn;
 use crate::store::Item;
 use crate::store::types::Key;
@@ -65,8 +65,14 @@ pub fn run(input: &[u8], open: Option<List>, output: &mut Output, turn: &mut Tur
     if let Some((list, error)) = open.and_then(|list| Some((list, list.error?))) {
         return skip(input, list, error, output, turn);
     }
-    if open.is_none() && key_list(input) == KeyList::No {
-        return Progress::Other;
+    if open.is_none() {
+        if let Some((key, [])) = lone_get(input) {
+            one(key, output, turn);
+            return Progress::Next(input.len(), None);
+        }
+        if key_list(input) == KeyList::No {
+            return Progress::Other;
+        }
     }
     if input.len() <= SHORT_INPUT_LEN {
         run_in::<SHORT_BATCH_KEYS_MAX>(input, open, output, turn)
@@ -76,6 +82,8 @@ pub fn run(input: &[u8], open: Option<List>, output: &mut Output, turn: &mut Tur
 }
 
 /// [`run`] with a batch of at most so many keys.
+// Not inlined: its places make a frame that is not cheap to enter for what is no key list.
+#[inline(never)]
 fn run_in<const KEYS: usize>(
     input: &[u8],
     open: Option<List>,
@@ -85,7 +93,7 @@ fn run_in<const KEYS: usize>(
     let mut batch = Batch::<KEYS>::new(open);
     let stop = batch.gather(input, open, turn.requests_left);
     turn.requests_left = turn.requests_left.saturating_sub(batch.cost());
-    if let Some((done, list)) = batch.answer(output, turn) {
+    if let Some((done, list)) = batch.answer(output, turn, &mut |_| {}) {
         return Progress::Next(done, list);
     }
     match stop {
@@ -114,6 +122,44 @@ fn run_in<const KEYS: usize>(
             Progress::Next(done, None)
         }
     }
+}
+
+/// Answers the only key that is asked for, by a `get`.
+fn one(key: &[u8], output: &mut Output, turn: &mut Turn<'_>) {
+    turn.requests_left = turn.requests_left.saturating_sub(1);
+    let Some(key) = Key::new(key) else { return };
+    let item = turn.executor.store.get(key, turn.executor.now);
+    let terms = Fetch { with_cas: false, touch: None };
+    count_fetches(turn.executor.counters, terms, 1, u64::from(item.is_some()));
+    note(turn, key, item.as_ref());
+    match item {
+        Some(item) => {
+            let wire = wire_for(turn.wire, item.value_len(), true);
+            append(output, key.bytes(), &item, LONE, wire, turn.pool);
+        }
+        None => encode::end(output.tail(turn.pool)),
+    }
+}
+
+fn note(turn: &Turn<'_>, key: Key<'_>, item: Option<&Item<'_>>) {
+    if let Some(observer) = turn.executor.observer {
+        observer.note(&Event::Fetched { key: key.bytes(), found: item.map(Seen::of) });
+    }
+}
+
+/// Answers keys each of which was asked for alone, as `get`: [`BATCH_KEYS_MAX`] at most, and no more
+/// than fill the output. `each` is told the length of the output behind each that is answered.
+pub fn lone<'k>(
+    keys: impl Iterator<Item = &'k [u8]>,
+    output: &mut Output,
+    turn: &mut Turn<'_>,
+    each: &mut impl FnMut(usize),
+) {
+    let mut batch = Batch::<BATCH_KEYS_MAX>::new(None);
+    for key in keys.take(BATCH_KEYS_MAX) {
+        batch.push(key, LONE);
+    }
+    batch.answer(output, turn, each);
 }
 
 /// Passes over the rest of a list whose answer is an error.
@@ -170,6 +216,9 @@ struct Entry {
     ends: bool,
 }
 
+/// The only key of its line, wherever that stands.
+const LONE: Entry = Entry { resume: 0, from: 0, with_cas: false, first: true, ends: true };
+
 struct Batch<'a, const KEYS: usize> {
     keys: [Key<'a>; KEYS],
     entries: [Entry; KEYS],
@@ -222,14 +271,30 @@ impl<'a, const KEYS: usize> Batch<'a, KEYS> {
             if self.len == KEYS || self.lists >= lists_max {
                 return Stop::Here(at);
             }
-            let from = at;
-            let (fetch, error, head_len) = match key_list(input.get(at..).unwrap_or_default()) {
+            let mut rest = input.get(at..).unwrap_or_default();
+            while self.len < KEYS
+                && self.lists < lists_max
+                && self.takes(None)
+                && let Some((key, behind)) = lone_get(rest)
+            {
+                let from = input.len().saturating_sub(rest.len());
+                let resume = input.len().saturating_sub(behind.len());
+                self.push(key, Entry { resume, from, ..LONE });
+                (self.touch, rest) = (None, behind);
+                self.lists = self.lists.saturating_add(1);
+            }
+            let from = input.len().saturating_sub(rest.len());
+            if at < from {
+                at = from;
+                continue;
+            }
+            let (fetch, error, head_len) = match key_list(rest) {
                 KeyList::Start { fetch, error, consumed_len } => (fetch, error, consumed_len),
                 KeyList::No => return Stop::Other(at),
                 KeyList::Partial => return Stop::Wait(at),
             };
             let list = List { fetch, error, any: false, line_len: 0, mark: None };
-            if self.len > 0 && fetch.touch != self.touch {
+            if !self.takes(fetch.touch) {
                 return Stop::Here(at);
             }
             self.touch = fetch.touch;
@@ -242,6 +307,11 @@ impl<'a, const KEYS: usize> Batch<'a, KEYS> {
                 return stop;
             }
         }
+    }
+
+    /// Whether a list that gives this expiry time may be in the batch.
+    fn takes(&self, touch: Option<Exptime>) -> bool {
+        self.len == 0 || self.touch == touch
     }
 
     /// Collects the keys of one list; none when its line ended and its end is in the batch.
@@ -324,13 +394,19 @@ impl<'a, const KEYS: usize> Batch<'a, KEYS> {
     }
 
     /// Looks all keys up, then encodes them in order. When the output is full before the last,
-    /// it says where to go on; what was looked up beyond is looked up again then.
-    fn answer(&mut self, output: &mut Output, turn: &mut Turn<'_>) -> Paused {
+    /// it says where to go on; what was looked up beyond is looked up again then. `each` is told the
+    /// length of the output behind each key.
+    fn answer(
+        &mut self,
+        output: &mut Output,
+        turn: &mut Turn<'_>,
+        each: &mut impl FnMut(usize),
+    ) -> Paused {
         // Clearing places for items costs as much as a lookup: few keys take few places.
         if self.len <= 2 {
-            self.answer_in::<2>(output, turn)
+            self.answer_in::<2>(output, turn, each)
         } else {
-            self.answer_in::<KEYS>(output, turn)
+            self.answer_in::<KEYS>(output, turn, each)
         }
     }
 
@@ -338,40 +414,46 @@ impl<'a, const KEYS: usize> Batch<'a, KEYS> {
         &mut self,
         output: &mut Output,
         turn: &mut Turn<'_>,
+        each: &mut impl FnMut(usize),
     ) -> Paused {
         let mut items: [Option<Item<'_>>; PLACES] = [const { None }; PLACES];
         let keys = self.keys.get(..self.len)?;
         let items = items.get_mut(..self.len)?;
         let terms = Fetch { with_cas: false, touch: self.touch };
         fetch(turn.executor.store, terms, keys, turn.executor.now, items);
-        let mut previous: Option<Entry> = None;
+        let entries = self.entries.get(..self.len)?;
         // The line of the last entry that ends, and every line before it, cannot fail any more.
-        let known = self.entries.get(..self.len)?.iter().rposition(|entry| entry.ends);
-        let looked_up = keys.iter().zip(items.iter()).zip(&self.entries);
-        for (idx, ((key, item), entry)) in looked_up.enumerate() {
-            if let Some(previous) = previous.filter(|_| output.is_full()) {
-                let list = (!previous.ends).then(|| self.list_after(previous));
-                return Some((previous.resume, list));
+        let known = entries.iter().rposition(|entry| entry.ends);
+        let (mut found, mut answered, mut mark) = (0_u64, 0_usize, self.mark);
+        for (idx, ((key, item), entry)) in keys.iter().zip(items.iter()).zip(entries).enumerate() {
+            if idx > 0 && output.is_full() {
+                break;
             }
             if entry.first {
-                self.mark = Some(output.len());
+                mark = Some(output.len());
             }
-            count_fetch(turn.executor.counters, terms, item.is_some());
-            let found = || item.as_ref().map(Seen::of);
-            if let Some(observer) = turn.executor.observer {
-                observer.note(&Event::Fetched { key: key.bytes(), found: found() });
-            }
+            note(turn, *key, item.as_ref());
             if let Some(item) = item {
-                let wire = turn.wire.filter(|_| known >= Some(idx));
-                let last = entry.ends && entry.resume == self.input_len;
-                let wire = wire_for(wire, item.value_len(), last);
-                append(output, key.bytes(), item, entry, wire, turn.pool);
+                found = found.saturating_add(1);
+                let mut wire = None;
+                if item.value_len() >= DIRECT_LEN_MIN_LAST && known >= Some(idx) {
+                    let last = entry.ends && entry.resume == self.input_len;
+                    wire = wire_for(turn.wire, item.value_len(), last);
+                }
+                append(output, key.bytes(), item, *entry, wire, turn.pool);
             } else if entry.ends {
                 encode::end(output.tail(turn.pool));
             }
-            previous = Some(*entry);
+            each(output.len());
+            answered = idx.saturating_add(1);
         }
-        None
+        count_fetches(turn.executor.counters, terms, answered as u64, found);
+        self.mark = mark;
+        if answered == self.len {
+            return None;
+        }
+        let last = self.entries.get(answered.checked_sub(1)?)?;
+        Some((last.resume, (!last.ends).then(|| self.list_after(*last))))
     }
 
     /// The list of a key that was answered, as it stands behind that key.
@@ -394,17 +476,20 @@ fn append(
     output: &mut Output,
     key: &[u8],
     item: &Item<'_>,
-    entry: &Entry,
+    entry: Entry,
     wire: Option<&dyn Wire>,
     pool: &mut Pool,
 ) {
     let cas = entry.with_cas.then(|| item.cas().0);
-    let value_len = item.value_len();
+    let (value_len, flags) = (item.value_len(), item.flags().0);
     let out = output.tail(pool);
     let copied_len = if wire.is_some() { 0 } else { value_len };
     out.reserve(copied_len.saturating_add(VALUE_HEADER_LEN_MAX));
-    encode::value_header(out, key, item.flags().0, value_len, cas);
-    let end: &'static [u8] = if entry.ends { b"\r\nEND\r\n" } else { CRLF };
+    if let Some(value) = item.value_in_one().filter(|_| wire.is_none()) {
+        return encode::value(out, key, flags, value, cas, entry.ends);
+    }
+    encode::value_header(out, key, flags, value_len, cas);
+    let end: &'static [u8] = if entry.ends { encode::VALUE_AND_LIST_END } else { CRLF };
     output.append_value(item, end, wire, pool);
 }
 

@@ -3,21 +3,23 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+use crate::clock::Now;
 use crate::command::counters::Counter;
-use crate::command::execute::Executor;
+use crate::command::execute::{Executor, count_fetches};
 use crate::command::expiry;
 use crate::command::number::Number;
-use crate::command::request::Exptime;
+use crate::command::observe::{Event, Seen};
+use crate::command::request::{Exptime, Fetch};
 use crate::protocol::meta::base64::{Buffer, DECODED_LEN_MAX};
 use crate::protocol::meta::encode::{self, Count, Echo, Hit, Told, Ttl};
 use crate::protocol::meta::flags::MetaError;
 use crate::protocol::meta::parse::{self, Asked, Verb};
 use crate::protocol::text::words::Words;
 use crate::protocol::text::{CRLF, LINE_LEN_MAX};
-use crate::server::buffers::{Output, wire_for};
+use crate::server::buffers::{Output, Pool, Wire, wire_for};
 use crate::server::connection::Turn;
-use crate::store::Leased;
 use crate::store::types::{Key, Lifetime};
+use crate::store::{Item, Leased};
 use memchr::memchr;
 
 /// Lookups whose keys are brought near together.
@@ -28,7 +30,20 @@ pub const KEY_BUFFER: Buffer = [0; DECODED_LEN_MAX];
 
 /// Answers the `mg` lines that stand whole at the start of `input`; how many bytes of it are done.
 pub fn lookups(input: &[u8], output: &mut Output, turn: &mut Turn<'_>) -> usize {
+    let Some((words, line_len)) = lookup_line(input) else { return 0 };
+    // One lookup waits for its memory all the same.
+    if line_len == input.len() {
+        turn.requests_left = turn.requests_left.saturating_sub(1);
+        look_up(words, true, output, turn);
+        return line_len;
+    }
     let batch = Batch::gather(input, turn.requests_left);
+    if batch.plain_len > 1 && !turn.executor.reads_only {
+        let done = batch.answer_plain(output, turn);
+        if done > 0 {
+            return done;
+        }
+    }
     turn.executor.store.prefetch(batch.keys.get(..batch.keys_len).unwrap_or_default());
     let mut done: usize = 0;
     for _ in 0..batch.lines {
@@ -58,7 +73,11 @@ fn lookup_line(input: &[u8]) -> Option<(Words<'_>, usize)> {
 struct Batch<'a> {
     keys: [Key<'a>; BATCH_LINES_MAX],
     keys_len: usize,
+    /// The first lines, as far as they ask for items as they are, and where each ends.
+    plain: [Option<(Asked<'a>, usize)>; BATCH_LINES_MAX],
+    plain_len: usize,
     lines: usize,
+    input_len: usize,
 }
 
 const NO_KEY: Key<'static> = match Key::new(b"-") {
@@ -69,25 +88,66 @@ const NO_KEY: Key<'static> = match Key::new(b"-") {
 impl<'a> Batch<'a> {
     /// A key that is spelled in base64 is brought near by its spelling, which does no harm.
     fn gather(input: &'a [u8], requests_max: u32) -> Self {
-        let mut batch = Self { keys: [NO_KEY; BATCH_LINES_MAX], keys_len: 0, lines: 0 };
+        let (keys, plain) = ([NO_KEY; BATCH_LINES_MAX], [const { None }; BATCH_LINES_MAX]);
+        let (keys_len, plain_len, lines, input_len) = (0, 0, 0, input.len());
+        let mut batch = Self { keys, keys_len, plain, plain_len, lines, input_len };
         let lines_max = usize::try_from(requests_max).unwrap_or(usize::MAX).min(BATCH_LINES_MAX);
-        let mut rest = input;
+        let mut end: usize = 0;
         while batch.lines < lines_max {
-            let Some((mut words, line_len)) = lookup_line(rest) else { break };
-            if let Some(key) = words.next().and_then(Key::new)
-                && let Some(place) = batch.keys.get_mut(batch.keys_len)
-            {
-                *place = key;
-                batch.keys_len = batch.keys_len.saturating_add(1);
-            }
+            let rest = input.get(end..).unwrap_or_default();
+            let Some((words, line_len)) = lookup_line(rest) else { break };
+            end = end.saturating_add(line_len);
+            batch.take(words, end);
             batch.lines = batch.lines.saturating_add(1);
-            rest = rest.get(line_len..).unwrap_or_default();
-        }
-        // One lookup waits for its memory all the same.
-        if batch.lines <= 1 {
-            batch.keys_len = 0;
         }
         batch
+    }
+
+    fn take(&mut self, mut words: Words<'a>, end: usize) {
+        let asked = parse::plain(words).filter(|_| self.plain_len == self.lines);
+        if let Some(asked) = asked
+            && let Some(place) = self.plain.get_mut(self.plain_len)
+        {
+            *place = Some((asked, end));
+            self.plain_len = self.plain_len.saturating_add(1);
+        }
+        if let Some(key) = words.next().and_then(Key::new)
+            && let Some(place) = self.keys.get_mut(self.keys_len)
+        {
+            *place = key;
+            self.keys_len = self.keys_len.saturating_add(1);
+        }
+    }
+
+    /// Looks the keys of the first lines up together and answers these in order; how many bytes of
+    /// the input are done. It stops at an item that somebody has to renew: the next who asks for it.
+    fn answer_plain(&self, output: &mut Output, turn: &mut Turn<'_>) -> usize {
+        let mut items = [const { None }; BATCH_LINES_MAX];
+        let keys = self.keys.get(..self.plain_len).unwrap_or_default();
+        let places = items.get_mut(..keys.len()).unwrap_or_default();
+        let looked_up = turn.executor.store.get_fresh_batch(keys, turn.executor.now, places);
+        let (mut done, mut asked_count, mut found) = (0, 0_u64, 0_u64);
+        for (item, (asked, end)) in items.iter().zip(self.plain.iter().flatten()).take(looked_up) {
+            if done > 0 && output.is_full() {
+                break;
+            }
+            if let Some(observer) = turn.executor.observer {
+                let found = item.as_ref().map(Seen::of);
+                observer.note(&Event::Fetched { key: asked.key.bytes(), found });
+            }
+            if let Some(item) = item {
+                let shown = Shown::of(item, second(turn.executor.now));
+                show(output, asked, shown, *end == self.input_len, turn.wire, turn.pool);
+            } else {
+                encode::miss(output.tail(turn.pool), &Echo::of(asked));
+            }
+            (done, asked_count) = (*end, asked_count.saturating_add(1));
+            found = found.saturating_add(u64::from(item.is_some()));
+        }
+        let terms = Fetch { with_cas: false, touch: None };
+        count_fetches(turn.executor.counters, terms, asked_count, found);
+        turn.requests_left = turn.requests_left.saturating_sub(asked_count as u32);
+        done
     }
 }
 
@@ -136,14 +196,46 @@ fn get(
 ) -> Result<(), MetaError> {
     let lease = parse::lease(asked)?;
     let (wire, executor) = (turn.wire, &mut turn.executor);
-    let now_s = second(executor);
+    let now_s = second(executor.now);
     let left = |exptime: Exptime| left_s(expiry::lifetime(exptime, executor.now), now_s);
     let (touched, vivified) = (lease.touch.map(left), lease.vivify.map(left));
-    let echo = Echo::of(asked);
     let Some(Leased { item, created, won }) = executor.lease(asked.key, &lease) else {
-        encode::miss(output.tail(turn.pool), &echo);
+        encode::miss(output.tail(turn.pool), &Echo::of(asked));
         return Ok(());
     };
+    let vivified = vivified.filter(|_| created);
+    let shown = Shown { created, won, touched, vivified, ..Shown::of(&item, now_s) };
+    show(output, asked, shown, last, wire, turn.pool);
+    Ok(())
+}
+
+/// An item as an answer shows it.
+#[derive(Clone, Copy)]
+struct Shown<'i, 'w> {
+    item: &'i Item<'w>,
+    now_s: u32,
+    created: bool,
+    won: bool,
+    touched: Option<Ttl>,
+    vivified: Option<Ttl>,
+}
+
+impl<'i, 'w> Shown<'i, 'w> {
+    /// An item that was found, and left as it was.
+    fn of(item: &'i Item<'w>, now_s: u32) -> Self {
+        Self { item, now_s, created: false, won: false, touched: None, vivified: None }
+    }
+}
+
+fn show(
+    output: &mut Output,
+    asked: &Asked<'_>,
+    shown: Shown<'_, '_>,
+    last: bool,
+    wire: Option<&dyn Wire>,
+    pool: &mut Pool,
+) {
+    let Shown { item, now_s, created, won, touched, vivified } = shown;
     let (value_len, cas) = (item.value_len(), item.cas().0);
     let with_value = asked.flags.has(b'v') && asked.flags.compare != Some(cas);
     let hit = Hit {
@@ -154,7 +246,7 @@ fn get(
         fetched: item.fetched(),
         idle_s: now_s.saturating_sub(item.last_access_s()),
         ttl: if created { None } else { left_s(item.lifetime(), now_s) },
-        ttl_vivified: vivified.filter(|_| created),
+        ttl_vivified: vivified,
         ttl_touched: touched,
         won,
         stale: item.is_stale(),
@@ -162,14 +254,13 @@ fn get(
         key_is_binary: item.key_is_binary(),
     };
     let wire = wire_for(wire, value_len, last);
-    let out = output.tail(turn.pool);
+    let out = output.tail(pool);
     let copied_len = if with_value && wire.is_none() { value_len } else { 0 };
     out.reserve(copied_len.saturating_add(REPLY_LEN_MAX));
-    encode::hit(out, &echo, &hit);
+    encode::hit(out, &Echo::of(asked), &hit);
     if with_value {
-        output.append_value(&item, CRLF, wire, turn.pool);
+        output.append_value(item, CRLF, wire, pool);
     }
-    Ok(())
 }
 
 /// A line of all flags with the longest key, opaque token and numbers, and two line ends.
@@ -192,7 +283,7 @@ fn count(
 ) -> Result<(), MetaError> {
     let counting = parse::counting(asked)?;
     let number = executor.count(&counting);
-    let now_s = second(executor);
+    let now_s = second(executor.now);
     let left = |exptime: Exptime| left_s(expiry::lifetime(exptime, executor.now), now_s);
     let (value, cas, ttl, created) = match number {
         Number::Refused(outcome) => {
@@ -220,7 +311,7 @@ fn tell(out: &mut Vec<u8>, words: Words<'_>, executor: &Executor<'_>) -> Result<
     let mut buffer = KEY_BUFFER;
     let key = parse::told(words, &mut buffer)?;
     executor.counters.add_one(Counter::CmdMeta);
-    let now_s = second(executor);
+    let now_s = second(executor.now);
     let Some(item) = executor.peek(key) else {
         out.extend_from_slice(encode::UNTOLD);
         return Ok(());
@@ -239,8 +330,8 @@ fn tell(out: &mut Vec<u8>, words: Words<'_>, executor: &Executor<'_>) -> Result<
 }
 
 /// Boot-time seconds of the turn, by which lifetimes end.
-fn second(executor: &Executor<'_>) -> u32 {
-    u32::try_from(executor.now.boottime_ns / NS).unwrap_or(u32::MAX)
+fn second(now: Now) -> u32 {
+    u32::try_from(now.boottime_ns / NS).unwrap_or(u32::MAX)
 }
 
 const NS: u64 = 1_000_000_000;

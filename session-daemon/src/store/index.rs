@@ -8,15 +8,13 @@ use crate::store::failpoint::step;
 use crate::store::moves::{Moved, Moves};
 use crate::store::sync::{AtomicU64, Ordering, try_lock_word};
 use crate::store::words::{
-    LINE_LEN, SLOTS, depth, has_tag, header_of, is_pending, is_unchanged, link, new_place,
-    slot_item, slot_word, slots_of, tag,
+    LINE_LEN, SLOTS, depth, header_of, is_pending, is_unchanged, link, new_place, slot_item,
+    slot_word, slots_of, tag,
 };
 use std::ops::Range;
 
 /// Items for each bucket on average; few where a scheduler has to see buckets split soon.
 pub(super) const ITEMS_PER_BUCKET: u64 = if cfg!(session_schedule) { 1 } else { 8 };
-/// Cache lines of an item that are brought near: header, key and a value of some 100 bytes.
-const ITEM_LINES: usize = 3;
 
 /// What became of an attempt to add a bucket.
 #[derive(Debug)]
@@ -117,27 +115,6 @@ impl Store {
         if line != 0 {
             self.region.prefetch(line);
         }
-    }
-
-    /// Brings the items near that `hash` may have in the line at `offset`, the bucket or one of its
-    /// overflow lines. If there is none, the next line of the chain, which is returned; 0 for none.
-    pub(super) fn prefetch_item(&self, offset: u64, hash: u64) -> u64 {
-        let [header, slots @ ..] = self.region.line_words(offset);
-        let mut found = false;
-        for slot in slots {
-            // Relaxed: a hint.
-            let slot = slot.load(Ordering::Relaxed);
-            if has_tag(slot, hash) {
-                self.region.prefetch_lines(slot_item(slot), ITEM_LINES);
-                found = true;
-            }
-        }
-        // Relaxed: as above.
-        let next = if found { 0 } else { link(header.load(Ordering::Relaxed)) };
-        if next != 0 {
-            self.region.prefetch(next);
-        }
-        next
     }
 
     /// The items of the bucket that has `hash`, and its depth.

@@ -68,7 +68,11 @@ impl Store {
 
     /// The key of a published item that the caller's turn protects.
     pub(super) fn item_key(&self, item: u64) -> &[u8] {
-        let state = self.item_state(item);
+        self.key_of(item, self.item_state(item))
+    }
+
+    /// The same of an item whose state was loaded.
+    pub(super) fn key_of(&self, item: u64, state: State) -> &[u8] {
         // SAFETY: the key of a published item is not written again, and the caller's turn keeps
         // the chunk from reuse.
         unsafe { self.region.bytes(item + state.key_offset(), state.key_len()) }
@@ -182,6 +186,18 @@ impl<'w> Item<'w> {
     #[must_use]
     pub fn value(&self) -> ValueSlices<'w> {
         self.worker.shared().value_slices(self.offset, self.state)
+    }
+
+    /// The value where it stands in one place, as most do.
+    #[must_use]
+    pub fn value_in_one(&self) -> Option<&'w [u8]> {
+        if self.state.is_extent() {
+            return None;
+        }
+        let (start, len) = (self.offset + self.state.tail_offset(), self.value_len());
+        // SAFETY: a published value is not written again, and the worker's open turn, which the item
+        // borrows, keeps the chunk from reuse.
+        Some(unsafe { self.worker.shared().region.bytes(start, len) })
     }
 
     /// The client's flags.

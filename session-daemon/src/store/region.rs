@@ -177,22 +177,19 @@ impl Region {
         unsafe { self.line(offset).cast::<T>().as_ref() }
     }
 
-    /// The address of an offset, for prefetching.
+    /// Brings the line of an offset near.
     pub(super) fn prefetch(&self, offset: u64) {
-        let line = self.line(offset);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint without effect on memory; the address is inside the mapping.
-        unsafe {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast::<i8>());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+        prefetch(self.line(offset));
     }
 
     /// [`Region::prefetch`] of so many lines, as far as the region goes.
     pub(super) fn prefetch_lines(&self, offset: u64, count: usize) {
-        (offset..self.len()).step_by(64).take(count).for_each(|at| self.prefetch(at));
+        let first = self.line(offset);
+        let beyond = (self.len() - offset / 64 * 64) / 64;
+        for idx in 0..count.min(beyond as usize) {
+            // SAFETY: the line starts inside the mapping, which has so many from the first one on.
+            prefetch(unsafe { first.add(idx) });
+        }
     }
 
     /// Bytes that nobody writes now.
@@ -255,6 +252,17 @@ impl Region {
         // SAFETY: the caller owns the target.
         unsafe { start.write_bytes(0, len) };
     }
+}
+
+fn prefetch(line: NonNull<Line>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint without effect on memory, whatever the address.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast::<i8>());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 impl Drop for Region {

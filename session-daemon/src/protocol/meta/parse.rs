@@ -78,6 +78,25 @@ pub fn asked<'a>(
     read(key, words, 2, buffer)
 }
 
+/// Reads key and flags of an `mg` that asks for the item as it is: none of its flags changes or makes
+/// an item, or says how the key is spelled. None for any other, whatever is wrong with it.
+#[must_use]
+pub fn plain(mut words: Words<'_>) -> Option<Asked<'_>> {
+    let key = words.next().and_then(Key::new)?;
+    if words.0 == b" v" {
+        return Some(Asked { key, flags: Flags::VALUE, words });
+    }
+    if !is_plain(words) || words.count() > WORDS_MAX.saturating_sub(2) {
+        return None;
+    }
+    let flags = Flags::read(words).ok().filter(|_| opaque_fits(words))?;
+    Some(Asked { key, flags, words })
+}
+
+fn is_plain(mut words: Words<'_>) -> bool {
+    words.all(|word| word.first().is_some_and(|letter| b"cfhklOqstv".contains(letter)))
+}
+
 /// `<key> [b]`: the key that `me` asks about.
 ///
 /// # Errors
