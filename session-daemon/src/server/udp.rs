@@ -1,20 +1,24 @@
 //! Requests that come by datagram: one socket a worker and address, answered through the same
-//! [`Connection`] as a stream, one datagram at a time. It owns who is answered, with how much;
-//! what a request means is the business of `connection`, which may come by it of `protocol::udp`.
+//! [`Connection`] as a stream, one datagram at a time; but datagrams that each ask for one key are
+//! looked up together, as pipelined ones are. It owns who is answered, with how much; what a request
+//! means is the business of `connection` and `fetch`, which may come by it of `protocol::udp`.
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::command::counters::Counter;
+use crate::protocol::text::CRLF;
+use crate::protocol::text::keys::lone_get;
 use crate::protocol::udp::scope::{self, Refusal, Scope};
 use crate::protocol::udp::{self, AMPLIFICATION_MAX, RequestId};
 use crate::server::binding::Binding;
+use crate::server::buffers::Output;
 use crate::server::connection::{Connection, Step};
+use crate::server::fetch;
 use crate::server::shared::{ConnectionInfo, Peer};
 use crate::server::socket::{watch, yield_turn};
 use crate::server::worker::Local;
-use crate::sys::datagrams::{
-    self, MESSAGES_PER_CALL_MAX, Outgoing, Own, Received, SEGMENTS_MAX, SocketName,
-};
+use crate::sys::datagrams::{self, MESSAGES_PER_CALL_MAX, Outgoing, Received, SEGMENTS_MAX};
+use std::cmp::Reverse;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -93,12 +97,15 @@ pub async fn serve(local: Rc<Local>, inlet: Inlet) {
             // What a datagram that was sent met on its way; the socket is as it was.
             Err(_) => 0,
         };
-        for (one, place) in received.iter().zip(places.chunks(MESSAGE_LEN_MAX)).take(count) {
-            desk.take_message(&local, &info, one, place.get(..one.len).unwrap_or(place));
+        let arrived =
+            Arrived { messages: received.get(..count).unwrap_or_default(), places: &places };
+        for idx in 0..arrived.messages.len() {
+            desk.take_message(&local, &info, &arrived, idx);
             if desk.bytes.len() >= ANSWERS_LEN_HIGH {
                 desk.send(&local, socket).await;
             }
         }
+        desk.answer_lone(&local, &info, &arrived);
         desk.send(&local, socket).await;
         if (1..MESSAGES_PER_CALL_MAX).contains(&count) {
             // Fewer than there was room for: none waits, and asking would only hear so.
@@ -109,6 +116,41 @@ pub async fn serve(local: Rc<Local>, inlet: Inlet) {
     }
 }
 
+/// What one call has received.
+struct Arrived<'a> {
+    messages: &'a [Received],
+    places: &'a [u8],
+}
+
+impl<'a> Arrived<'a> {
+    /// The bytes of a message.
+    fn bytes(&self, idx: usize) -> &'a [u8] {
+        let start = idx.saturating_mul(MESSAGE_LEN_MAX);
+        let len = self.messages.get(idx).map_or(0, |one| one.len);
+        self.places.get(start..start.saturating_add(len)).unwrap_or_default()
+    }
+}
+
+/// A datagram that asks for one key and nothing else.
+#[derive(Clone, Copy)]
+struct Lone {
+    /// The message that it came with.
+    message_idx: usize,
+    /// Where in that the key begins.
+    key: usize,
+    key_len: usize,
+    id: RequestId,
+    request_len: usize,
+}
+
+/// Where its answer stands.
+#[derive(Clone, Copy)]
+struct Answered {
+    lone: Lone,
+    start: usize,
+    len: usize,
+}
+
 /// Where the datagrams of one socket are answered.
 struct Desk {
     connection: Connection,
@@ -116,6 +158,13 @@ struct Desk {
     scope: Scope,
     /// Our own port, from which no client sends.
     port: u16,
+    /// Datagrams that are answered together.
+    lone: Vec<Lone>,
+    /// Their answers, one behind the other, and where each ends.
+    lone_output: Output,
+    lone_ends: Vec<usize>,
+    /// The order in which they are sent.
+    order: Vec<Answered>,
     /// The reply that is being gathered.
     reply: Vec<u8>,
     /// Datagrams to be sent, one behind the other, headers included.
@@ -133,6 +182,10 @@ impl Desk {
             binding: config.binding,
             scope: if config.udp_writes { Scope::Writes } else { Scope::Reads },
             port,
+            lone: Vec::new(),
+            lone_output: Output::default(),
+            lone_ends: Vec::new(),
+            order: Vec::new(),
             reply: Vec::new(),
             bytes: Vec::new(),
             outgoing: Vec::new(),
@@ -140,31 +193,85 @@ impl Desk {
         }
     }
 
-    /// Answers the datagrams of a message, or counts why not.
-    fn take_message(&mut self, local: &Local, info: &ConnectionInfo, one: &Received, bytes: &[u8]) {
+    /// Answers the datagrams of a message, or counts why not. Some of them wait for
+    /// [`Desk::answer_lone`].
+    fn take_message(
+        &mut self,
+        local: &Local,
+        info: &ConnectionInfo,
+        arrived: &Arrived<'_>,
+        message_idx: usize,
+    ) {
+        let Some(one) = arrived.messages.get(message_idx) else { return };
+        let bytes = arrived.bytes(message_idx);
         local.counters().add(Counter::BytesRead, bytes.len() as u64);
         let count = bytes.len().div_ceil(one.segment_len).max(1) as u64;
-        let source = one.source.address();
-        // A reply to another server's reply would go back and forth for ever, so what comes from
-        // the port of such servers is no request.
-        let Some(source) = source.filter(|at| at.port() != self.port && at.port() != 0) else {
-            return local.counters().add(Counter::UdpDropped, count);
-        };
-        if !local.shared.admits(&Peer::Udp(source), local.now()) {
-            return local.counters().add(Counter::UdpRejectedByList, count);
+        if let Some(counter) = self.refuses(local, one) {
+            return local.counters().add(counter, count);
         }
         if bytes.is_empty() {
             return local.counters().add_one(Counter::UdpDropped);
         }
-        for datagram in bytes.chunks(one.segment_len) {
-            match udp::request(datagram) {
-                Some((id, payload)) => {
-                    self.answer(local, info, payload);
-                    self.enclose(id, one.source, one.own);
+        for (number, datagram) in bytes.chunks(one.segment_len).enumerate() {
+            let Some((id, payload)) = udp::request(datagram) else {
+                local.counters().add_one(Counter::UdpDropped);
+                continue;
+            };
+            if let Some(key_len) = lone_key_len(payload, self.binding) {
+                let request_len = datagram.len();
+                let behind_len = key_len.saturating_add(CRLF.len());
+                let at = number.saturating_mul(one.segment_len);
+                let key = at.saturating_add(request_len.saturating_sub(behind_len));
+                self.lone.push(Lone { message_idx, key, key_len, id, request_len });
+                if self.lone.len() >= fetch::BATCH_KEYS_MAX {
+                    self.answer_lone(local, info, arrived);
                 }
-                None => local.counters().add_one(Counter::UdpDropped),
+            } else {
+                self.answer_lone(local, info, arrived);
+                self.answer(local, info, payload);
+                let reply = std::mem::take(&mut self.reply);
+                self.enclose(id, &reply, one);
+                self.reply = reply;
             }
         }
+    }
+
+    /// As what a message counts that is not answered because of where it comes from.
+    fn refuses(&self, local: &Local, one: &Received) -> Option<Counter> {
+        // A reply to another server's reply would go back and forth for ever, so what comes from
+        // the port of such servers is no request.
+        let source = one.source.address();
+        let Some(source) = source.filter(|at| at.port() != self.port && at.port() != 0) else {
+            return Some(Counter::UdpDropped);
+        };
+        let admits = local.shared.admits(&Peer::Udp(source), local.now());
+        (!admits).then_some(Counter::UdpRejectedByList)
+    }
+
+    /// Answers the datagrams that wait for being answered together.
+    fn answer_lone(&mut self, local: &Local, info: &ConnectionInfo, arrived: &Arrived<'_>) {
+        let lone = std::mem::take(&mut self.lone);
+        let mut rest = lone.as_slice();
+        while !rest.is_empty() {
+            self.lone_ends.clear();
+            let keys = rest.iter().map(|one| {
+                let end = one.key.saturating_add(one.key_len);
+                arrived.bytes(one.message_idx).get(one.key..end).unwrap_or_default()
+            });
+            let (output, ends) = (&mut self.lone_output, &mut self.lone_ends);
+            local.answer_datagrams(info, |turn| {
+                fetch::lone(keys, output, turn, &mut |end| ends.push(end));
+            });
+            let mut output = std::mem::take(&mut self.lone_output);
+            let ends = std::mem::take(&mut self.lone_ends);
+            self.enclose_all(local, arrived, rest, (output.waiting(), &ends));
+            let sent_len = output.len();
+            output.sent(sent_len, &mut local.pool.borrow_mut());
+            rest = rest.get(ends.len().max(1)..).unwrap_or_default();
+            (self.lone_output, self.lone_ends) = (output, ends);
+        }
+        self.lone = lone;
+        self.lone.clear();
     }
 
     /// Gathers the answer to one datagram.
@@ -236,9 +343,46 @@ impl Desk {
         fits
     }
 
-    /// Cuts the gathered reply into datagrams.
-    fn enclose(&mut self, id: RequestId, target: SocketName, own: Own) {
-        for (header, part) in udp::reply(id, &self.reply) {
+    /// Encloses answers, given one behind the other and by where each ends. Those to one message in the
+    /// order of their lengths, because datagrams of a train have one length: those of other datagrams
+    /// may come in any order.
+    fn enclose_all(
+        &mut self,
+        local: &Local,
+        arrived: &Arrived<'_>,
+        lone: &[Lone],
+        (answers, ends): (&[u8], &[usize]),
+    ) {
+        let mut order = std::mem::take(&mut self.order);
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        order.extend(lone.iter().zip(starts.zip(ends)).map(|(one, (start, end))| Answered {
+            lone: *one,
+            start,
+            len: end.saturating_sub(start),
+        }));
+        order.sort_unstable_by_key(|one| (one.lone.message_idx, Reverse(one.len), one.start));
+        for Answered { lone, start, len } in order.drain(..) {
+            let answer = answers.get(start..start.saturating_add(len)).unwrap_or_default();
+            if let Some(message) = arrived.messages.get(lone.message_idx) {
+                self.enclose_lone(local, &lone, answer, message);
+            }
+        }
+        self.order = order;
+    }
+
+    /// [`Desk::enclose`] of an answer that may be too large.
+    fn enclose_lone(&mut self, local: &Local, lone: &Lone, answer: &[u8], message: &Received) {
+        if udp::reply_len(answer.len()) <= lone.request_len.saturating_mul(AMPLIFICATION_MAX) {
+            return self.enclose(lone.id, answer, message);
+        }
+        local.counters().add_one(Counter::UdpTooLarge);
+        self.enclose(lone.id, udp::TOO_LARGE, message);
+    }
+
+    /// Cuts a reply to a message into datagrams.
+    fn enclose(&mut self, id: RequestId, reply: &[u8], message: &Received) {
+        let (target, own) = (message.source, message.own);
+        for (header, part) in udp::reply(id, reply) {
             let start = self.bytes.len();
             self.bytes.extend_from_slice(&header);
             self.bytes.extend_from_slice(part);
@@ -301,6 +445,14 @@ impl Desk {
         self.bytes.clear();
         self.bytes.shrink_to(BYTES_KEEP_MAX);
         self.reply.shrink_to(BYTES_KEEP_MAX);
+    }
+}
+
+/// Bytes of the key that a payload asks for, if it is one get of one key.
+fn lone_key_len(payload: &[u8], binding: Binding) -> Option<usize> {
+    match lone_get(payload) {
+        Some((key, [])) if binding != Binding::Binary => Some(key.len()),
+        _ => None,
     }
 }
 

@@ -4,18 +4,16 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 use crate::clock::Now;
-use crate::command::admin::{Admin, AdminOutcome, DumpKind, watch};
+use crate::command::admin::watch;
 use crate::command::counters::{Counter, Counters};
 use crate::command::execute::Executor;
 use crate::command::observe::Observer;
-use crate::command::request::{Shutdown, StatsTopic};
-use crate::server::administration::Administration;
+use crate::command::request::Shutdown;
 use crate::server::buffers::{Pool, Wire};
 use crate::server::client;
 use crate::server::config::Engine;
-use crate::server::connection::{Connection, Services, Step, Turn};
+use crate::server::connection::{Connection, Step, Turn};
 use crate::server::crowd::Crowd;
-use crate::server::dump::Dump;
 use crate::server::grace::{close_all, finish, last_requests, settle};
 use crate::server::handover::Parked;
 use crate::server::listener::{Accepted, Door, accept};
@@ -27,16 +25,14 @@ use crate::server::turns::LOOKED_AT_EVERY;
 use crate::server::udp::{self, Inlet};
 use crate::server::uring::reactor::Reactor;
 use crate::server::uring::rounds::rounds;
-use crate::server::watchers::Watching;
-use crate::server::{admin, asking, plane, statistics};
+use crate::server::{asking, plane};
 use crate::store::scan::Scan;
-use crate::store::types::CasUnique;
+use crate::store::types::{CasUnique, Key};
 use crate::store::{self, Item};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -185,6 +181,12 @@ impl Local {
         }
     }
 
+    /// Whether the connection that has its turn may steer the server.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.trusted.get()
+    }
+
     /// The time of this turn.
     #[must_use]
     pub fn now(&self) -> Now {
@@ -196,6 +198,13 @@ impl Local {
             self.now.set(self.shared.sample());
         }
         self.now.get()
+    }
+
+    /// Brings the memory of keys near that clients ask for in this turn, which has begun with that.
+    pub fn bring_near(&self, keys: &[Key<'_>]) {
+        // What has looked at the store has to leave it: with the time the turn begins that ends that.
+        let _ = self.now();
+        self.store.borrow().prefetch(keys);
     }
 
     /// Marks an item accessed that the kernel has answered with, if it is there still.
@@ -238,6 +247,16 @@ impl Local {
         self.drive_as(connection, info.fd, rights, None).0
     }
 
+    /// Gives what answers datagrams without a connection its part of the turn; it changes nothing.
+    pub fn answer_datagrams<R>(
+        &self,
+        info: &ConnectionInfo,
+        answer: impl FnOnce(&mut Turn<'_>) -> R,
+    ) -> R {
+        info.active(self.now());
+        self.in_turn(info.fd, Rights { reads_only: true, ..Rights::default() }, None, answer)
+    }
+
     /// Gives a connection without a client its part of the turn, and the right to steer the server.
     pub fn drive_trusted(&self, connection: &mut Connection) -> Step {
         self.drive_as(connection, -1, Rights { trusted: true, ..Rights::default() }, None).0
@@ -251,6 +270,20 @@ impl Local {
         rights: Rights,
         wire: Option<&dyn Wire>,
     ) -> (Step, bool) {
+        self.in_turn(fd, rights, wire, |turn| {
+            let requests_max = turn.requests_left;
+            (connection.drive(turn), turn.requests_left < requests_max)
+        })
+    }
+
+    /// Hands out what is worked with during a turn.
+    fn in_turn<R>(
+        &self,
+        fd: i32,
+        rights: Rights,
+        wire: Option<&dyn Wire>,
+        work: impl FnOnce(&mut Turn<'_>) -> R,
+    ) -> R {
         let _abort = AbortOnPanic;
         if self.drives.get() > DRIVES_PER_TURN_MAX {
             self.end_turn();
@@ -265,7 +298,6 @@ impl Local {
         let mut store = self.store.borrow_mut();
         store.note_evictions(kinds & watch::EVICTIONS != 0);
         let mut pool = self.pool.borrow_mut();
-        let requests_max = shared.config.requests_per_turn;
         let mut turn = Turn {
             executor: Executor {
                 store: &mut store,
@@ -277,10 +309,10 @@ impl Local {
             },
             pool: &mut pool,
             services: self,
-            requests_left: requests_max,
+            requests_left: shared.config.requests_per_turn,
             wire,
         };
-        (connection.drive(&mut turn), turn.requests_left < requests_max)
+        work(&mut turn)
     }
 
     /// The thread is about to sleep.
@@ -311,74 +343,6 @@ impl Local {
             store.quiesce();
         }
         self.now.get()
-    }
-}
-
-impl Administration for Local {
-    fn is_confined(&self) -> bool {
-        self.shared.config.admin_confined && !self.trusted.get()
-    }
-
-    fn administer(&self, admin: Admin<'_>, store: &mut store::Worker, now: Now) -> AdminOutcome {
-        admin::administer(&self.shared, admin, store, now)
-    }
-
-    fn begin_dump(&self, kind: DumpKind, out: &mut Vec<u8>) -> Result<Dump, AdminOutcome> {
-        admin::begin_dump(&self.shared, kind, out)
-    }
-
-    fn dump(&self, dump: &mut Dump, store: &store::Worker, now: Now, out: &mut Vec<u8>) -> bool {
-        let prefixes: Vec<_> = self.shared.seats.iter().map(|seat| &seat.prefixes).collect();
-        dump.piece(store, &prefixes, now, out)
-    }
-
-    fn watch(&self, kinds: u32) -> Result<Watching, AdminOutcome> {
-        admin::watch(&self.shared, kinds)
-    }
-}
-
-impl Services for Local {
-    fn stats(&self, topic: StatsTopic, take: &mut dyn FnMut(&str, &str)) {
-        statistics::each(&self.shared, topic, self.now(), take);
-    }
-
-    fn stats_reset(&self) {
-        self.shared.reset_counters();
-    }
-
-    fn verbosity(&self, level: u32) {
-        // Relaxed: only shown in `stats settings`.
-        self.shared.verbosity.store(level.min(VERBOSITY_MAX), Ordering::Relaxed);
-        log::set_max_level(log_level(level));
-    }
-
-    fn authenticate(&self, user: &[u8], password: &[u8]) -> bool {
-        let admitted = self.shared.config.credentials.load().admit(user, password);
-        self.counters().add_one(Counter::AuthCmds);
-        self.counters().add(Counter::AuthErrors, u64::from(!admitted));
-        admitted
-    }
-
-    fn shutdown(&self, shutdown: Option<Shutdown>) -> bool {
-        let hook = self.shared.config.shutdown.as_ref();
-        if let (Some(hook), Some(shutdown)) = (hook, shutdown) {
-            (hook.0)(shutdown);
-        }
-        hook.is_some()
-    }
-}
-
-/// memcached's highest verbosity.
-const VERBOSITY_MAX: u32 = 3;
-
-/// The log level of a number of `-v`.
-#[must_use]
-pub fn log_level(verbosity: u32) -> log::LevelFilter {
-    match verbosity {
-        0 => log::LevelFilter::Warn,
-        1 => log::LevelFilter::Info,
-        2 => log::LevelFilter::Debug,
-        _ => log::LevelFilter::Trace,
     }
 }
 
