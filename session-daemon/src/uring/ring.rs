@@ -9,9 +9,10 @@
 //! When the ring itself ends it first cancels and waits; what would not end is leaked.
 #![allow(unsafe_code)]
 
+mod receiving;
 mod sleep;
 
-use crate::uring::lent::{BUFFER_LEN, GROUP, Lent};
+use crate::uring::lent::{GROUP, Lent};
 use crate::uring::line::{Line, Received, Sending, set_aside};
 use io_uring::types::{CancelBuilder, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -104,6 +105,8 @@ pub struct Ring<U: User> {
     spent: Vec<Vec<u8>>,
     /// Bytes that the kernel took since this was asked last.
     sent_len: u64,
+    /// Lines whose bytes have come in this turn.
+    heard: Vec<usize>,
     /// Sends since the last call of the kernel that end within it, as far as one can know.
     prompt: usize,
     /// Whether the descriptor beside the lines is watched.
@@ -143,6 +146,7 @@ impl<U: User> Ring<U> {
             backlog: VecDeque::new(),
             spent: Vec::new(),
             sent_len: 0,
+            heard: Vec::new(),
             prompt: 0,
             watches_beside: false,
             came: Came::default(),
@@ -331,6 +335,7 @@ impl<U: User> Ring<U> {
 
     fn take_completions(&mut self) -> Came {
         self.prompt = 0;
+        self.heard.clear();
         while let Some((number, result, flags)) = self.next_completion() {
             self.came.any = true;
             self.completed(number, result, flags);
@@ -420,10 +425,10 @@ impl<U: User> Ring<U> {
                 error => Received::Failed(error),
             },
         };
-        if !matches!(line.received, Received::Lent { .. })
-            && let Some(id) = buffer
-        {
-            self.lent.offer(id);
+        match (&line.received, buffer) {
+            (Received::Lent { .. }, _) => self.heard.push(idx),
+            (_, Some(id)) => self.lent.offer(id),
+            (_, None) => {}
         }
         if let Some(sending) = line.sending.as_mut().filter(|sending| sending.stuck) {
             // It may be long until these are looked at, and others need the buffer.
@@ -501,42 +506,6 @@ impl<U: User> Ring<U> {
         sending_len + aside_len
     }
 
-    /// Whether bytes were received that fill a buffer, so that more may well be there.
-    pub fn is_full(&self, idx: usize) -> bool {
-        let line = self.lines.get(idx).and_then(Option::as_ref);
-        line.is_some_and(|line| matches!(line.received, Received::Lent { end: BUFFER_LEN, .. }))
-    }
-
-    /// Copies received bytes; how many, 0 at the end.
-    ///
-    /// # Errors
-    /// Why the socket failed.
-    pub fn copy(&mut self, idx: usize, space: &mut [u8]) -> io::Result<usize> {
-        let Some(line) = self.lines.get_mut(idx).and_then(Option::as_mut) else { return Ok(0) };
-        let (len, is_over) = match &mut line.received {
-            Received::Idle | Received::Armed | Received::End => return Ok(0),
-            Received::Failed(error) => return Err((*error).into()),
-            Received::Lent { id, start, end } => {
-                let len = copy(self.lent.bytes(*id).get(*start..*end), space);
-                *start += len;
-                let is_over = start == end;
-                if is_over {
-                    self.lent.offer(*id);
-                }
-                (len, is_over)
-            }
-            Received::Aside(bytes, start) => {
-                let len = copy(bytes.get(*start..), space);
-                *start += len;
-                (len, *start == bytes.len())
-            }
-        };
-        if is_over {
-            line.received = Received::Idle;
-        }
-        Ok(len)
-    }
-
     /// Bytes that were sent since this was asked last.
     pub fn take_sent_len(&mut self) -> u64 {
         std::mem::take(&mut self.sent_len)
@@ -578,13 +547,6 @@ impl<U: User> Drop for Ring<U> {
         // SAFETY: dropped here alone, with nothing under way.
         unsafe { ManuallyDrop::drop(&mut self.lines) };
     }
-}
-
-fn copy(from: Option<&[u8]>, space: &mut [u8]) -> usize {
-    let from = from.unwrap_or_default();
-    let len = from.len().min(space.len());
-    space[..len].copy_from_slice(&from[..len]);
-    len
 }
 
 fn number(idx: usize, kind: u64) -> u64 {

@@ -9,9 +9,11 @@
 
 use crate::command::counters::Counter;
 use crate::server::config::Engine;
+use crate::server::glance::first_key;
 use crate::server::shared::{Activity, ConnectionInfo};
 use crate::server::socket::watch;
 use crate::server::worker::Local;
+use crate::store::types::Key;
 use crate::sys::epolls::epoll_that_watches;
 use crate::uring::ring::{Came, Ring, User};
 use rustix::event::{EventfdFlags, eventfd};
@@ -78,7 +80,7 @@ impl Reactor {
     /// Hands over what is queued and takes what has come.
     pub fn turn(&self, local: &Local) -> Came {
         let came = self.ring().turn();
-        self.account(local);
+        self.account(local, came);
         self.is_lively.set(self.is_lively.get() || came.any);
         came
     }
@@ -93,7 +95,7 @@ impl Reactor {
             ring.wake_up();
             ring.wait(epoll)
         };
-        self.account(local);
+        self.account(local, came);
         self.is_lively.set(came.any);
         came
     }
@@ -105,8 +107,12 @@ impl Reactor {
         while !self.turn(local).woken && !self.ring().fall_asleep() {}
     }
 
-    fn account(&self, local: &Local) {
+    fn account(&self, local: &Local, came: Came) {
         let mut ring = self.ring();
+        // Only where somebody reads it next: that turn of the store has to end.
+        if came.woken {
+            bring_near(&ring, local);
+        }
         let sent_len = ring.take_sent_len();
         if sent_len > 0 {
             local.counters().add(Counter::BytesWritten, sent_len);
@@ -115,3 +121,26 @@ impl Reactor {
         ring.take_spent().for_each(|buffer| pool.give_output(buffer));
     }
 }
+
+/// Brings the memory of what clients have asked for near, for all of them together: each by itself
+/// would have to wait for its own.
+fn bring_near(ring: &Ring<Arc<ConnectionInfo>>, local: &Local) {
+    let mut keys = [NO_KEY; KEYS_MAX];
+    let mut count: usize = 0;
+    for (place, key) in keys.iter_mut().zip(ring.heard().filter_map(first_key)) {
+        *place = key;
+        count = count.saturating_add(1);
+    }
+    // One alone waits for its memory all the same.
+    if count > 1 {
+        local.bring_near(keys.get(..count).unwrap_or_default());
+    }
+}
+
+/// Keys that are brought near at most: what these lead to has to stay in the nearest cache.
+const KEYS_MAX: usize = 64;
+
+const NO_KEY: Key<'static> = match Key::new(b"-") {
+    Some(key) => key,
+    None => unreachable!(),
+};
