@@ -43,6 +43,7 @@ const EPOLL_PROGRAMS: &[&str] = &[
     "wire_timeouts",
     "wire_tls",
     "wire_unix",
+    "wire_workers",
 ];
 
 /// Options of `cargo xtask test`.
