@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod allowlist;
+mod capability;
 pub mod cli;
 pub mod clock;
 pub mod command;

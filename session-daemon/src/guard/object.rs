@@ -9,10 +9,11 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use caps::Capability;
 use rustix::io::Errno;
 
+use crate::capability::with_capability;
 use crate::guard::Mode;
 use crate::guard::error::GuardError;
 use crate::guard::maps::{Maps, SPECS};
-use crate::guard::pins::{MAPS, Pins, with_capability};
+use crate::guard::pins::{MAPS, Pins};
 use crate::sys;
 
 /// The object kept in the repository, or the one that the build was told to use.

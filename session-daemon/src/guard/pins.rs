@@ -19,11 +19,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use caps::{CapSet, Capability};
+use caps::Capability;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::mount::MountFlags;
 use session_common::guard::SCHEMA;
 
+use crate::capability::with_capability;
 use crate::guard::error::GuardError;
 use crate::sys;
 
@@ -286,21 +287,6 @@ pub(super) fn unescape(name: &str) -> String {
 /// Runs `work` with CAP_SYS_ADMIN in force, if this thread may have it, and puts it away again.
 pub(super) fn with_mount_capability<T>(work: impl FnOnce() -> T) -> T {
     with_capability(Capability::CAP_SYS_ADMIN, work)
-}
-
-/// The same with another capability.
-pub(super) fn with_capability<T>(capability: Capability, work: impl FnOnce() -> T) -> T {
-    let has = |set| caps::has_cap(None, set, capability).unwrap_or(false);
-    let raise = !has(CapSet::Effective) && has(CapSet::Permitted);
-    if raise {
-        // A failure shows as EPERM in `work`, which says what is missing.
-        let _ = caps::raise(None, CapSet::Effective, capability);
-    }
-    let outcome = work();
-    if raise {
-        let _ = caps::drop(None, CapSet::Effective, capability);
-    }
-    outcome
 }
 
 /// Whether `path` lies in a bpffs.

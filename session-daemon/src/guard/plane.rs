@@ -15,11 +15,12 @@ use aya::{Ebpf, EbpfLoader};
 use caps::Capability;
 use session_common::plane::{ELEMENT_LEN, Orders, Report};
 
+use crate::capability::with_capability;
 use crate::guard::Guard;
 use crate::guard::error::GuardError;
 use crate::guard::maps::{data_of, is_absent, write_error};
 use crate::guard::object::{self, PLANE_OBJECT, text_of};
-use crate::guard::pins::{MAPS, pin_at, unpin_at, with_capability};
+use crate::guard::pins::{MAPS, pin_at, unpin_at};
 use crate::guard::start::pinned_map_id;
 use crate::guard::written::wait_for_readers;
 

@@ -169,13 +169,3 @@ pub(super) fn clear_bounding() -> Result<()> {
     }
     Ok(())
 }
-
-/// Runs `work` with one capability of the reserve in effect.
-pub(super) fn with_capability<T>(capability: Capability, work: impl FnOnce() -> T) -> T {
-    let raised = caps::raise(None, CapSet::Effective, capability).is_ok();
-    let result = work();
-    if raised && caps::drop(None, CapSet::Effective, capability).is_err() {
-        log::error!("{capability} stays in effect: it cannot be lowered");
-    }
-    result
-}

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::startup::privileges;
+use crate::capability::with_capability;
 
 /// How often a wait looks.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -53,8 +53,7 @@ impl Serving {
 
     /// Ends it, whatever it is doing, and waits for its end.
     pub(super) fn kill(&self) {
-        let killed =
-            privileges::with_capability(Capability::CAP_KILL, || kill(self.pid, Signal::SIGKILL));
+        let killed = with_capability(Capability::CAP_KILL, || kill(self.pid, Signal::SIGKILL));
         if let Err(error) = killed {
             log::error!("killing the serving process: {error}");
             return;

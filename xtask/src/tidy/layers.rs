@@ -13,6 +13,7 @@ const DAEMON: &str = "session-daemon/src";
 /// that a new room is thought about.
 const ROOMS: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("capability", &[]),
     ("sys", &[]),
     ("uring", &[]),
     ("store", &["clock"]),
@@ -21,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("protocol", &["command"]),
     ("server", &["protocol", "command", "store", "plane", "allowlist", "clock", "sys", "uring"]),
     ("allowlist", &["clock"]),
-    ("guard", &["allowlist", "clock", "sys"]),
+    ("guard", &["allowlist", "capability", "clock", "sys"]),
     ("link", &["allowlist", "config", "server", "store", "clock"]),
     ("control", &["allowlist", "config", "files", "guard", "link", "clock"]),
     ("files", &[]),
