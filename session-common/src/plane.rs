@@ -38,6 +38,9 @@ pub struct Orders {
     /// Until when the region can be answered from, in nanoseconds of CLOCK_BOOTTIME; later all
     /// packets go up. Renewed by the daemon, so that its end is the plane's a little later.
     pub until_ns: u64,
+    /// By how much the daemon's CLOCK_BOOTTIME is ahead of the kernel's own, in nanoseconds; what it
+    /// is behind, wrapped around.
+    pub clock_ahead_ns: u64,
     /// Offset of the bucket directory.
     pub directory: u64,
     /// Offset of the first page.
@@ -88,13 +91,14 @@ pub mod orders {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Verdict {
-    /// Answered.
+    /// Answered with an item.
     Hit = 0,
-    /// No item, or none that is alive: the daemon answers.
+    /// Answered: there is no item.
     Miss = 1,
     /// Not a request for one key that the program understands.
     Other = 2,
-    /// An item that the program does not answer with: of several pieces, stale, or being renewed.
+    /// There may be an item, and none that the program answers with: of several pieces, stale, being
+    /// renewed, dead, behind another one's tag or far down in its bucket.
     Item = 3,
     /// The reply would be too long.
     Long = 4,
@@ -119,12 +123,18 @@ impl Verdict {
         Self::NotServed,
     ];
 
+    /// Whether it says that the packet was answered.
+    #[must_use]
+    pub const fn is_answer(self) -> bool {
+        matches!(self, Self::Hit | Self::Miss)
+    }
+
     /// The word for it in statistics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hit => "hits",
-            Self::Miss => "miss",
+            Self::Miss => "misses",
             Self::Other => "other",
             Self::Item => "item",
             Self::Long => "long",
@@ -147,9 +157,12 @@ pub struct Accessed {
 
 /// Bits of the program's `TRIAL`, a word that is 0 unless its loader says otherwise. Tests alone do.
 pub mod trial {
-    /// Long pauses where writers may come between.
+    /// A long pause between finding an item and copying it.
     pub const SLOW: u32 = 1;
-    /// What was copied is believed unseen, which is wrong: shows that a test would notice.
+    /// Long pauses before the lines of a bucket are searched.
+    pub const SLOW_SEARCH: u32 = 4;
+    /// What was found, or not found, is believed unseen, which is wrong: shows that a test would
+    /// notice.
     pub const BELIEVING: u32 = 2;
 }
 
@@ -163,8 +176,8 @@ pub struct Report {
     pub bytes_in: u64,
     /// See `bytes_in`.
     pub bytes_out: u64,
-    /// Answers to `mg`, which are hits among the others.
-    pub meta_hits: u64,
+    /// Answers to `mg` among the others.
+    pub meta_answers: u64,
     /// Packets by [`Verdict`].
     pub counters: [u64; Verdict::ALL.len()],
     /// Hits by slab class.
@@ -174,7 +187,7 @@ pub struct Report {
 }
 
 const _: () = {
-    assert!(size_of::<Orders>() == 6 * 8 + 6 * 4 + LISTENS_MAX * 16 + SECRET_WORDS * 8);
+    assert!(size_of::<Orders>() == 7 * 8 + 6 * 4 + LISTENS_MAX * 16 + SECRET_WORDS * 8);
     assert!(size_of::<Report>() == (4 + 8 + CLASSES) * 8 + RING_LEN * 16);
     assert!(RING_LEN.is_power_of_two());
 };

@@ -60,22 +60,24 @@ impl Text {
     /// Takes on a template's bytes.
     #[inline(always)]
     fn copy(&mut self, template: &Template) {
-        let (from, to) = (template.bytes.as_ptr().cast::<u64>(), self.0.as_mut_ptr().cast::<u64>());
-        let mut idx = 0;
-        while idx < WORDS {
-            // SAFETY: words of two arrays of that many; templates stand at multiples of eight.
-            unsafe { ptr::write_volatile(to.add(idx), ptr::read_volatile(from.add(idx))) };
-            idx += 1;
-        }
+        let words = template.bytes.as_ptr().cast::<u64>();
+        // SAFETY: one of the template's words, which stand at multiples of eight.
+        self.fill(|idx| unsafe { ptr::read_volatile(words.add(idx)) });
     }
 
     #[inline(always)]
     fn clear(&mut self) {
+        self.fill(|_| 0);
+    }
+
+    /// Writes every word by its index, which is below [`WORDS`].
+    #[inline(always)]
+    fn fill(&mut self, word: impl Fn(usize) -> u64) {
         let words = self.0.as_mut_ptr().cast::<u64>();
         let mut idx = 0;
         while idx < WORDS {
-            // SAFETY: as in `copy`. Volatile, or the compiler would call a function for it.
-            unsafe { ptr::write_volatile(words.add(idx), 0) };
+            // SAFETY: a word of the text. Volatile, or the compiler would call a function for it.
+            unsafe { ptr::write_volatile(words.add(idx), word(idx)) };
             idx += 1;
         }
     }

@@ -55,7 +55,12 @@ pub enum Reads {
     Hits,
     /// A key that is not.
     Misses,
+    /// A key that is there and [`ABSENT`], which is not.
+    Both,
 }
+
+/// A key that is never there, of another shape than all others.
+pub const ABSENT: &str = "none";
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,11 +160,14 @@ impl Exchange {
         ensure!((1..=256).contains(&window), "a veth pair holds 256 frames");
         let ask = |text: String, value: &[u8]| self.frame(text.as_bytes(), value);
         let name = key(0);
-        let read = format!("get {name}\r\n");
+        let read = match reads {
+            Reads::Hits | Reads::Misses => format!("get {name}\r\n"),
+            Reads::Both => format!("get {name} {ABSENT}\r\n"),
+        };
         let item = [format!("VALUE {name} 0 {VALUE_LEN}\r\n").as_bytes(), &value(0)].concat();
         let answer = match reads {
             Reads::Misses => b"END\r\n".to_vec(),
-            Reads::Hits => [&item, b"\r\nEND\r\n".as_slice()].concat(),
+            Reads::Hits | Reads::Both => [&item, b"\r\nEND\r\n".as_slice()].concat(),
         };
         let write = format!("set {name} 0 0 {VALUE_LEN}\r\n");
         let asks = [ask(read, b"")?, ask(write, &[&value(0), b"\r\n".as_slice()].concat())?];

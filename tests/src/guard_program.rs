@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
@@ -112,6 +113,17 @@ pub fn object_path() -> PathBuf {
             "/../session-ebpf/object/guard.bpf.o"
         )),
     }
+}
+
+/// How long a program takes for one frame, by the kernel's own count: a cold one, behind a system
+/// call, and with the reading of the clock.
+///
+/// # Errors
+/// When the kernel does not run it.
+pub fn time(program: &Xdp, frame: &[u8]) -> Result<Duration> {
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    Ok(program.test_run(options)?.duration)
 }
 
 impl GuardProgram {
@@ -313,6 +325,15 @@ impl GuardProgram {
     pub fn plane(&mut self, list: u32, [whole, frags]: [&ProgramFd; 2]) -> Result<()> {
         ProgramArray::try_from(self.map("PLANES")?)?.set(list, whole, 0)?;
         Ok(ProgramArray::try_from(self.map("PLANES_FRAGS")?)?.set(list, frags, 0)?)
+    }
+
+    /// How long a program in the driver takes for a packet; see [`time`].
+    ///
+    /// # Errors
+    /// When the kernel refuses the packet.
+    pub fn time(&self, hook: Hook, frame: &[u8]) -> Result<Duration> {
+        let program = self.ebpf.program(hook.program()).context("not in the object")?;
+        time(program.try_into()?, frame)
     }
 
     /// What a program in the driver returns for a packet, and leaves of it.

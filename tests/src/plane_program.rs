@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -20,6 +21,7 @@ use session_daemon::store::types::StoreConfig;
 use session_daemon::store::{MapFacts, MemoryFile, Start, Store};
 
 use crate::attach::{Attachment, Mode, attach};
+use crate::guard_program;
 use crate::packet::{IPV4, IPV6, UDP, ethernet, ipv4, ipv6};
 
 /// The port that the plane answers at.
@@ -171,6 +173,15 @@ impl PlaneProgram {
             }
             other => anyhow::bail!("verdict {other}"),
         }
+    }
+
+    /// How long a program of the object takes for one frame.
+    ///
+    /// # Errors
+    /// When the kernel does not run it.
+    pub fn time(&self, program: &str, frame: &[u8]) -> Result<Duration> {
+        let program = self.ebpf.program(program).context("not in the object")?;
+        guard_program::time(program.try_into()?, frame)
     }
 
     /// What all CPUs have counted.

@@ -24,6 +24,7 @@ pub const PORT: u16 = 11211;
 pub struct Setup {
     scratch: Scratch,
     bpffs: PathBuf,
+    through: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     port: u16,
@@ -40,7 +41,7 @@ impl Setup {
     pub fn guarded() -> Result<Self> {
         let scratch = Scratch::new("daemon")?;
         let bpffs = scratch.mount_bpffs()?;
-        Ok(Self { scratch, bpffs, arguments: Vec::new(), environment: Vec::new(), port: PORT })
+        Ok(Self::of(scratch, bpffs, PORT))
     }
 
     /// A daemon for the loopback, without the guard: a free port.
@@ -50,9 +51,20 @@ impl Setup {
     pub fn loopback() -> Result<Self> {
         let scratch = Scratch::new("daemon")?;
         let bpffs = scratch.join("bpffs");
-        let (arguments, environment) = (Vec::new(), Vec::new());
-        let setup = Self { scratch, bpffs, arguments, environment, port: free_port() };
+        let setup = Self::of(scratch, bpffs, free_port());
         Ok(setup.arg("--guard=off").args(["-l", "127.0.0.1"]))
+    }
+
+    fn of(scratch: Scratch, bpffs: PathBuf, port: u16) -> Self {
+        let (through, arguments, environment) = (Vec::new(), Vec::new(), Vec::new());
+        Self { scratch, bpffs, through, arguments, environment, port }
+    }
+
+    /// Has another program start the daemon in its own place, such as `unshare`.
+    #[must_use]
+    pub fn through(mut self, words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.through.extend(words.into_iter().map(Into::into));
+        self
     }
 
     /// Adds an argument.
@@ -109,7 +121,9 @@ impl Setup {
     /// The command line, ready to be changed or started.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binaries::sessiond());
+        let mut words = self.through.iter().cloned().chain([binaries::sessiond().into()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
         command.args(["-p", &self.port.to_string()]);
         command.arg("--control").arg(self.control());
         command.arg("--state").arg(self.scratch.join("overlay.json"));

@@ -31,6 +31,8 @@ const KEYS: usize = 8;
 /// Kinds of keys, by their number: values that are set, numbers that are counted, values that grow,
 /// values that end.
 const KINDS: usize = 4;
+/// Questions of a reader that are without an answer at a time.
+const WINDOW: u64 = 16;
 /// Other keys, by which the index grows, pages move and items are evicted.
 const FILLERS: u64 = 30_000;
 
@@ -235,36 +237,55 @@ fn serve(bed: &Bed, socket: &UdpSocket, mut daemon: Conversation) -> Result<u64>
     Ok(passed)
 }
 
-/// Asks for keys, one after the other; how many answers were hits.
+/// A question that was asked.
+struct Asked {
+    id: [u8; 2],
+    key: usize,
+    /// The last change that was acknowledged before, and the second it was then.
+    least: u64,
+    at_s: u64,
+}
+
+/// Sends a reader's question of this number.
+fn ask(bed: &Bed, socket: &UdpSocket, number: usize, question: u64) -> Result<Asked> {
+    let key = (mixed(number, question) % (WRITERS * KEYS) as u64) as usize;
+    let id = (question as u16).to_be_bytes();
+    let request = [&id, b"\0\0\0\x01\0\0get ".as_slice(), name(key).as_bytes(), b"\r\n"].concat();
+    let known = &bed.known[key];
+    let least = known.done.load(Ordering::SeqCst);
+    let least = least.max(known.flushed.load(Ordering::SeqCst) + 1);
+    let at_s = second();
+    socket.send(&request)?;
+    Ok(Asked { id, key, least, at_s })
+}
+
+/// Asks for keys, and checks the answers; how many there were, and how many were hits.
 fn read(bed: &Bed, socket: &UdpSocket, number: usize, reads: u64) -> Result<(u64, u64)> {
     let (mut answers, mut hits) = (0, 0);
+    let mut open: Vec<Asked> = Vec::new();
     let mut bytes = [0; 2048];
-    for id in 0..reads {
-        let key = (mixed(number, id) % (WRITERS * KEYS) as u64) as usize;
-        let known = &bed.known[key];
-        let mut request = (id as u16).to_be_bytes().to_vec();
-        request.extend([0, 0, 0, 1, 0, 0]);
-        request.extend(format!("get {}\r\n", name(key)).into_bytes());
-        let least = known.done.load(Ordering::SeqCst);
-        let least = least.max(known.flushed.load(Ordering::SeqCst) + 1);
-        let asked_s = second();
-        socket.send(&request)?;
-        let len = loop {
-            match socket.recv(&mut bytes) {
-                Ok(len) if bytes[..2] == request[..2] => break Some(len),
-                Ok(_) => {}
-                Err(_) => break None,
-            }
-        };
-        let most = known.begun.load(Ordering::SeqCst);
-        // A datagram may be lost.
-        let Some(len) = len else { continue };
-        answers += 1;
-        if &bytes[8..len] == b"END\r\n" {
-            continue;
+    let mut question = 0;
+    while question < reads {
+        let end = reads.min(question + WINDOW);
+        for question in question..end {
+            open.push(ask(bed, socket, number, question)?);
         }
-        hits += 1;
-        check(key, &bytes[8..len], least, most, asked_s)?;
+        question = end;
+        while !open.is_empty() {
+            // A datagram may be lost.
+            let Ok(len) = socket.recv(&mut bytes) else { break };
+            let Some(place) = open.iter().position(|asked| asked.id == bytes[..2]) else {
+                continue;
+            };
+            let Asked { key, least, at_s, .. } = open.swap_remove(place);
+            let most = bed.known[key].begun.load(Ordering::SeqCst);
+            answers += 1;
+            if &bytes[8..len] != b"END\r\n" {
+                hits += 1;
+                check(key, &bytes[8..len], least, most, at_s)?;
+            }
+        }
+        open.clear();
     }
     Ok((answers, hits))
 }
@@ -383,12 +404,14 @@ fn no_answer_is_torn_or_stale() -> Result<()> {
     })?;
     drop((attached, passing));
     let in_kernel = plane.counted(Verdict::Hit)?;
-    let raced = plane.counted(Verdict::Raced)?;
+    let (absent, raced) = (plane.counted(Verdict::Miss)?, plane.counted(Verdict::Raced)?);
     eprintln!(
-        "{answers} answers, {hits} hits: {in_kernel} in the kernel, {passed} passed up, {raced} raced"
+        "{answers} answers, {hits} hits: in the kernel {in_kernel} hits and {absent} misses, \
+         {passed} passed up, {raced} raced"
     );
     ensure!(answers * 10 >= reads * READERS as u64 * 9, "{answers} answers");
     ensure!(in_kernel * 4 >= hits, "{in_kernel} of {hits} hits in the kernel");
+    ensure!(absent > 0, "no miss was answered in the kernel");
     let after = plane.store.totals();
     eprintln!(
         "{} evicted, {} pages moved, index slots 2^{} to 2^{}",

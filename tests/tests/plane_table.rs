@@ -130,7 +130,7 @@ fn what_it_does_not_understand_goes_up() -> Result<()> {
     let path = Path::v4();
     ensure!(plane.run(&path.frame(1, b"get key\r\n"))?.is_some(), "the key is there");
     let long = [b"get ".as_slice(), &[b'k'; 251], b"\r\n"].concat();
-    let requests: [&[u8]; 32] = [
+    let requests: [&[u8]; 31] = [
         b"get key key\r\n",
         b"get key \r\n",
         b"get  key\r\n",
@@ -145,11 +145,10 @@ fn what_it_does_not_understand_goes_up() -> Result<()> {
         b"gats 0 key\r\n",
         b"get key\t\r\n",
         b"get ke\x01\r\n",
-        b"get kez\r\n",
-        b"get ke\r\n",
-        b"get keyx\r\n",
         &long,
         b"mg key q\r\n",
+        b"mg none q\r\n",
+        b"mg none N30 v\r\n",
         b"mg key v O1\r\n",
         b"mg key v v\r\n",
         b"mg key vf\r\n",
@@ -178,6 +177,39 @@ fn what_it_does_not_understand_goes_up() -> Result<()> {
     ] {
         ensure!(plane.run(&path.frame_of(payload))?.is_none(), "{payload:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn that_there_is_no_item_is_told() -> Result<()> {
+    let plane = plane_or_skip!();
+    let mut daemon = Conversation::over(&plane.store)?;
+    told(&mut daemon, b"set key 5 0 3\r\nabc\r\nset other 0 0 1\r\na\r\n")?;
+    let long = [b"get ".as_slice(), &[b'k'; 250], b"\r\n"].concat();
+    let requests: [&[u8]; 9] = [
+        b"get kez\r\n",
+        b"get ke\r\n",
+        b"get keyx\r\n",
+        b"gets k\r\n",
+        &long,
+        b"mg kez\r\n",
+        b"mg kez v\r\n",
+        b"mg kez k s t f c v\r\n",
+        b"mg a2V5 t\r\n",
+    ];
+    let paths = [Path::v4(), Path::v6(), Path::v6().tagged(&[(0x8100, 7)])];
+    for request in requests {
+        for path in &paths {
+            let reply = asked(&plane, &mut daemon, path, request)?.context("not answered")?;
+            ensure!(reply.starts_with(if request[0] == b'm' { b"EN" } else { b"END" }));
+        }
+    }
+    let all = (requests.len() * paths.len() * 2) as u64;
+    ensure!(plane.counted(Verdict::Miss)? == all && plane.counted(Verdict::Hit)? == 0);
+    let reports = plane.reports()?;
+    let meta: u64 = reports.iter().map(|report| report.meta_answers).sum();
+    ensure!(meta == all * 4 / 9, "{meta} of {all}");
+    ensure!(plane.accesses()?.is_empty(), "no item was accessed");
     Ok(())
 }
 
@@ -260,7 +292,8 @@ fn dead_items_and_unusual_ones_go_up() -> Result<()> {
     told(&mut daemon, b"set gone 0 0 1\r\na\r\n")?;
     ensure!(answers(b"get gone\r\n")?);
     told(&mut daemon, b"delete gone\r\n")?;
-    ensure!(!answers(b"get gone\r\n")?, "deleted");
+    let reply = plane.run(&path.frame(9, b"get gone\r\n"))?.context("deleted: nothing there")?;
+    ensure!(path.text(9, &reply)? == b"END\r\n", "deleted");
     told(&mut daemon, b"ms stale 1\r\na\r\nmd stale I T30\r\n")?;
     ensure!(!answers(b"mg stale v\r\n")?, "stale");
     told(&mut daemon, b"ms won 1 T10\r\na\r\nmg won R30\r\n")?;

@@ -27,9 +27,11 @@ const PACKAGES: &[&str] =
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Test programs that run there, and which of their tests; all if none is named.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("packet_load", ""),
     ("packet_evasion", ""),
+    ("plane_table", ""),
+    ("plane_diff", ""),
     ("guard_stands", "strangers_reach_nothing"),
     ("guard_stands", "a_killed_daemon"),
     ("guard_lists", "a_hundred_thousand"),

@@ -15,6 +15,7 @@ use session_common::guard::{
 };
 
 use crate::allowlist::{Action, Allowlist, Entry, Sizes};
+use crate::clock;
 use crate::guard::counters::{self, RuleCounters};
 use crate::guard::error::GuardError;
 use crate::guard::maps::{Maps, Rules};
@@ -161,8 +162,11 @@ pub(super) fn wait_for_readers() {
 
 fn rule(entry: &Entry, counters: &RuleCounters) -> Rule {
     Rule {
-        // Zero stands for no deadline; a deadline at boot is as over a nanosecond later.
-        deadline_ns: entry.deadline_ns.map_or(0, |deadline_ns| deadline_ns.max(1)),
+        // By the kernel's clock. Zero stands for no deadline; a deadline at boot is as over a
+        // nanosecond later.
+        deadline_ns: entry
+            .deadline_ns
+            .map_or(0, |deadline_ns| deadline_ns.saturating_sub_signed(clock::ahead_ns()).max(1)),
         counter: counters.get(entry.prefix).unwrap_or(0),
         action: match entry.action {
             Action::Allow => ACTION_ALLOW,

@@ -59,6 +59,8 @@ pub struct PlaneFacts {
     pub is_new: bool,
     /// CPUs that there can be: elements of the reports.
     pub cpus: u32,
+    /// [`clock::ahead_ns`](crate::clock::ahead_ns), which the serving process cannot look up.
+    pub clock_ahead_ns: i64,
 }
 
 /// What the parent asks for.

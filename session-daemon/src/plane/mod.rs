@@ -39,7 +39,7 @@ pub struct Counts {
     /// Bytes of the answers.
     pub bytes_out: u64,
     /// Answers to `mg`.
-    pub meta_hits: u64,
+    pub meta_answers: u64,
     /// Accesses of which nobody has been told, because too many came at once.
     pub untold: u64,
 }
@@ -48,10 +48,16 @@ pub struct Counts {
 pub type ClassHits = [u64; CLASSES];
 
 impl Counts {
-    /// Datagrams that were answered in the kernel.
+    /// Datagrams that were answered in the kernel with an item.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.verdicts[Verdict::Hit as usize]
+    }
+
+    /// Datagrams that were answered in the kernel for want of an item.
+    #[must_use]
+    pub fn misses(&self) -> u64 {
+        self.verdicts[Verdict::Miss as usize]
     }
 
     /// Those of its figures that have grown since `base`, by how much.
@@ -62,7 +68,7 @@ impl Counts {
             }),
             bytes_in: self.bytes_in.wrapping_sub(base.bytes_in),
             bytes_out: self.bytes_out.wrapping_sub(base.bytes_out),
-            meta_hits: self.meta_hits.wrapping_sub(base.meta_hits),
+            meta_answers: self.meta_answers.wrapping_sub(base.meta_answers),
             untold: self.untold.wrapping_sub(base.untold),
         }
     }
@@ -76,6 +82,8 @@ const CLASS_HITS: usize = offset_of!(Report, class_hits) / 8;
 /// The plane of a server.
 #[derive(Debug)]
 pub struct Plane {
+    /// See [`Orders::clock_ahead_ns`].
+    clock_ahead_ns: u64,
     orders: MappedWords,
     reports: MappedWords,
     after: After,
@@ -86,7 +94,8 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Maps what the program is told and what it tells, on so many CPUs. Nothing is answered yet.
+    /// Maps what the program is told and what it tells, on so many CPUs, where the own boot clock is
+    /// so much ahead of the kernel's. Nothing is answered yet.
     ///
     /// # Errors
     /// When the maps are not those of a plane.
@@ -94,9 +103,11 @@ impl Plane {
         orders: BorrowedFd<'_>,
         reports: BorrowedFd<'_>,
         cpus: u32,
+        clock_ahead_ns: i64,
         after: After,
     ) -> io::Result<Self> {
         let plane = Self {
+            clock_ahead_ns: clock_ahead_ns.cast_unsigned(),
             orders: MappedWords::map(orders, size_of::<Orders>())?,
             reports: MappedWords::map(reports, size_of::<Report>() * cpus as usize)?,
             after,
@@ -118,7 +129,7 @@ impl Plane {
     /// Tells the program where it finds what, and at which addresses it may answer; and from now
     /// on it does.
     pub fn serve(&self, found: Orders, sockets: &[SocketAddr], now: Now) {
-        let told = addressed(found, sockets);
+        let told = Orders { clock_ahead_ns: self.clock_ahead_ns, ..addressed(found, sockets) };
         for (offset, word) in words_of(&told) {
             self.order(offset, word);
         }
@@ -182,7 +193,7 @@ impl Plane {
             let word = |idx: usize| report[idx].load(Ordering::Relaxed);
             all.bytes_in += word(offset_of!(Report, bytes_in) / 8);
             all.bytes_out += word(offset_of!(Report, bytes_out) / 8);
-            all.meta_hits += word(offset_of!(Report, meta_hits) / 8);
+            all.meta_answers += word(offset_of!(Report, meta_answers) / 8);
             all.verdicts
                 .iter_mut()
                 .enumerate()
@@ -257,6 +268,7 @@ fn addressed(found: Orders, sockets: &[SocketAddr]) -> Orders {
 fn words_of(told: &Orders) -> Vec<(usize, u64)> {
     let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
     let mut words = vec![
+        (offset_of!(Orders, clock_ahead_ns), told.clock_ahead_ns),
         (offset_of!(Orders, directory), told.directory),
         (offset_of!(Orders, first_page), told.first_page),
         (offset_of!(Orders, buckets), told.buckets),

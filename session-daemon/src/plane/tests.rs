@@ -10,6 +10,7 @@ use super::{addressed, words_of};
 fn found() -> Orders {
     Orders {
         until_ns: 7,
+        clock_ahead_ns: 99,
         directory: 1,
         first_page: 2,
         buckets: 3,
@@ -33,8 +34,9 @@ fn every_word_of_the_orders_is_told_but_until_when() {
     let offsets: Vec<usize> = words.iter().map(|(offset, _)| *offset).collect();
     let expected: Vec<usize> = (8..size_of::<Orders>()).step_by(8).collect();
     assert_eq!(offsets, expected);
-    assert_eq!(words[5].1, 7 << 32 | 6, "page length and pages share a word");
-    assert_eq!(words[8].1, 100);
+    assert_eq!(words[0].1, 99);
+    assert_eq!(words[6].1, 7 << 32 | 6, "page length and pages share a word");
+    assert_eq!(words[9].1, 100);
     assert_eq!(words.last().unwrap().1, 1000 + SECRET_WORDS as u64 - 1);
 }
 

@@ -432,8 +432,10 @@ impl Shared {
         let Some(plane) = &self.config.plane else { return sum };
         let counts = plane.counts();
         sum.wrapping_add(match counter {
-            Counter::CmdGet | Counter::GetHits => counts.hits(),
-            Counter::CmdMeta => counts.meta_hits,
+            Counter::CmdGet => counts.hits().wrapping_add(counts.misses()),
+            Counter::GetHits => counts.hits(),
+            Counter::GetMisses => counts.misses(),
+            Counter::CmdMeta => counts.meta_answers,
             Counter::BytesRead => counts.bytes_in,
             Counter::BytesWritten => counts.bytes_out,
             _ => 0,

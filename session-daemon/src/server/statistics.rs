@@ -120,7 +120,7 @@ fn kernel_plane(shared: &Shared, sink: &mut Sink<'_>) {
     let Some(plane) = &shared.config.plane else { return };
     let counts = plane.counts();
     for (verdict, count) in Verdict::ALL.into_iter().zip(counts.verdicts) {
-        let passed = if verdict == Verdict::Hit { "" } else { "passed_" };
+        let passed = if verdict.is_answer() { "" } else { "passed_" };
         sink(&format!("kernel_plane_{passed}{}", verdict.name()), &count);
     }
     sink("kernel_accesses_untold", &counts.untold);

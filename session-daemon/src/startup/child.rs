@@ -257,7 +257,8 @@ impl Child {
             Some(KernelPlane::Persists) => After::Persists,
             _ => After::Ends,
         };
-        let plane = Plane::map(orders.as_fd(), reports.as_fd(), facts.cpus, after);
+        let (cpus, ahead_ns) = (facts.cpus, facts.clock_ahead_ns);
+        let plane = Plane::map(orders.as_fd(), reports.as_fd(), cpus, ahead_ns, after);
         self.plane = Some(Arc::new(plane.context("mapping the kernel plane")?));
         let copy = region.try_clone().context("keeping the region")?;
         lock(&self.estate).push((Lent::Region, copy));

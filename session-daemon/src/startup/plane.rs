@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail};
 
+use crate::clock;
 use crate::config::{Config, KernelPlane};
 use crate::control::sides::SharedGuard;
 use crate::guard::Guard;
@@ -60,6 +61,7 @@ pub(super) async fn lend(
         region_len: maps.facts.region_len,
         is_new: maps.facts.is_new,
         cpus: maps.facts.cpus,
+        clock_ahead_ns: clock::ahead_ns(),
     };
     let PlaneMaps { region, orders, reports, .. } = &maps;
     end.plane([region.as_fd(), orders.as_fd(), reports.as_fd()], facts).await.context(NOT_STARTED)

@@ -40,6 +40,7 @@ impl Store {
         let words: &[u64; SECRET_WORDS] = self.secret.words();
         Orders {
             until_ns: 0,
+            clock_ahead_ns: 0,
             directory,
             first_page,
             buckets: offset_of!(Superblock, buckets) as u64,

@@ -1,7 +1,8 @@
 //! Finding an item in the store, and making the reply of it. It takes no part in reclamation and
 //! holds nothing, so what it reads may be reused under its hands: it believes nothing before it
 //! has seen, after the copy, that all words which led to the item are what they were. The same
-//! rule, and why it is right: `session-daemon/src/store/outside.rs` and docs/store.md.
+//! rule, and why it is right: `session-daemon/src/store/outside.rs` and docs/store.md. That there is
+//! no item it says by the rule of lookups: the bucket's header is after the search what it was before.
 //!
 //! The words of index and items are drawn in `session-daemon/src/store/{words,item}.rs`.
 
@@ -19,9 +20,8 @@ use super::maps::{Element, Scratch, element, forget, is_tried, pause};
 use super::reply::{Item, compose};
 use super::request::Request;
 
-/// Splits that a lookup follows, and overflow lines of a bucket.
+/// Splits that a lookup follows.
 const HOPS_MAX: u32 = 4;
-const LINES_MAX: u32 = 2;
 
 /// Bytes of an item up to the end of its longest key and the flags behind it, with a word to
 /// spare: the item is passed up if the element ends before that.
@@ -44,8 +44,9 @@ pub(super) struct Found {
 struct Path {
     bucket: u64,
     header: u64,
-    line: [u64; LINES_MAX as usize],
-    link: [u64; LINES_MAX as usize],
+    /// Two overflow lines; few buckets have more.
+    line: [u64; 2],
+    link: [u64; 2],
     slot: u64,
     slot_word: u64,
 }
@@ -75,7 +76,8 @@ fn word(offset: u64) -> Result<u64, Verdict> {
     Ok(unsafe { ptr::read_volatile(element.cast::<u64>().add(at)) })
 }
 
-/// One attempt to find the key's item and to make the reply.
+/// One attempt to find the key's item and to make the reply. [`Verdict::Miss`] says that the key had
+/// no item when its bucket was looked at first.
 #[inline(always)]
 pub(super) fn find(
     scratch: *mut Scratch,
@@ -106,14 +108,14 @@ pub(super) fn find(
     }
     // Another key with the same tag, or no key of the item any more.
     if key_len != request.key_len || !has_key(scratch, item, key_at, key_len)? {
-        return Err(Verdict::Miss);
+        return Err(Verdict::Item);
     }
     // Each of these is forgotten before the next is looked at: the verifier would follow all their
     // combinations.
     let ttl = forget(scratch, ttl(times & times::EXPTIME_MASK, now_s)?);
     let least = forget(scratch, stamp_least(orders, now_s)?);
     if cas >> CAS_WORKER_BITS < least {
-        return Err(Verdict::Miss);
+        return Err(Verdict::Item);
     }
     let flags_at = forget(scratch, key_at + key_len);
     let flags = if flags_len != 0 { half(item + flags_at)? } else { 0 };
@@ -145,13 +147,14 @@ pub(super) fn find(
     Ok(Found { item, cas, class: state >> state::CLASS_SHIFT, reply_len })
 }
 
-/// Seconds left to an item, all bits set for one that never ends; a miss if it has expired.
+/// Seconds left to an item, all bits set for one that never ends. One that has expired is the
+/// daemon's, which takes it out of the index.
 #[inline(always)]
 fn ttl(exptime: u64, now_s: u64) -> Result<u64, Verdict> {
     match exptime {
         0 => Ok(u64::MAX),
-        times::EXPTIME_PAST => Err(Verdict::Miss),
-        _ if exptime <= now_s => Err(Verdict::Miss),
+        times::EXPTIME_PAST => Err(Verdict::Item),
+        _ if exptime <= now_s => Err(Verdict::Item),
         _ => Ok(exptime - now_s),
     }
 }
@@ -170,46 +173,63 @@ fn verify(path: &Path, item: u64, state: u64, cas: u64) -> Result<(), Verdict> {
     if changed == 0 { Ok(()) } else { Err(Verdict::Raced) }
 }
 
-/// The slot of the hash.
+/// The slot of the hash. Not a loop over the lines: the compiler may put a loop's end before its
+/// beginning, which verifiers before Linux 6.3 refuse.
 #[inline(always)]
 fn look_up(scratch: *mut Scratch, orders: &Orders, hash: u64) -> Result<Path, Verdict> {
     let (bucket, header) = bucket(scratch, orders, hash)?;
     let magic = word(0)?;
     let mut path = Path { bucket, header, line: [0; 2], link: [magic; 2], slot: 0, slot_word: 0 };
-    let mut line = bucket;
-    let mut link = header;
-    let mut lines = 0;
-    while lines <= LINES_MAX {
-        let slot = forget(scratch, match_in(line, hash)?);
-        if slot != 0 {
-            path.slot = line + slot * 8;
-            path.slot_word = word(path.slot)?;
-            // What is pending counts only if the header names it, and the daemon knows.
-            let is_of_hash =
-                path.slot_word >> TAG_SHIFT == hash >> TAG_SHIFT && path.slot_word != 0;
-            if path.slot_word & PENDING != 0 || !is_of_hash {
-                return Err(Verdict::Raced);
-            }
-            return Ok(path.settled(scratch));
-        }
-        line = (link & LINK_MASK) * LINE_LEN;
-        if line == 0 || lines == LINES_MAX {
-            return Err(Verdict::Miss);
-        }
-        link = word(line)?;
-        if lines == 0 {
-            (path.line[0], path.link[0]) = (line, link);
-        } else {
-            (path.line[1], path.link[1]) = (line, link);
-        }
-        lines += 1;
+    path.slot = slot_in(scratch, bucket, hash)?;
+    if path.slot == 0 {
+        path.line[0] = behind(&path, header)?;
+        path.link[0] = word(path.line[0])?;
+        path.slot = slot_in(scratch, path.line[0], hash)?;
     }
-    Err(Verdict::Miss)
+    if path.slot == 0 {
+        path.line[1] = behind(&path, path.link[0])?;
+        path.link[1] = word(path.line[1])?;
+        path.slot = slot_in(scratch, path.line[1], hash)?;
+    }
+    if path.slot == 0 {
+        behind(&path, path.link[1])?;
+        return Err(Verdict::Item);
+    }
+    path.slot_word = word(path.slot)?;
+    // What is pending counts only if the header names it, and the daemon knows.
+    let is_of_hash = path.slot_word >> TAG_SHIFT == hash >> TAG_SHIFT && path.slot_word != 0;
+    if path.slot_word & PENDING != 0 || !is_of_hash {
+        return Err(Verdict::Raced);
+    }
+    Ok(path.settled(scratch))
 }
 
-/// Number of the first slot of a line that has the tag of a hash; 0 for none.
+/// The line that a header or a line's link leads to. If there is none, all slots have been seen.
 #[inline(always)]
-fn match_in(line: u64, hash: u64) -> Result<u64, Verdict> {
+fn behind(path: &Path, link: u64) -> Result<u64, Verdict> {
+    match (link & LINK_MASK) * LINE_LEN {
+        0 => Err(absence(path.bucket, path.header)),
+        line => Ok(line),
+    }
+}
+
+/// What it says that no slot of a bucket has a hash's tag. Nothing comes into a bucket, moves within
+/// it or leaves it for another one, and no line is unlinked, without a new header: if that is what it
+/// was, there was no item when it was loaded first.
+#[inline(always)]
+fn absence(bucket: u64, header: u64) -> Verdict {
+    match word(bucket) {
+        Ok(after) if after == header || is_tried(trial::BELIEVING) => Verdict::Miss,
+        _ => Verdict::Raced,
+    }
+}
+
+/// Offset of the first slot of a line that has the tag of a hash; 0 for none.
+#[inline(always)]
+fn slot_in(scratch: *mut Scratch, line: u64, hash: u64) -> Result<u64, Verdict> {
+    if is_tried(trial::SLOW_SEARCH) {
+        pause(scratch);
+    }
     let element = element(line).ok_or(Verdict::Raced)?;
     let at = (line as usize & (ELEMENT_LEN - 64)) / 8;
     // SAFETY: a whole line inside the element, by the mask.
@@ -220,11 +240,11 @@ fn match_in(line: u64, hash: u64) -> Result<u64, Verdict> {
         // SAFETY: as above. Volatile, because the daemon writes it.
         let slot = unsafe { ptr::read_volatile(words.add(idx)) };
         if slot >> TAG_SHIFT == hash >> TAG_SHIFT && slot != 0 {
-            found = idx as u64;
+            found = line + idx as u64 * 8;
         }
         idx -= 1;
     }
-    Ok(found)
+    Ok(forget(scratch, found))
 }
 
 /// Offset and header of the bucket of a hash.

@@ -40,6 +40,14 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// masked place may reach beyond it.
 pub(super) const FRAME_LEN: usize = 2048;
 
+/// Masks for the longest of what is copied in the frame, and for where.
+pub(super) const COPIED_MASK: u64 = 2047;
+/// See [`COPIED_MASK`].
+pub(super) const COPIED_AT_MASK: u64 = 1023;
+
+/// Bytes behind all that is used.
+const REACH_LEN: usize = 1024;
+
 /// Words of [`Scratch::key`]: a key and the flags behind it.
 pub(super) const KEY_WORDS: usize = 40;
 
@@ -62,6 +70,8 @@ pub(super) struct Scratch {
     pub(super) first: u64,
     /// A number on its way past the verifier.
     number: u64,
+    /// What masked places and lengths could reach. Nothing does.
+    reach: [u8; REACH_LEN],
 }
 
 impl Scratch {
@@ -80,6 +90,14 @@ pub(super) fn forget(scratch: *mut Scratch, number: u64) -> u64 {
     unsafe { ptr::write_volatile(&raw mut (*scratch).number, number) };
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&raw const (*scratch).number) }
+}
+
+/// The same length, of which the verifier knows that it is at least 1 and at most one more than a
+/// mask. To be taken right before a helper is called with it: what a comparison has said of a number,
+/// verifiers before Linux 6.6 forget when the compiler puts the number aside.
+#[inline(always)]
+pub(super) fn length<const MASK: u64>(scratch: *mut Scratch, len: u64) -> u32 {
+    ((forget(scratch, len).wrapping_sub(1) & MASK) + 1) as u32
 }
 
 /// Bits of [`session_common::plane::trial`], which a loader may set before the kernel sees the
@@ -137,3 +155,10 @@ pub(super) fn is_own6(address: [u8; 16]) -> bool {
     // SAFETY: only whether there is an entry.
     unsafe { LOCAL6.get(address) }.is_some()
 }
+
+const _: () = {
+    // From the frame on, and from the key on.
+    let reach = size_of::<Scratch>();
+    assert!(COPIED_AT_MASK as usize + COPIED_MASK as usize + 1 <= reach);
+    assert!(FRAME_LEN + 512 <= reach);
+};

@@ -1,5 +1,5 @@
-//! The plane as the kernel runs it: behind the guard's verdict, a datagram that asks for one item
-//! is answered from the store that the daemon serves from; everything else goes up to the daemon.
+//! The plane as the kernel runs it: behind the guard's verdict, a datagram that asks for one key is
+//! answered from the store that the daemon serves from; everything else goes up to the daemon.
 //!
 //! It owns the order of things and the counting: `request` reads the packet, `find` the store,
 //! `reply` writes. Nothing of the packet is changed before the whole reply is known to be good,
@@ -47,26 +47,26 @@ fn run(context: &XdpContext) -> u32 {
     // SAFETY: a valid map value of integers, which the daemon writes before it serves, but for
     // the first.
     let orders = unsafe { &*orders };
-    let outcome = answer(context, scratch, orders, report);
-    let verdict = match outcome {
-        Ok(()) => Verdict::Hit,
-        Err(verdict) => verdict,
-    };
+    let (Ok(verdict) | Err(verdict)) = answer(context, scratch, orders, report);
     let code = forget(scratch, verdict as u64);
     // SAFETY: this CPU's element, which nothing but this program writes.
     unsafe { (*report).counters[code as usize & 7] += 1 };
-    if code == Verdict::Hit as u64 { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
+    // Both are answers.
+    let answered = code == Verdict::Hit as u64 || code == Verdict::Miss as u64;
+    if answered { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
 }
 
+/// Answers with an item or with its absence. An error is why the packet goes up, and it is what it
+/// was; none is [`Verdict::Miss`].
 #[inline(always)]
 fn answer(
     context: &XdpContext,
     scratch: *mut Scratch,
     orders: &Orders,
     report: *mut Report,
-) -> Result<(), Verdict> {
+) -> Result<Verdict, Verdict> {
     // SAFETY: a helper without arguments.
-    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() }.wrapping_add(orders.clock_ahead_ns);
     // SAFETY: a valid map value; volatile, because the daemon stores it at any time.
     if now_ns >= unsafe { core::ptr::read_volatile(&raw const orders.until_ns) } {
         return Err(Verdict::NotServed);
@@ -78,10 +78,17 @@ fn answer(
     if matches!(found, Err(Verdict::Raced)) {
         found = settled(scratch, find(scratch, orders, &request, now_s));
     }
-    let found = found?;
-    reply::send(context, scratch, &request, &found)?;
-    note(report, &request, &found);
-    Ok(())
+    let (verdict, found) = match found {
+        Ok(found) => (Verdict::Hit, found),
+        Err(Verdict::Miss) => {
+            let reply_len = reply::compose_miss(scratch, &request)?;
+            (Verdict::Miss, Found { reply_len, ..Found::default() })
+        }
+        Err(verdict) => return Err(verdict),
+    };
+    reply::send(context, scratch, &request, found.reply_len)?;
+    note(report, &request, verdict, &found);
+    Ok(verdict)
 }
 
 /// The same outcome, which the verifier follows as one state and not as many.
@@ -116,15 +123,18 @@ fn verdict_of(code: u64) -> Verdict {
     }
 }
 
-/// Reports an access.
+/// Reports an answer, and an item's access.
 #[inline(always)]
-fn note(report: *mut Report, request: &Request, found: &Found) {
+fn note(report: *mut Report, request: &Request, verdict: Verdict, found: &Found) {
     // SAFETY: this CPU's element, which nothing but this program writes, and which it does not
     // interrupt itself in; the daemon reads it at any time.
     let report = unsafe { &mut *report };
     report.bytes_in += request.udp_len - 8;
     report.bytes_out += found.reply_len;
-    report.meta_hits += u64::from(request.verb == Verb::Meta);
+    report.meta_answers += u64::from(request.verb == Verb::Meta);
+    if verdict != Verdict::Hit {
+        return;
+    }
     report.class_hits[(found.class & 0xff) as usize] += 1;
     let place = report.accesses as usize & (RING_LEN - 1);
     report.ring[place] = Accessed { item: found.item, cas: found.cas };

@@ -9,11 +9,12 @@ use aya_ebpf::{
     },
     programs::XdpContext,
 };
-use session_common::plane::Verdict;
+use session_common::plane::{REPLY_LEN_MAX, Verdict};
 
-use super::find::Found;
-use super::maps::{FRAME_LEN, KEY_WORDS, Scratch, forget};
-use super::request::{FLAGS_LEN_MAX, HEADER, IPV4, IPV6, Request, TEXT, UDP, Verb};
+use super::maps::{COPIED_AT_MASK, COPIED_MASK, FRAME_LEN, KEY_WORDS, Scratch, forget, length};
+use super::request::{
+    FLAGS_MAX, HEADER, IPV4, IPV6, Request, TEXT, UDP, Verb, WITH_KEY, WITH_VALUE, flag,
+};
 
 /// An item as a reply tells of it.
 pub(super) struct Item {
@@ -56,7 +57,7 @@ impl Writer {
         self.at = forget(self.scratch, self.at);
     }
 
-    /// Copies kernel memory. `len` is below 2^11.
+    /// Copies kernel memory.
     #[inline(always)]
     fn copy(&mut self, from: *const u8, len: u64) -> Result<(), Verdict> {
         self.settle();
@@ -64,13 +65,15 @@ impl Writer {
         if len == 0 {
             return Ok(());
         }
-        if self.at > 560 || len > 1400 {
+        if self.at > 560 || len > REPLY_LEN_MAX as u64 {
             return Err(Verdict::Long);
         }
+        let at = forget(self.scratch, self.at) & COPIED_AT_MASK;
         // SAFETY: at most 560 + 1400 bytes of the frame.
         let status = unsafe {
-            let into = (&raw mut (*self.scratch).frame).cast::<u8>().add(self.at as usize);
-            bpf_probe_read_kernel(into.cast(), len as u32, from.cast())
+            let into = (&raw mut (*self.scratch).frame).cast::<u8>().add(at as usize);
+            let len = length::<COPIED_MASK>(self.scratch, len);
+            bpf_probe_read_kernel(into.cast(), len, from.cast())
         };
         self.at += len;
         if status == 0 { Ok(()) } else { Err(Verdict::Raced) }
@@ -174,13 +177,30 @@ pub(super) fn compose(
     Ok(forget(scratch, writer.at) - HEADER as u64)
 }
 
-/// Flags of `mg` that can be answered to; each may be there once.
-const FLAGS: [(u8, u64); 6] = [(b'v', 1), (b'f', 2), (b'c', 4), (b'k', 8), (b's', 16), (b't', 32)];
+/// Writes the reply for a key without an item, where [`compose`] writes that of an item. Returns the
+/// bytes from the memcached header on.
+#[inline(always)]
+pub(super) fn compose_miss(scratch: *mut Scratch, request: &Request) -> Result<u64, Verdict> {
+    let mut writer = Writer { scratch, at: TEXT as u64 };
+    if request.verb == Verb::Meta {
+        writer.bytes(b"EN");
+        // Of what was asked for, the key is known.
+        if request.flags & WITH_KEY != 0 {
+            writer.bytes(b" k");
+            writer.key(request.key_len)?;
+        }
+    } else {
+        writer.bytes(b"END");
+    }
+    writer.settle();
+    writer.bytes(b"\r\n");
+    Ok(forget(scratch, writer.at) - HEADER as u64)
+}
 
 /// The first line of the reply to `mg`, without its end; whether the value follows.
 #[inline(always)]
 fn meta_line(writer: &mut Writer, request: &Request, item: &Item) -> Result<bool, Verdict> {
-    let with_value = flags_of(writer.scratch, request.flags_len)? & 1 != 0;
+    let with_value = request.flags & WITH_VALUE != 0;
     if with_value {
         writer.bytes(b"VA ");
         writer.number(item.value_len);
@@ -188,7 +208,7 @@ fn meta_line(writer: &mut Writer, request: &Request, item: &Item) -> Result<bool
         writer.bytes(b"HD");
     }
     let mut at = 0;
-    while at < FLAGS.len() as u64 {
+    while at < FLAGS_MAX {
         if at * 2 >= request.flags_len {
             break;
         }
@@ -203,41 +223,6 @@ fn meta_line(writer: &mut Writer, request: &Request, item: &Item) -> Result<bool
     }
     writer.settle();
     Ok(with_value)
-}
-
-/// A byte of the flags.
-#[inline(always)]
-fn flag(scratch: *mut Scratch, at: u64) -> u8 {
-    // SAFETY: inside the flags by the mask.
-    unsafe { ptr::read_volatile(&raw const (*scratch).flags[at as usize & 63]) }
-}
-
-/// The flags of a request as bits. Each is a blank and one letter: what takes an argument, is
-/// there twice or has to change something is the daemon's.
-#[inline(always)]
-fn flags_of(scratch: *mut Scratch, flags_len: u64) -> Result<u64, Verdict> {
-    if flags_len % 2 != 0 || flags_len > FLAGS_LEN_MAX {
-        return Err(Verdict::Other);
-    }
-    let mut seen = 0_u64;
-    let mut at = 0;
-    while at < FLAGS.len() as u64 {
-        if at * 2 >= flags_len {
-            break;
-        }
-        let letter = flag(scratch, at * 2 + 1);
-        let mut bit = 0;
-        for (known, its) in FLAGS {
-            bit = if letter == known { its } else { bit };
-        }
-        let bit = forget(scratch, bit);
-        if flag(scratch, at * 2) != b' ' || bit == 0 || forget(scratch, seen) & bit != 0 {
-            return Err(Verdict::Other);
-        }
-        seen = forget(scratch, seen | bit);
-        at += 1;
-    }
-    Ok(forget(scratch, seen))
 }
 
 /// What stands behind a letter.
@@ -265,30 +250,27 @@ fn flag_value(
     Ok(())
 }
 
-/// Turns the packet round, and puts the reply into it.
+/// Turns the packet round, and puts a reply of so many bytes into it.
 #[inline(always)]
 pub(super) fn send(
     context: &XdpContext,
     scratch: *mut Scratch,
     request: &Request,
-    found: &Found,
+    reply_len: u64,
 ) -> Result<(), Verdict> {
     let ip_len = if request.is_v6 { 40 } else { 20 };
-    let udp_len = forget(scratch, found.reply_len + 8) & 2047;
+    let udp_len = forget(scratch, reply_len + 8) & 2047;
     let packet_len = request.link_len + ip_len + udp_len;
     make_room(context, request.packet_len, packet_len)?;
     headers(scratch, request, udp_len);
     let ip = if request.is_v6 { IPV6 as u64 } else { IPV4 as u64 };
     let base = forget(scratch, ip - request.link_len) & 31;
     turn_link(scratch, base);
-    let packet_len = forget(scratch, packet_len);
-    if packet_len < 42 || packet_len > 1600 {
-        return Err(Verdict::Long);
-    }
-    // SAFETY: at most 31 + 1600 bytes of the frame.
+    // SAFETY: as many bytes as the longest reply's packet has, which the frame holds.
     let status = unsafe {
         let from = (&raw mut (*scratch).frame).cast::<u8>().add(base as usize);
-        bpf_xdp_store_bytes(context.ctx, 0, from.cast(), packet_len as u32)
+        let len = length::<COPIED_MASK>(scratch, packet_len);
+        bpf_xdp_store_bytes(context.ctx, 0, from.cast(), len)
     };
     // The packet has the room, so this does not happen; the packet is spoilt if it does.
     if status == 0 { Ok(()) } else { Err(Verdict::NoRoom) }
@@ -368,30 +350,37 @@ fn headers(scratch: *mut Scratch, request: &Request, udp_len: u64) {
 /// The checksum of a UDP datagram over IPv6: addresses, length, protocol, header and text.
 #[inline(always)]
 fn checksum6(scratch: *mut Scratch, udp_len: u64) -> u16 {
-    /// Bytes that older kernels sum up at a time.
+    /// Bytes that older kernels sum up at a time, and times that make up the longest reply.
     const PART: u64 = 512;
+    const PARTS: usize = 3;
+    /// A mask of whole words, up to more than a part; for why, see [`length`].
+    const WORDS: u64 = 2 * PART - 4;
+    const _: () = {
+        assert!(32 + 8 + REPLY_LEN_MAX + 3 <= PARTS * PART as usize);
+        assert!(
+            IPV6 + 8 + (PARTS - 1) * PART as usize + WORDS as usize <= FRAME_LEN + KEY_WORDS * 8
+        );
+    };
     // Zeros behind the end, where the last word is not full.
     let mut writer = Writer { scratch, at: UDP as u64 + udp_len };
     writer.bytes(&[0, 0, 0, 0]);
     let mut left = forget(scratch, udp_len + 32 + 3) & 2044;
-    let mut at = IPV6 as u64 + 8;
     let mut sum = 0_u32;
-    let mut parts = 0;
-    while parts < 4 {
-        let part = if left > PART { PART } else { left };
-        let (part, place) = (forget(scratch, part), forget(scratch, at));
-        if part == 0 || part > PART || place > FRAME_LEN as u64 - PART {
+    let mut idx = 0;
+    while idx < PARTS {
+        let part = forget(scratch, if left > PART { PART } else { left }) & WORDS;
+        if part == 0 {
             break;
         }
-        // SAFETY: inside the frame by the check above.
+        // SAFETY: inside the frame, where its last part begins as well.
         let result = unsafe {
-            let from = (&raw mut (*scratch).frame).cast::<u8>().add(place as usize);
+            let from = (&raw mut (*scratch).frame).cast::<u8>();
+            let from = from.add(IPV6 + 8 + idx * PART as usize);
             bpf_csum_diff(ptr::null_mut(), 0, from.cast(), part as u32, sum)
         };
         sum = result as u32;
-        left -= part;
-        at += part;
-        parts += 1;
+        left = left.wrapping_sub(part);
+        idx += 1;
     }
     // The sum is of words as they stand in memory; so are these made to be.
     let sum = u64::from(sum) + u64::from((udp_len as u16).to_be()) + u64::from(17_u16.to_be());

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use session_common::hash::{mix, product};
 use session_common::plane::{KEY_LEN_MAX, Orders, SECRET_WORDS, Verdict, orders};
 
-use super::maps::{FRAME_LEN, KEY_WORDS, Scratch, forget, is_own4, is_own6};
+use super::maps::{FRAME_LEN, KEY_WORDS, Scratch, forget, is_own4, is_own6, length};
 
 /// Where headers stand in the scratch space's frame, so that those of the transport stand at one
 /// place for both families.
@@ -24,8 +24,17 @@ pub(super) const TEXT: usize = HEADER + 8;
 /// two tags, IP, UDP, memcached's header, and a line.
 const PACKET_LEN_MIN: u64 = 14 + 20 + 8 + 8 + 5;
 const PACKET_LEN_MAX: u64 = 440;
-/// Most bytes of a meta command's flags: six letters and their blanks.
-pub(super) const FLAGS_LEN_MAX: u64 = 12;
+/// Flags of `mg` that can be answered to; each may be there once.
+const FLAGS: [(u8, u64); 6] =
+    [(b'v', WITH_VALUE), (b'f', 2), (b'c', 4), (b'k', WITH_KEY), (b's', 16), (b't', 32)];
+/// Most of them.
+pub(super) const FLAGS_MAX: u64 = FLAGS.len() as u64;
+/// Most bytes that they are: letters and their blanks.
+const FLAGS_LEN_MAX: u64 = 2 * FLAGS_MAX;
+/// Bits of the flags that ask for the value and for the key.
+pub(super) const WITH_VALUE: u64 = 1;
+/// See [`WITH_VALUE`].
+pub(super) const WITH_KEY: u64 = 8;
 
 const UDP_PROTOCOL: u8 = 17;
 
@@ -50,6 +59,8 @@ pub(super) struct Request {
     pub(super) key_len: u64,
     /// Bytes of a meta command's flags, with the blank before the first one.
     pub(super) flags_len: u64,
+    /// The flags, a bit for each.
+    pub(super) flags: u64,
     pub(super) hash: u64,
 }
 
@@ -69,15 +80,10 @@ pub(super) fn read(
     let link_len = forget(scratch, link_len) & 31;
     let ip = if is_v6 { IPV6 as u64 } else { IPV4 as u64 };
     let base = forget(scratch, ip - link_len) & 31;
-    // Verifiers before Linux 6.8 learn nothing from a comparison with 0.
-    let packet_len = forget(scratch, packet_len) & 511;
-    if packet_len < PACKET_LEN_MIN {
-        return Err(Verdict::Other);
-    }
-    // SAFETY: at most 31 + 511 bytes of the frame are written.
+    // SAFETY: at most 31 + 512 bytes of the frame are written.
     let status = unsafe {
         let into = (&raw mut (*scratch).frame).cast::<u8>().add(base as usize);
-        bpf_xdp_load_bytes(context.ctx, 0, into.cast(), packet_len as u32)
+        bpf_xdp_load_bytes(context.ctx, 0, into.cast(), length::<511>(scratch, packet_len))
     };
     if status != 0 {
         return Err(Verdict::Other);
@@ -90,7 +96,6 @@ pub(super) fn read(
         return Err(Verdict::Other);
     }
     check_ports(frame, orders)?;
-    check_destination(frame, orders, is_v6)?;
     // The header of a request that is one datagram.
     if be16(frame, HEADER + 2) != 0 || be16(frame, HEADER + 4) != 1 || udp_len < 16 {
         return Err(Verdict::Other);
@@ -115,9 +120,14 @@ pub(super) fn read(
     if byte(scratch, line_len - 2) != b'\r' || byte(scratch, line_len - 1) != b'\n' {
         return Err(Verdict::Other);
     }
-    if flags_len > 0 {
+    // Behind what costs less: most of what goes up asks for something else.
+    check_destination(frame, orders, is_v6)?;
+    let flags = if flags_len > 0 {
         load_flags(context, scratch, at + key_len, flags_len)?;
-    }
+        flags_of(scratch, flags_len)?
+    } else {
+        0
+    };
     let hash = hash(scratch, orders, key_len);
     // So that what follows is walked once for all verbs, families and lengths.
     let verb = match forget(scratch, verb as u64) {
@@ -133,6 +143,7 @@ pub(super) fn read(
         udp_len: forget(scratch, udp_len),
         key_len: forget(scratch, key_len),
         flags_len: forget(scratch, flags_len),
+        flags: forget(scratch, flags),
         hash,
     })
 }
@@ -239,7 +250,7 @@ fn load_key(
     // SAFETY: as much as the key's words hold, by the caller's check.
     let status = unsafe {
         let into = (&raw mut (*scratch).key).cast();
-        bpf_xdp_load_bytes(context.ctx, at as u32, into, line_len as u32)
+        bpf_xdp_load_bytes(context.ctx, at as u32, into, length::<511>(scratch, line_len))
     };
     if status != 0 { Err(Verdict::Other) } else { Ok(()) }
 }
@@ -251,17 +262,47 @@ fn load_flags(
     at: u64,
     flags_len: u64,
 ) -> Result<(), Verdict> {
-    // A blank and a letter at least; see `read` for why 0 is not what is asked for.
-    let flags_len = forget(scratch, flags_len) & 63;
-    if flags_len < 2 {
-        return Err(Verdict::Other);
-    }
-    // SAFETY: at most 63 bytes, and the flags have 64.
+    // SAFETY: at most 64 bytes, which the flags have.
     let status = unsafe {
         let into = (&raw mut (*scratch).flags).cast();
-        bpf_xdp_load_bytes(context.ctx, at as u32, into, flags_len as u32)
+        bpf_xdp_load_bytes(context.ctx, at as u32, into, length::<63>(scratch, flags_len))
     };
     if status != 0 { Err(Verdict::Other) } else { Ok(()) }
+}
+
+/// A byte of the flags.
+#[inline(always)]
+pub(super) fn flag(scratch: *mut Scratch, at: u64) -> u8 {
+    // SAFETY: inside the flags by the mask.
+    unsafe { ptr::read_volatile(&raw const (*scratch).flags[at as usize & 63]) }
+}
+
+/// The flags of a request as bits. Each is a blank and one letter: what takes an argument, is
+/// there twice or has to change something is the daemon's.
+#[inline(always)]
+fn flags_of(scratch: *mut Scratch, flags_len: u64) -> Result<u64, Verdict> {
+    if flags_len % 2 != 0 || flags_len > FLAGS_LEN_MAX {
+        return Err(Verdict::Other);
+    }
+    let mut seen = 0_u64;
+    let mut at = 0;
+    while at < FLAGS_MAX {
+        if at * 2 >= flags_len {
+            break;
+        }
+        let letter = flag(scratch, at * 2 + 1);
+        let mut bit = 0;
+        for (known, its) in FLAGS {
+            bit = if letter == known { its } else { bit };
+        }
+        let bit = forget(scratch, bit);
+        if flag(scratch, at * 2) != b' ' || bit == 0 || forget(scratch, seen) & bit != 0 {
+            return Err(Verdict::Other);
+        }
+        seen = forget(scratch, seen | bit);
+        at += 1;
+    }
+    Ok(forget(scratch, seen))
 }
 
 /// Bytes before the first that no key has: a blank or a control character. At least the words'

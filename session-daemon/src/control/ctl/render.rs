@@ -253,7 +253,8 @@ pub(super) fn status(answer: &Value) -> String {
 /// What the kernel has answered, and what it left to the daemon and why.
 fn kernel_plane(statistics: &Value) -> Option<String> {
     let count = |value: &Value| value.as_str().and_then(|text| text.parse::<u64>().ok());
-    let hits = count(&statistics["kernel_plane_hits"])?;
+    let answered = count(&statistics["kernel_plane_hits"])?
+        + count(&statistics["kernel_plane_misses"]).unwrap_or(0);
     let passed = statistics.as_object().into_iter().flatten().filter_map(|(name, value)| {
         let reason = name.strip_prefix("kernel_plane_passed_")?;
         Some((count(value).filter(|passed| *passed > 0)?, reason.replace('_', " ")))
@@ -263,7 +264,7 @@ fn kernel_plane(statistics: &Value) -> Option<String> {
     let all: u64 = passed.iter().map(|(count, _)| count).sum();
     let reasons: Vec<_> = passed.iter().map(|(count, why)| format!("{why} {count}")).collect();
     let reasons = if all > 0 { format!(": {}", reasons.join(", ")) } else { String::new() };
-    Some(format!("kernel plane {hits} datagrams answered, {all} left to sessiond{reasons}"))
+    Some(format!("kernel plane {answered} datagrams answered, {all} left to sessiond{reasons}"))
 }
 
 fn guard_line(answer: &Value) -> &'static str {

@@ -47,23 +47,26 @@ pub(super) enum Asked {
     Hits,
     Mixed,
     Misses,
+    Several,
     Sets,
 }
 
 impl Asked {
-    pub(super) const ALL: [Self; 4] = [Self::Hits, Self::Mixed, Self::Misses, Self::Sets];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Hits, Self::Mixed, Self::Misses, Self::Several, Self::Sets];
 
     pub(super) fn reads(self) -> Reads {
         match self {
             Self::Hits | Self::Mixed | Self::Sets => Reads::Hits,
             Self::Misses => Reads::Misses,
+            Self::Several => Reads::Both,
         }
     }
 
     /// Share of writes.
     pub(super) fn writes(self) -> f64 {
         match self {
-            Self::Hits | Self::Misses => 0.0,
+            Self::Hits | Self::Misses | Self::Several => 0.0,
             Self::Mixed => 0.1,
             Self::Sets => 1.0,
         }
@@ -72,10 +75,10 @@ impl Asked {
     /// What the plane is to make of it.
     fn goal(self) -> Goal {
         match self {
-            Self::Hits => Goal { beside: Side::Memcached, least: 6.0 },
+            Self::Hits | Self::Misses => Goal { beside: Side::Memcached, least: 6.0 },
             Self::Mixed => Goal { beside: Side::Memcached, least: 3.0 },
             // What passes up costs at most 2 % more.
-            Self::Misses | Self::Sets => Goal { beside: Side::Daemon, least: 1.0 / 1.02 },
+            Self::Several | Self::Sets => Goal { beside: Side::Daemon, least: 1.0 / 1.02 },
         }
     }
 }
@@ -85,7 +88,8 @@ impl fmt::Display for Asked {
         formatter.pad(match self {
             Self::Hits => "GET, all hits",
             Self::Mixed => "9 GET to 1 SET",
-            Self::Misses => "GET, all misses: passed up",
+            Self::Misses => "GET, all misses",
+            Self::Several => "GET of two keys: passed up",
             Self::Sets => "SET: passed up",
         })
     }
@@ -329,8 +333,8 @@ mod tests {
         assert_eq!(reached(Asked::Hits, &[5.8, 5.9, 6.0, 6.1, 6.2]), Reached::Undecided);
         assert_eq!(reached(Asked::Hits, &[7.0, 9.0, 8.0, 12.0, 20.0]), Reached::Undecided);
         assert_eq!(reached(Asked::Hits, &[7.0, 7.0]), Reached::Undecided);
-        assert_eq!(reached(Asked::Misses, &[0.985, 0.99, 1.0]), Reached::Yes);
+        assert_eq!(reached(Asked::Several, &[0.985, 0.99, 1.0]), Reached::Yes);
         assert_eq!(point(Asked::Hits, &[9.0; 5], 0.2).reached(), Reached::Undecided);
-        assert_eq!(reached(Asked::Misses, &[0.95, 0.955, 0.96]), Reached::No);
+        assert_eq!(reached(Asked::Several, &[0.95, 0.955, 0.96]), Reached::No);
     }
 }

@@ -101,7 +101,9 @@ impl Running {
     pub(super) fn counts(&self, host: &Namespace) -> Result<Counts> {
         let stats = connect(host)?.stats("")?;
         let in_kernel = match self.side {
-            Side::Plane => number(&stats, "kernel_plane_hits")?,
+            Side::Plane => {
+                number(&stats, "kernel_plane_hits")? + number(&stats, "kernel_plane_misses")?
+            }
             Side::Memcached | Side::Daemon => 0,
         };
         Ok(Counts {
