@@ -438,6 +438,32 @@ mod tests {
         assert_eq!(pool.inputs.len(), 0);
     }
 
+    #[test]
+    fn an_input_gives_way_unless_much_waits_in_it() {
+        let mut pool = Pool::default();
+        for (waiting_len, gives) in [(0, true), (4 << 10, true), ((4 << 10) + 1, false)] {
+            let mut input = Input::default();
+            input.space(&mut pool).fill(b'i');
+            input.filled(waiting_len);
+            pool.inputs.clear();
+            input.give_way(&mut pool);
+            assert_eq!(pool.inputs.len(), usize::from(gives), "{waiting_len}");
+            assert!(input.waiting() == vec![b'i'; waiting_len], "{waiting_len}");
+        }
+    }
+
+    #[test]
+    fn buffers_of_answers_are_kept_by_their_bytes() {
+        let mut pool = Pool::default();
+        for _ in 0..100 {
+            pool.give_output(Vec::with_capacity(128 << 10));
+        }
+        assert_eq!(pool.outputs.len(), (4 << 20) / (128 << 10));
+        (0..pool.outputs.len()).for_each(|_| drop(pool.take_output()));
+        assert_eq!(pool.outputs_len, 0);
+        assert_eq!(pool.take_output().capacity(), 4 << 10);
+    }
+
     /// Takes so many bytes in all, then none.
     struct Greedy {
         left: Cell<usize>,

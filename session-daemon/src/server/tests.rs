@@ -180,6 +180,19 @@ fn pipelined_meta_lookups_are_answered_in_order() {
 }
 
 #[test]
+fn of_pipelined_meta_lookups_one_wins_a_stale_item() {
+    let all = "ms a 1\r\nx\r\nms b 1\r\ny\r\nmd a I\r\nmg b v\r\nmg a v\r\nmg b v k\r\n\
+               mg a v\r\nmg none v\r\nmg b s\r\n";
+    let expected = "HD\r\nHD\r\nHD\r\nVA 1\r\ny\r\nVA 1 X W\r\nx\r\nVA 1 kb\r\ny\r\n\
+                    VA 1 Z X\r\nx\r\nEN\r\nHD s1\r\n";
+    for requests in [1, 2, 20] {
+        assert_eq!(text(&converse(&[all.as_bytes()], requests)), text(expected.as_bytes()));
+        let pieces: Vec<&[u8]> = all.as_bytes().chunks(1).collect();
+        assert_eq!(text(&converse(&pieces, requests)), text(expected.as_bytes()));
+    }
+}
+
+#[test]
 fn meta_lines_without_end_are_closed() {
     for start in ["mg ", "ms ", "mx", "mn "] {
         let all = format!("{start}{}", "k".repeat(3000));

@@ -375,3 +375,73 @@ impl Store {
         near.line != 0
     }
 }
+
+#[cfg(all(test, not(session_schedule)))]
+mod tests {
+    use super::*;
+    use crate::store::types::{ClientFlags, Lifetime, Mode, Renewal, StoreConfig};
+
+    const NOW: Now = Now { realtime_ns: 1_700_000_000_000_000_000, boottime_ns: 1_000_000_000_000 };
+
+    /// So many keys that buckets have overflow lines, some of them several.
+    const KEYS: usize = 40_000;
+
+    #[test]
+    fn keys_together_have_what_each_has_alone() {
+        let config = StoreConfig { workers: 1, hash_seed: Some(3), ..StoreConfig::default() };
+        let store = Store::create(&config).unwrap();
+        let mut worker = store.worker().unwrap();
+        let names: Vec<String> = (0..KEYS).map(|number| format!("key-{number}")).collect();
+        for name in names.iter().step_by(2) {
+            let (key, none) = (Key::new(name.as_bytes()).unwrap(), ClientFlags(0));
+            worker.set(key, name.as_bytes(), none, Lifetime::Never, Mode::Set, NOW);
+            worker.maintain(NOW);
+        }
+        let (mut in_overflow, mut others) = (0, 0);
+        for names in names.chunks(50) {
+            let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap());
+            let keys: Vec<Key<'_>> = keys.collect();
+            let mut items = vec![None; keys.len()];
+            worker.get_batch(&keys, NOW, &mut items);
+            for (item, name) in items.iter().zip(names) {
+                let value = item.as_ref().map(|item| item.value_in_one().unwrap().to_vec());
+                let number: usize = name[4..].parse().unwrap();
+                assert_eq!(
+                    value,
+                    (number.is_multiple_of(2)).then(|| name.clone().into_bytes()),
+                    "{name}"
+                );
+            }
+            // What is brought near is what a lookup finds, unless two slots have the same tag.
+            for chunk in keys.chunks(BATCH) {
+                let near = worker.bring_near::<BATCH>(chunk);
+                for (near, key) in near.iter().zip(chunk) {
+                    let found = worker.shared().lookup(near.hash, key.bytes());
+                    others += usize::from(found.is_some_and(|found| near.item != found));
+                    let home = worker.shared().bucket(worker.shared().home(near.hash));
+                    let mut first = Near { hash: near.hash, line: home, item: 0 };
+                    worker.shared().look(&mut first);
+                    in_overflow += usize::from(found.is_some() && first.item != near.item);
+                }
+            }
+        }
+        assert!(in_overflow > 100 && others < 20, "{in_overflow} in overflow, {others} not near");
+    }
+
+    #[test]
+    fn keys_together_are_looked_up_to_the_first_that_is_stale() {
+        let store = Store::create(&StoreConfig { workers: 1, ..StoreConfig::default() }).unwrap();
+        let mut worker = store.worker().unwrap();
+        let keys = [b"a", b"b", b"c"].map(|name| Key::new(name).unwrap());
+        for key in keys {
+            worker.set(key, b"v", ClientFlags(0), Lifetime::Never, Mode::Set, NOW);
+        }
+        let mut items = [const { None }; 3];
+        assert_eq!(worker.get_fresh_batch(&keys, NOW, &mut items), 3);
+        let renewal = Renewal { stale: true, ..Renewal::default() };
+        worker.renew(keys[1], &renewal, NOW);
+        let mut items = [const { None }; 3];
+        assert_eq!(worker.get_fresh_batch(&keys, NOW, &mut items), 1);
+        assert_eq!(items.map(|item: Option<Item<'_>>| item.is_some()), [true, false, false]);
+    }
+}
