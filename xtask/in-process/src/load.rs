@@ -40,6 +40,11 @@ pub(crate) trait Cache: Sync + Sized {
     fn new(items: usize) -> Result<Self>;
 
     fn handle(&self) -> Result<Self::Handle<'_>>;
+
+    /// What has to be filled, each with every key.
+    fn parts(&self) -> Result<Vec<Self::Handle<'_>>> {
+        Ok(vec![self.handle()?])
+    }
 }
 
 /// One thread's access to a cache.
@@ -115,15 +120,26 @@ impl Random {
     }
 }
 
+/// Scatters numbers over all 32 bits, and what brings them back.
+const SCATTER: u32 = 0x9e37_79b1;
+const GATHER: u32 = 0x0e8b_2f51;
+const _: () = assert!(SCATTER.wrapping_mul(GATHER) == 1);
+
 /// The key of a number: digits in front, by which keys differ.
 fn key(number: u32) -> Key {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut key = *b"--------key-of-an-item--";
-    let scattered = number.wrapping_mul(0x9e37_79b1);
+    let scattered = number.wrapping_mul(SCATTER);
     for (idx, digit) in key[..8].iter_mut().enumerate() {
         *digit = DIGITS[(scattered >> (28 - 4 * idx) & 15) as usize];
     }
     key
+}
+
+/// The number of a key.
+pub(crate) fn number_of(key: &Key) -> u32 {
+    let digit = |byte: u8| u32::from(if byte < b'a' { byte - b'0' } else { byte - b'a' + 10 });
+    key[..8].iter().fold(0, |sum, byte| sum << 4 | digit(*byte)).wrapping_mul(GATHER)
 }
 
 /// The value of a number, which says which it is.
@@ -136,15 +152,15 @@ fn value(number: u32) -> Value {
 /// Fills a cache and makes every run on it.
 pub(crate) fn measure<C: Cache>(load: &Load, round: u32) -> Result<Vec<Run>> {
     let cache = C::new(load.keys as usize)?;
-    let mut handle = cache.handle()?;
-    for number in 0..load.keys {
-        handle.set(&key(number), &value(number));
-        if number as usize % BATCH == 0 {
-            handle.end_turn();
+    for mut part in cache.parts()? {
+        for number in 0..load.keys {
+            part.set(&key(number), &value(number));
+            if number as usize % BATCH == 0 {
+                part.end_turn();
+            }
         }
+        part.end_turn();
     }
-    handle.end_turn();
-    drop(handle);
     let mut runs = Vec::new();
     for (gets_percent, streams) in &load.streams {
         for threads in THREADS {

@@ -11,6 +11,7 @@
     reason = "the store's modules serve a whole daemon elsewhere"
 )]
 
+mod bounds;
 mod caches;
 #[path = "../../../session-daemon/src/clock.rs"]
 mod clock;
@@ -23,9 +24,10 @@ use anyhow::Result;
 use clap::Parser;
 use serde::Serialize;
 
+use crate::bounds::Arithmetic;
 use crate::caches::{Dash, Moka, Papaya, Quick, Scc, Seg};
 use crate::load::{Cache, Load, Run};
-use crate::ours::{Ours, OursSingly};
+use crate::ours::{Ours, OursApart, OursSingly};
 
 /// Measures the store beside other caches and maps of Rust in this process.
 #[derive(Debug, Parser)]
@@ -67,6 +69,8 @@ fn main() -> Result<()> {
     let all = [
         entry::<Ours>(),
         entry::<OursSingly>(),
+        entry::<OursApart>(),
+        entry::<Arithmetic>(),
         entry::<Dash>(),
         entry::<Papaya>(),
         entry::<Scc>(),

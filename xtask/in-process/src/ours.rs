@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 
@@ -18,6 +19,13 @@ pub(crate) struct Ours(Arc<Store>);
 
 /// The store, looked into for one key at a time.
 pub(crate) struct OursSingly(Arc<Store>);
+
+/// A store for each of two threads, which have nothing in common: what the machine would let two
+/// threads of one store do.
+pub(crate) struct OursApart {
+    stores: [Arc<Store>; 2],
+    handles: AtomicUsize,
+}
 
 /// A thread's worker.
 pub(crate) struct Thread<const BATCHED: bool> {
@@ -52,6 +60,25 @@ impl Cache for OursSingly {
 
     fn handle(&self) -> Result<Thread<false>> {
         Ok(Thread { worker: self.0.worker()?, now: Now::sample() })
+    }
+}
+
+impl Cache for OursApart {
+    const NAME: &'static str = "session, two stores";
+    type Handle<'c> = Thread<true>;
+
+    fn new(_items: usize) -> Result<Self> {
+        Ok(Self { stores: [store()?, store()?], handles: AtomicUsize::new(0) })
+    }
+
+    /// Two handles that are made one after the other are of different stores.
+    fn handle(&self) -> Result<Thread<true>> {
+        let store = &self.stores[self.handles.fetch_add(1, Ordering::Relaxed) % 2];
+        Ok(Thread { worker: store.worker()?, now: Now::sample() })
+    }
+
+    fn parts(&self) -> Result<Vec<Thread<true>>> {
+        Ok(vec![self.handle()?, self.handle()?])
     }
 }
 
