@@ -5,9 +5,9 @@ use crate::store::types::{
     ClientFlags, Deleted, Flush, Lifetime, Mode, StoreConfig, StoreError, Stored,
 };
 use crate::store::{Store, Worker};
+use rustix::thread::{Timespec, nanosleep};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
 
 fn full(memory_limit: usize, workers: usize) -> (Arc<Store>, Vec<Worker>) {
     let item_size_max = (memory_limit / 2).min(1 << 20);
@@ -301,7 +301,7 @@ fn a_rare_size_finds_room_beside_writers_of_others() {
 /// A worker that loses its core in a turn holds back what is evicted; nobody is refused for that.
 #[test]
 fn a_set_waits_for_a_worker_that_has_stopped_in_a_turn() {
-    const STOPPED: Duration = Duration::from_millis(1_200);
+    const STOPPED: Timespec = Timespec { tv_sec: 1, tv_nsec: 200_000_000 };
     let (store, mut workers) = full(2 << 20, 2);
     let mut stopped = workers.pop().unwrap();
     must_put(&mut workers[0], "held", 1_000, 10);
@@ -311,7 +311,7 @@ fn a_set_waits_for_a_worker_that_has_stopped_in_a_turn() {
             assert!(stopped.get(key(b"held"), at(10)).is_some());
             begun.wait();
             // What is waited for is that this much time passes.
-            std::thread::sleep(STOPPED);
+            let _ = nanosleep(&STOPPED);
             stopped.quiesce();
         });
         begun.wait();
