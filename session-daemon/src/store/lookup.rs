@@ -378,8 +378,11 @@ impl Store {
 
 #[cfg(all(test, not(session_schedule)))]
 mod tests {
-    use super::*;
-    use crate::store::types::{ClientFlags, Lifetime, Mode, Renewal, StoreConfig};
+    use super::{BATCH, Near};
+    use crate::clock::Now;
+    use crate::store::buckets::Buckets;
+    use crate::store::types::{ClientFlags, Key, Lifetime, Mode, Renewal, StoreConfig};
+    use crate::store::{Item, Store};
 
     const NOW: Now = Now { realtime_ns: 1_700_000_000_000_000_000, boottime_ns: 1_000_000_000_000 };
 
