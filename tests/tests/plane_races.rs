@@ -196,7 +196,8 @@ struct Map {
 impl Map {
     fn new(orders: &Orders) -> Self {
         let hashes = (0..STAYING).map(|number| hash(orders, staying(number).as_bytes()));
-        Self { hashes: hashes.collect(), level: 0, buckets: Vec::new() }
+        // One bucket, which is level 0.
+        Self { hashes: hashes.collect(), level: 0, buckets: vec![(0..STAYING as usize).collect()] }
     }
 
     /// One of the first `count` keys whose bucket is split soon, if all goes as it should: the next of
