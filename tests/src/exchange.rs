@@ -55,8 +55,8 @@ pub enum Reads {
     Hits,
     /// A key that is not.
     Misses,
-    /// A key that is there and [`ABSENT`], which is not.
-    Both,
+    /// A key that is there, with a blank behind it: the kernel plane leaves such a line to the daemon.
+    Spaced,
 }
 
 /// A key that is never there, of another shape than all others.
@@ -162,12 +162,12 @@ impl Exchange {
         let name = key(0);
         let read = match reads {
             Reads::Hits | Reads::Misses => format!("get {name}\r\n"),
-            Reads::Both => format!("get {name} {ABSENT}\r\n"),
+            Reads::Spaced => format!("get {name} \r\n"),
         };
         let item = [format!("VALUE {name} 0 {VALUE_LEN}\r\n").as_bytes(), &value(0)].concat();
         let answer = match reads {
             Reads::Misses => b"END\r\n".to_vec(),
-            Reads::Hits | Reads::Both => [&item, b"\r\nEND\r\n".as_slice()].concat(),
+            Reads::Hits | Reads::Spaced => [&item, b"\r\nEND\r\n".as_slice()].concat(),
         };
         let write = format!("set {name} 0 0 {VALUE_LEN}\r\n");
         let asks = [ask(read, b"")?, ask(write, &[&value(0), b"\r\n".as_slice()].concat())?];

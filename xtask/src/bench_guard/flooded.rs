@@ -18,7 +18,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use session_load::report::Report;
-use session_tests::flood::{Flood, Packet};
+use session_tests::attach::{Attachment, Mode, attach};
+use session_tests::flood::{self, Flood, Packet};
 use session_tests::netns::Namespace;
 use session_tests::packet::TCP;
 use session_tests::process::{Process, children};
@@ -45,6 +46,8 @@ const BURST: u32 = 500_000;
 
 /// Share of throughput and of the 99th percentile that the guard is to keep.
 const GOAL: f64 = 0.95;
+/// Share of the throughput behind a bare pass that it is to have without a flood.
+const PASS_GOAL: f64 = 0.97;
 
 /// A way to refuse the flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,14 +58,18 @@ enum Way {
     /// As people write it: ten sources, then REJECT.
     Chain,
     Nothing,
+    /// Refuses nothing either, by a program that passes every packet: what the driver's own way of
+    /// running programs costs.
+    BarePass,
 }
 
-const WAYS: [Way; 5] = [Way::GuardNative, Way::GuardTcx, Way::NftSet, Way::Chain, Way::Nothing];
+const WAYS: [Way; 6] =
+    [Way::GuardNative, Way::GuardTcx, Way::NftSet, Way::Chain, Way::Nothing, Way::BarePass];
 
 impl Way {
     fn needs(self) -> &'static str {
         match self {
-            Self::GuardNative | Self::GuardTcx | Self::Nothing => "ethtool",
+            Self::GuardNative | Self::GuardTcx | Self::Nothing | Self::BarePass => "ethtool",
             Self::NftSet => "nft",
             Self::Chain => "iptables-legacy",
         }
@@ -72,7 +79,9 @@ impl Way {
         let mode = match self {
             Self::GuardNative => "native",
             Self::GuardTcx => "tcx",
-            Self::NftSet | Self::Chain | Self::Nothing => return vec!["--guard=off".to_owned()],
+            Self::NftSet | Self::Chain | Self::Nothing | Self::BarePass => {
+                return vec!["--guard=off".to_owned()];
+            }
         };
         vec![format!("--allow={CLIENT}"), format!("--guard-mode={mode}")]
     }
@@ -90,6 +99,7 @@ impl fmt::Display for Way {
             Self::NftSet => "nft input, set of 11 hosts",
             Self::Chain => "iptables-legacy, chain of 11 hosts, REJECT",
             Self::Nothing => "no filter",
+            Self::BarePass => "no filter, bare pass, native",
         })
     }
 }
@@ -171,7 +181,7 @@ impl Scene {
     }
 
     fn measure(&self, way: Way, seconds: f64) -> Result<Round> {
-        self.filter(way)?;
+        let passing = self.filter(way)?;
         let scratch = Scratch::new("flooded")?;
         let server = self.start(way, &scratch)?;
         let quiet = self.load(&server, &scratch, seconds)?;
@@ -183,15 +193,22 @@ impl Scene {
             (flooded, sender.join().expect("it does not panic"))
         });
         let rate = sent? as f64 / start.elapsed().as_secs_f64();
-        drop(server);
+        drop((server, passing));
         self.unfilter(way)?;
         Ok(Round { quiet, flooded: flooded?, rate })
     }
 
-    fn filter(&self, way: Way) -> Result<()> {
+    /// Sets up what filters. The program, where that is one of no daemon's, ends with its handle.
+    fn filter(&self, way: Way) -> Result<Option<Attachment>> {
         let hosts = (1..=10).map(|number| format!("10.0.0.{number}")).chain([CLIENT.to_string()]);
         match way {
-            Way::GuardNative | Way::GuardTcx | Way::Nothing => Ok(()),
+            Way::GuardNative | Way::GuardTcx | Way::Nothing => {}
+            Way::BarePass => {
+                let mut bare = aya::EbpfLoader::new().load_file(flood::object_path())?;
+                let attached =
+                    self.host.run(|| attach(&mut bare, "bare_pass", "eth0", Mode::Native))?;
+                return Ok(Some(attached));
+            }
             Way::NftSet => {
                 let hosts: Vec<String> = hosts.collect();
                 let rules = format!(
@@ -204,7 +221,7 @@ impl Scene {
                      }}",
                     hosts.join(", ")
                 );
-                inside(&self.host, "nft", "-f -", &rules)
+                inside(&self.host, "nft", "-f -", &rules)?;
             }
             Way::Chain => {
                 let accepts: String = hosts
@@ -214,14 +231,15 @@ impl Scene {
                     "*filter\n:INPUT ACCEPT [0:0]\n{accepts}-A INPUT -p tcp --dport {PORT} \
                      -j REJECT --reject-with icmp-host-prohibited\nCOMMIT\n"
                 );
-                inside(&self.host, "iptables-legacy-restore", "", &rules)
+                inside(&self.host, "iptables-legacy-restore", "", &rules)?;
             }
         }
+        Ok(None)
     }
 
     fn unfilter(&self, way: Way) -> Result<()> {
         match way {
-            Way::GuardNative | Way::GuardTcx | Way::Nothing => Ok(()),
+            Way::GuardNative | Way::GuardTcx | Way::Nothing | Way::BarePass => Ok(()),
             Way::NftSet => inside(&self.host, "nft", "flush ruleset", ""),
             Way::Chain => inside(&self.host, "iptables-legacy", "--flush INPUT", ""),
         }
@@ -331,6 +349,24 @@ fn print(options: &Options, rounds: &BTreeMap<Way, Vec<Round>>) {
         let outcome = if throughput.min(p99) >= GOAL { "met" } else { "MISSED" };
         println!("\ngoal: {:.0} % of throughput and p99 kept: {outcome}", 100.0 * GOAL);
     }
+    if let (Some(guarded), Some(passed)) =
+        (rounds.get(&Way::GuardNative), rounds.get(&Way::BarePass))
+    {
+        let share = of_bare_pass(guarded, passed);
+        let outcome = if share >= PASS_GOAL { "met" } else { "MISSED" };
+        println!(
+            "goal: without a flood {:.0} % of the requests behind a bare pass: {:.1} %, {outcome}",
+            100.0 * PASS_GOAL,
+            100.0 * share
+        );
+    }
+}
+
+/// Requests a second without a flood, as a share of those behind a bare pass in the same round: on a
+/// processor that server and load share, all that a packet costs is in them.
+fn of_bare_pass(guarded: &[Round], passed: &[Round]) -> f64 {
+    let rate = |round: &Round| round.quiet.requests_per_s();
+    statistics::median(guarded.iter().zip(passed).map(|(ours, bare)| rate(ours) / rate(bare)))
 }
 
 fn draw(directory: &Path, rounds: &BTreeMap<Way, Vec<Round>>) -> Result<()> {

@@ -47,26 +47,26 @@ pub(super) enum Asked {
     Hits,
     Mixed,
     Misses,
-    Several,
+    Spaced,
     Sets,
 }
 
 impl Asked {
     pub(super) const ALL: [Self; 5] =
-        [Self::Hits, Self::Mixed, Self::Misses, Self::Several, Self::Sets];
+        [Self::Hits, Self::Mixed, Self::Misses, Self::Spaced, Self::Sets];
 
     pub(super) fn reads(self) -> Reads {
         match self {
             Self::Hits | Self::Mixed | Self::Sets => Reads::Hits,
             Self::Misses => Reads::Misses,
-            Self::Several => Reads::Both,
+            Self::Spaced => Reads::Spaced,
         }
     }
 
     /// Share of writes.
     pub(super) fn writes(self) -> f64 {
         match self {
-            Self::Hits | Self::Misses | Self::Several => 0.0,
+            Self::Hits | Self::Misses | Self::Spaced => 0.0,
             Self::Mixed => 0.1,
             Self::Sets => 1.0,
         }
@@ -78,7 +78,7 @@ impl Asked {
             Self::Hits | Self::Misses => Goal { beside: Side::Memcached, least: 6.0 },
             Self::Mixed => Goal { beside: Side::Memcached, least: 3.0 },
             // What passes up costs at most 2 % more.
-            Self::Several | Self::Sets => Goal { beside: Side::Daemon, least: 1.0 / 1.02 },
+            Self::Spaced | Self::Sets => Goal { beside: Side::Daemon, least: 1.0 / 1.02 },
         }
     }
 }
@@ -89,7 +89,7 @@ impl fmt::Display for Asked {
             Self::Hits => "GET, all hits",
             Self::Mixed => "9 GET to 1 SET",
             Self::Misses => "GET, all misses",
-            Self::Several => "GET of two keys: passed up",
+            Self::Spaced => "GET with a blank more: passed up",
             Self::Sets => "SET: passed up",
         })
     }
@@ -333,8 +333,8 @@ mod tests {
         assert_eq!(reached(Asked::Hits, &[5.8, 5.9, 6.0, 6.1, 6.2]), Reached::Undecided);
         assert_eq!(reached(Asked::Hits, &[7.0, 9.0, 8.0, 12.0, 20.0]), Reached::Undecided);
         assert_eq!(reached(Asked::Hits, &[7.0, 7.0]), Reached::Undecided);
-        assert_eq!(reached(Asked::Several, &[0.985, 0.99, 1.0]), Reached::Yes);
+        assert_eq!(reached(Asked::Spaced, &[0.985, 0.99, 1.0]), Reached::Yes);
         assert_eq!(point(Asked::Hits, &[9.0; 5], 0.2).reached(), Reached::Undecided);
-        assert_eq!(reached(Asked::Several, &[0.95, 0.955, 0.96]), Reached::No);
+        assert_eq!(reached(Asked::Spaced, &[0.95, 0.955, 0.96]), Reached::No);
     }
 }
